@@ -1,0 +1,71 @@
+"""Distinctive image captioning: CLIP-guided reinforcement learning of captioners with the Hugging Face Trainer.
+
+The method is that of Chaffin, Kijak and Claveau, "Distinctive Image Captioning: Leveraging Ground Truth Captions in
+CLIP Guided Reinforcement Learning" (arXiv 2402.13936). The names below are loaded on first use (PEP 562), so that
+`import hf_distinct` costs nothing: torch and transformers come in only with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import RLCaptionConfig
+    from .data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours
+    from .data.emoji_scenes import emoji_scenes
+    from .discriminator import Discriminator
+    from .evaluation import caption_metrics, retrieval_metrics
+    from .hub import push_folder, write_model_card
+    from .reporting import write_contrast_sheet
+    from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
+    from .scorer import ClipScorer
+    from .trainer import RLCaptionTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptionCollator",
+    "ClipScorer",
+    "ContrastiveReward",
+    "Discriminator",
+    "RLCaptionConfig",
+    "RLCaptionTrainer",
+    "Reward",
+    "RewardBatch",
+    "caption_metrics",
+    "embed_dataset",
+    "emoji_scenes",
+    "ensure_splits",
+    "load_captions",
+    "mine_neighbours",
+    "push_folder",
+    "resolve_reward",
+    "retrieval_metrics",
+    "write_contrast_sheet",
+    "write_model_card",
+]
+
+_HOMES = {
+    "config": ["RLCaptionConfig"],
+    "data": ["CaptionCollator", "embed_dataset", "ensure_splits", "load_captions", "mine_neighbours"],
+    "data.emoji_scenes": ["emoji_scenes"],
+    "discriminator": ["Discriminator"],
+    "evaluation": ["caption_metrics", "retrieval_metrics"],
+    "hub": ["push_folder", "write_model_card"],
+    "reporting": ["write_contrast_sheet"],
+    "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
+    "scorer": ["ClipScorer"],
+    "trainer": ["RLCaptionTrainer"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

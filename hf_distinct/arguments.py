@@ -1,0 +1,80 @@
+"""Settings of the recipes: an optional YAML file, then ``--name value`` overrides; what nobody knows is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_settings(
+    *kinds: type,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default_file: str | Path | None = None,
+) -> tuple[Any, ...]:
+    """Read the settings of a recipe: ``recipe.py [settings.yaml] [--name value ...]``.
+
+    Args:
+        kinds: dataclasses; each setting belongs to one of them.
+        argv: the command line without the program; ``sys.argv[1:]`` by default.
+        description: what ``--help`` says first.
+        default_file: the YAML file that is read where the command line names none.
+
+    Returns:
+        One instance of each class.
+
+    Raises:
+        SystemExit: for a setting that does not exist (the nearest name is shown), a value of the wrong type, or a YAML
+            file that cannot be read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(kinds, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
+    from_file: list[str] = []
+    path = argv.pop(0) if argv and not argv[0].startswith("-") else default_file
+    if path is not None:
+        from_file = _flags(_read_yaml(str(path), parser), str(path), names, parser)
+    for flag in argv:
+        if flag.startswith("--"):
+            name = flag[2:].split("=", 1)[0].replace("-", "_")
+            known = name in names or name == "help" or (name.startswith("no_") and name[3:] in names)
+            if not known:
+                parser.error(_unknown(flag.split("=", 1)[0], name, names))
+    try:
+        return parser.parse_args_into_dataclasses(from_file + argv)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+
+
+def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"cannot read the settings file {path}: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")
+    return settings
+
+
+def _flags(settings: dict[str, Any], path: str, names: list[str], parser: HfArgumentParser) -> list[str]:
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name not in names:
+            parser.error(f"{path}: {_unknown(str(name), str(name), names)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(yaml.safe_dump(v).strip() if isinstance(v, dict) else str(v) for v in values)]
+    return flags
+
+
+def _unknown(shown: str, name: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"unknown setting {shown}; did you mean --{nearest[0]}?" if nearest else f"unknown setting {shown}"

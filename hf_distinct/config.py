@@ -1,0 +1,132 @@
+"""RLCaptionConfig: every setting of the method, grouped, with its meaning and its check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from transformers import Seq2SeqTrainingArguments
+
+from hf_distinct.losses import Normalization, ReferenceWeighting
+
+Rollouts = Literal["sample", "beam"]
+BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
+
+
+@dataclass
+class RLCaptionConfig(Seq2SeqTrainingArguments):
+    """Settings of [`RLCaptionTrainer`], on top of those of ``Seq2SeqTrainingArguments``.
+
+    The method is that of arXiv 2402.13936; what its code uses is said where our default differs. Defaults that differ
+    from the parent's: ``remove_unused_columns=False`` (rewards read every column), ``dataloader_drop_last=True`` (a
+    batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
+
+    Raises:
+        ValueError: if settings contradict each other; the message names them.
+    """
+
+    # ------------------------------------------------------------------------------------------------ parent's
+    output_dir: str | None = field(default="outputs/rl", metadata={"help": "Where checkpoints and the captioner go."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last, smaller batch."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of the captioner."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    report_to: None | str | list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
+
+    # ------------------------------------------------------------------------------------------------ rollouts
+    rollouts: Rollouts = field(
+        default="sample", metadata={"help": "`sample`: multinomial samples; `beam`: the best of a beam search."}
+    )
+    num_rollouts: int = field(default=5, metadata={"help": "K, samples of each image; `beam` has one."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    num_beams: int = field(default=5, metadata={"help": "Beams of `beam`."})
+    no_repeat_ngram_size: int = field(default=3, metadata={"help": "`beam` repeats no n-gram of this size; 0: may."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest rollout (the paper: 50); none: the model's generation config."}
+    )
+
+    # ------------------------------------------------------------------------------------------------- rewards
+    reward: list[str] = field(
+        default_factory=lambda: ["contrastive"],
+        metadata={
+            "help": "Rewards: contrastive, contrastive_i2t, contrastive_t2i, similarity, cider, a dotted path or "
+            "FILE.py:FUNCTION of your own."
+        },
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward; none: all 1."})
+    baseline: BaselineSetting = field(
+        default="auto",
+        metadata={
+            "help": "Subtracted from the reward: none, greedy (SCST), leave_one_out; `auto`: none if every reward is "
+            "an advantage already (the contrastive ones), else leave_one_out, or greedy with one rollout.",
+        },
+    )
+
+    # --------------------------------------------------------------------------------- pools of the contrast
+    pool_references: bool = field(default=True, metadata={"help": "Ground-truth captions are among the texts."})
+    pool_greedy: bool = field(default=False, metadata={"help": "Greedy captions are among the texts."})
+    pool_own_rollouts: bool = field(default=True, metadata={"help": "Other rollouts of the same image are, too."})
+    pool_other_captions: bool = field(default=True, metadata={"help": "Captions of other images are, too."})
+    pool_other_processes: bool = field(default=True, metadata={"help": "The pools span all processes."})
+    pool_neighbours: int = field(default=0, metadata={"help": "Mined similar images of each image; the paper: 2."})
+    neighbour_first_rank: int = field(
+        default=1, metadata={"help": "The rank that the first of them has; the paper: 4 (and 5)."}
+    )
+    memory_batches: int = field(default=0, metadata={"help": "Earlier batches whose embeddings stay in the pools."})
+    reward_clamp: float = field(default=16.0, metadata={"help": "Upper bound of the log-odds of each direction."})
+
+    # ------------------------------------------------------------------------------------------- discriminator
+    discriminator_weight: float = field(default=0.06, metadata={"help": "λ in R = (1 - λ) r + λ D; 0: none."})
+    discriminator_lr: float = field(default=7e-5, metadata={"help": "Learning rate of its Adam."})
+    discriminator_pretrain_steps: int = field(default=0, metadata={"help": "Its updates before the first step."})
+
+    # ------------------------------------------------------------------------------- ground truth as trajectories
+    references_per_image: int = field(default=1, metadata={"help": "Ground-truth captions of each image in a step."})
+    wtf_weight: float = field(default=1.0, metadata={"help": "α, weight of the weighted teacher forcing; 0: none."})
+    wtf_policy: ReferenceWeighting = field(default="clamp", metadata={"help": "How a reward becomes a weight."})
+    max_reference_length: int = field(default=50, metadata={"help": "Longest ground-truth caption, in tokens."})
+
+    # ------------------------------------------------------------------------------------------------ the rest
+    kl_weight: float = field(default=0.0, metadata={"help": "β, weight of KL(policy || warm-started captioner)."})
+    length_normalization: Normalization = field(
+        default="tokens",
+        metadata={
+            "help": "Log-probability of a caption: mean over its tokens, or sum over a constant length.",
+        },
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the decoder alone."})
+    log_samples: int = field(default=3, metadata={"help": "Sampled captions shown at each log line."})
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot."""
+        super().__post_init__()
+        if self.rollouts == "beam":
+            self.num_rollouts = 1
+        for name, kind in (
+            ("rollouts", Rollouts),
+            ("baseline", BaselineSetting),
+            ("wtf_policy", ReferenceWeighting),
+            ("length_normalization", Normalization),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}")
+        for name, least in (
+            ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
+            ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
+            ("discriminator_pretrain_steps", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not 0 <= self.discriminator_weight <= 1:
+            raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+        if self.baseline == "leave_one_out" and self.num_rollouts < 2:
+            raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2 (and rollouts='sample')")
+        if not self.reward:
+            raise ValueError("reward is empty; name at least one, e.g. contrastive")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
+            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")

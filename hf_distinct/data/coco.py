@@ -1,0 +1,140 @@
+"""COCO-style sources: Karpathy's split files (COCO, Flickr8k, Flickr30k) and COCO's own caption files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from hf_distinct.data.table import CaptionTable, read_json, take, take_id
+
+# "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+
+
+def load_karpathy(
+    json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
+) -> DatasetDict:
+    """Load one of Karpathy's split files (`dataset_coco.json`, `dataset_flickr30k.json`, ...).
+
+    Images lie at `image_root/filepath/filename` (`filepath`, e.g. "val2014", only COCO's file has). The image id is
+    `cocoid` where there is one, else `imgid`.
+
+    Args:
+        json_path: `{"images": [{"filepath", "filename", "split", "sentences": [{"raw"}], "cocoid", "imgid"}]}`.
+        image_root: Folder of the images; the JSON file's own folder by default.
+        strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
+
+    Returns:
+        Splits train (with `restval`), validation and test; columns `image`, `captions`, `image_id`.
+
+    Raises:
+        FileNotFoundError: There is no such JSON file.
+        ValueError: JSON of another shape, an id used twice, or no usable image; (strict) anything skipped.
+    """
+    return _from_karpathy(read_json(json_path), json_path, image_root, strict)
+
+
+def load_coco_captions(
+    json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
+) -> DatasetDict:
+    """Load a caption file of COCO (`captions_train2017.json`): one annotation per caption, gathered by image.
+
+    Args:
+        json_path: `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}`.
+        image_root: Folder of the images; the JSON file's own folder by default.
+        strict: As in `load_karpathy`; an annotation of an unknown image and a repeated annotation count as well.
+
+    Returns:
+        One split, "train"; columns `image`, `captions`, `image_id`.
+
+    Raises:
+        FileNotFoundError: There is no such JSON file.
+        ValueError: JSON of another shape, an id used twice, or no usable image; (strict) anything skipped.
+    """
+    return _from_coco_captions(read_json(json_path), json_path, image_root, strict)
+
+
+def load_json_captions(
+    json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
+) -> DatasetDict:
+    """Load a JSON file of either form: `load_karpathy` if its images hold sentences, else `load_coco_captions`.
+
+    Args:
+        json_path: The file.
+        image_root: Folder of the images; the JSON file's own folder by default.
+        strict: Whether a skip is an error.
+
+    Returns:
+        The splits that the file holds.
+
+    Raises:
+        FileNotFoundError: There is no such JSON file.
+        ValueError: As the two loaders, or the file has neither form.
+    """
+    document = read_json(json_path)
+    images = take(document, "images", list, str(json_path))
+    if any(isinstance(image, dict) and "sentences" in image for image in images):
+        return _from_karpathy(document, json_path, image_root, strict)
+    if "annotations" in document:
+        return _from_coco_captions(document, json_path, image_root, strict)
+    raise ValueError(
+        f"{json_path}: the captions are missing: expected 'sentences' in each of the images (Karpathy's form) or a "
+        f"list 'annotations' beside them (COCO's form), found the keys {sorted(document)}."
+    )
+
+
+def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
+    root = _root(json_path, image_root)
+    table = CaptionTable(json_path, strict)
+    for index, image in enumerate(take(document, "images", list, str(json_path))):
+        where = f"{json_path}: images[{index}]"
+        folder = take(image, "filepath", str, where) if isinstance(image, dict) and "filepath" in image else ""
+        file = root / folder / take(image, "filename", str, where)
+        split = take(image, "split", str, where)
+        if split not in KARPATHY_SPLITS:
+            raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(KARPATHY_SPLITS)}.")
+        sentences = take(image, "sentences", list, where)
+        captions = [take(each, "raw", str, f"{where}.sentences[{i}]") for i, each in enumerate(sentences)]
+        image_id = take_id(image, "cocoid" if "cocoid" in image else "imgid", where)
+        table.add(image_id, file, captions, KARPATHY_SPLITS[split], where)
+    return table.finish()
+
+
+def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
+    root = _root(json_path, image_root)
+    table = CaptionTable(json_path, strict)
+    images = take(document, "images", list, str(json_path))
+    captions: dict[str, list[str]] = {
+        take_id(image, "id", f"{json_path}: images[{index}]"): [] for index, image in enumerate(images)
+    }
+    seen: dict[str, tuple[int, str, str]] = {}
+    for index, annotation in enumerate(take(document, "annotations", list, str(json_path))):
+        where = f"{json_path}: annotations[{index}]"
+        image_id = take_id(annotation, "image_id", where)
+        caption = take(annotation, "caption", str, where)
+        if "id" in annotation:
+            annotation_id = take_id(annotation, "id", where)
+            first, *content = seen.setdefault(annotation_id, (index, image_id, caption))
+            if content != [image_id, caption]:
+                raise ValueError(f"{where}: annotation id {annotation_id!r} stands at annotations[{first}] already.")
+            if first != index:
+                table.skips.add("repeated annotation", annotation_id)
+                continue
+        if image_id in captions:
+            captions[image_id].append(caption)
+        else:
+            table.skips.add("annotation of an image that is not listed", image_id)
+    for index, image in enumerate(images):
+        where = f"{json_path}: images[{index}]"
+        image_id = take_id(image, "id", where)
+        table.add(image_id, root / take(image, "file_name", str, where), captions[image_id], "train", where)
+    return table.finish()
+
+
+def _root(json_path: Any, image_root: Any) -> Path:
+    if image_root is not None and not Path(image_root).is_dir():
+        raise ValueError(f"{json_path}: the image folder {str(image_root)!r} does not exist.")
+    return Path(json_path).parent if image_root is None else Path(image_root)

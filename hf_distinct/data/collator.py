@@ -1,0 +1,163 @@
+"""From rows of a data set to the tensors of one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.hashing import stable_hash
+from hf_distinct.data.images import ImageError, decode_image
+
+IGNORED_LABEL = -100
+OWN_COLUMNS = ("image", "captions", "row", "neighbours")
+
+
+@dataclass
+class CaptionCollator:
+    """Makes a batch of B rows: pixels, G ground-truth captions an image as labels, and what the rewards need.
+
+    The batch holds `pixel_values` (B, 3, H, W) float32; `labels` (B, G, L) int64, each caption cut to `max_length`
+    with one end token, padded with -100; `captions`, B lists of the G texts drawn; `references`, B lists of all
+    captions; `image_ids` (B,) int64, hashed; `columns`, the other columns of the rows as lists, `image_id` among them.
+    With `embeddings` also `image_embeds` (B, dim), `caption_embeds` (B, G, dim), and for the M mined neighbours (M the
+    most in this batch, 0 possible) `neighbour_embeds` (B, M, dim), `neighbour_ids` (B, M) int64 and `neighbour_mask`
+    (B, M) bool, False where an image has fewer.
+
+    The G captions are drawn without replacement; an image with fewer than G gives each of them in turn until there are
+    G. While `epoch` is None the draw uses torch's global generator. A Trainer fetches batches ahead of the step and
+    restores the generators after the first fetch, so a run resumed within an epoch would draw others: set `epoch` at
+    each epoch's beginning, and the draw is a function of (`seed`, `epoch`, image id) alone, whatever the workers and
+    processes.
+
+    Attributes:
+        tokenizer: The captioner's; it must have an end token.
+        image_processor: The captioner's.
+        embeddings: From `embed_dataset`; rows then need their column `row`.
+        image_ids: With `embeddings`: the image ids of the whole train set by row.
+        captions_per_image: G.
+        max_length: Most tokens of a caption, end token included.
+        seed: Of the draw, while `epoch` is set.
+        epoch: The current epoch, or None.
+
+    Raises:
+        ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
+            has an image that cannot be decoded (named by image id), or does not belong to the embeddings.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    embeddings: CaptionEmbeddings | None = None
+    image_ids: Sequence[str] = ()
+    captions_per_image: int = 1
+    max_length: int = 32
+    seed: int = 0
+    epoch: int | None = None
+    _hashed_ids: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the settings and hash the image ids."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no end token (eos_token): captions could never end. Set one.")
+        if self.captions_per_image < 1 or self.max_length < 2:
+            raise ValueError(
+                f"captions_per_image={self.captions_per_image} should be at least 1, and max_length={self.max_length} "
+                "at least 2 (one word and the end token)."
+            )
+        if self.embeddings is not None and len(self.image_ids) != len(self.embeddings):
+            raise ValueError(f"{len(self.image_ids)} image_ids do not fit {len(self.embeddings)} embedded images.")
+        self._hashed_ids = torch.tensor([stable_hash(image_id) for image_id in self.image_ids], dtype=torch.int64)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows (dicts of one row each) into the batch that the class describes."""
+        for row in rows:
+            self._check(row)
+        drawn = [self._draw(row) for row in rows]
+        captions = [[row["captions"][place] for place in places] for row, places in zip(rows, drawn, strict=True)]
+        batch: dict[str, Any] = {
+            "pixel_values": self._pixel_values(rows),
+            "labels": self._labels(captions),
+            "captions": captions,
+            "references": [list(row["captions"]) for row in rows],
+            "image_ids": torch.tensor([stable_hash(row["image_id"]) for row in rows], dtype=torch.int64),
+            "columns": {name: [row[name] for row in rows] for name in rows[0] if name not in OWN_COLUMNS},
+        }
+        if self.embeddings is not None:
+            batch |= self._embeds(self.embeddings, rows, drawn)
+        return batch
+
+    def _check(self, row: dict[str, Any]) -> None:
+        needed = {"image", "captions", "image_id"} | ({"row"} if self.embeddings is not None else set())
+        if needed - set(row):
+            raise ValueError(
+                f"A row lacks {sorted(needed - set(row))} (it has {sorted(row)}). A Trainer drops columns that the "
+                "model does not take: set remove_unused_columns=False."
+            )
+        image_id, num_captions = row["image_id"], len(row["captions"])
+        if not num_captions:
+            raise ValueError(f"Image {image_id!r} has no captions.")
+        if self.embeddings is None:
+            return
+        place = row["row"]
+        if not 0 <= place < len(self.embeddings) or self.image_ids[place] != image_id:
+            raise ValueError(f"Row {place} of the embeddings is not image {image_id!r}: they are of another data set.")
+        if len(self.embeddings.captions_of(place)) != num_captions:
+            raise ValueError(f"Image {image_id!r} has {num_captions} captions, its embeddings are of another number.")
+
+    def _draw(self, row: dict[str, Any]) -> list[int]:
+        """Return the places of the G captions drawn among the row's captions."""
+        generator = None
+        if self.epoch is not None:
+            generator = torch.Generator().manual_seed(stable_hash(f"{self.seed}:{self.epoch}:{row['image_id']}"))
+        places: list[int] = []
+        while len(places) < self.captions_per_image:
+            places += torch.randperm(len(row["captions"]), generator=generator).tolist()
+        return places[: self.captions_per_image]
+
+    def _pixel_values(self, rows: list[dict[str, Any]]) -> Tensor:
+        images = []
+        for row in rows:
+            try:
+                image = decode_image(row["image"])
+            except ImageError as error:
+                raise ValueError(f"Image {row['image_id']!r}: {error}") from error
+            # Image processors take a side of 1 or 3 pixels for the colour channels. Enlarging loses nothing.
+            if min(image.size) < 4:
+                image = image.resize((4 * image.width, 4 * image.height), Image.Resampling.NEAREST)
+            images.append(image)
+        return self.image_processor(images=images, return_tensors="pt")["pixel_values"].float()
+
+    def _labels(self, captions: list[list[str]]) -> Tensor:
+        """Return token ids (B, G, L), padded with -100."""
+        end = self.tokenizer.eos_token_id
+        texts = [text for row in captions for text in row]
+        encoded = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=self.max_length - 1)
+        # A caption may spell the end token's own text out, and generation would stop there.
+        tokens = [torch.tensor([token for token in ids if token != end] + [end]) for ids in encoded["input_ids"]]
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED_LABEL)
+        return padded.view(len(captions), self.captions_per_image, -1)
+
+    def _embeds(
+        self, embeddings: CaptionEmbeddings, rows: list[dict[str, Any]], drawn: list[list[int]]
+    ) -> dict[str, Tensor]:
+        places = torch.tensor([row["row"] for row in rows])
+        caption_places = embeddings.caption_offsets[places, None] + torch.tensor(drawn)
+        neighbours = [torch.tensor(row.get("neighbours") or [], dtype=torch.int64) for row in rows]
+        # Row -1 stands for padding: any embedding will do there until the mask puts zeros in its place.
+        padded = torch.nn.utils.rnn.pad_sequence(neighbours, batch_first=True, padding_value=-1)
+        mask = padded >= 0
+        if padded.numel() and int(padded.max()) >= len(embeddings):
+            raise ValueError(f"A neighbour is row {int(padded.max())}, but only {len(embeddings)} rows are embedded.")
+        return {
+            "image_embeds": embeddings.image_embeds[places],
+            "caption_embeds": embeddings.caption_embeds[caption_places],
+            "neighbour_embeds": embeddings.image_embeds[padded] * mask[..., None],
+            "neighbour_ids": self._hashed_ids[padded] * mask,
+            "neighbour_mask": mask,
+        }

@@ -1,0 +1,106 @@
+"""Decoding pictures: any mode that PIL reads becomes RGB, and any failure becomes one kind of error."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
+MAX_ASPECT_RATIO = 200
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decoded; the message says why and, where known, names the file."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB.
+
+    Transparent pictures (RGBA, LA, palettes and others with a transparent colour) are laid on white: a plain
+    `convert("RGB")` would show whatever colour hides under the transparent pixels, most often black. Grey pictures of
+    16 bits are scaled to 8, where `convert` would clip. For 32-bit integers and floats the file does not say what
+    white is: it is taken as the smallest of 1 (floats only), 255 and 65535 that no pixel exceeds, else as the largest
+    pixel.
+
+    Args:
+        image: A picture of any mode and size, 1 x 1 included.
+
+    Returns:
+        A picture of mode RGB and the same size; the same object if it was RGB without transparency.
+
+    Raises:
+        ValueError: This version of PIL knows no way from this mode to RGB.
+    """
+    if image.mode.startswith("I;16"):
+        return _scale_grey(image, white=65535.0)
+    if image.mode in ("I", "F"):
+        peak = float(np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0).max())
+        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        return _scale_grey(image, white=next((white for white in whites if peak <= white), peak))
+    if image.has_transparency_data:
+        if image.mode == "La":  # PIL undoes the premultiplied alpha only on the way to LA
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        white_canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white_canvas, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image, white: float) -> Image.Image:
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=white, neginf=0.0) / white
+    return Image.fromarray((pixels.clip(0.0, 1.0) * 255).round().astype(np.uint8)).convert("RGB")
+
+
+def decode_image(value: Image.Image | dict[str, Any] | None) -> Image.Image:
+    """Decode one value of a `datasets.Image` column, decoded already or not, to RGB.
+
+    Like `datasets`, it turns the picture upright by its EXIF orientation. Pictures that PIL warns about as
+    decompression bombs (over `PIL.Image.MAX_IMAGE_PIXELS`) are refused, and so are those over `MAX_ASPECT_RATIO` times
+    longer than wide.
+
+    Args:
+        value: A PIL picture, or `{"bytes": ..., "path": ...}` as a column cast to `Image(decode=False)` holds it.
+
+    Returns:
+        A loaded picture of mode RGB.
+
+    Raises:
+        ImageError: Missing, truncated, not a picture, too large, or in a mode without a way to RGB.
+    """
+    place = "image"
+    try:
+        if value is None:
+            raise ValueError("the row has no image (null)")
+        if isinstance(value, Image.Image):
+            image = value
+        else:
+            path, content = value.get("path"), value.get("bytes")
+            place = f"image {path!r}" if path else "image stored as bytes"
+            image = _open_upright(path if content is None else BytesIO(content))
+        _check_aspect_ratio(image)
+        return to_rgb(image)
+    # PIL's decoders raise nearly anything on broken data (OSError, SyntaxError, struct.error, IndexError, ...):
+    # whatever it is, the picture is unusable and the caller needs to know which one.
+    except Exception as error:
+        raise ImageError(f"{place} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _open_upright(file: Any) -> Image.Image:
+    if file is None:
+        raise ValueError("neither bytes nor a path are given")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            _check_aspect_ratio(image)
+            image.load()
+            return ImageOps.exif_transpose(image)
+
+
+def _check_aspect_ratio(image: Image.Image) -> None:
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")

@@ -1,0 +1,120 @@
+"""Hard negatives by rule: captions that share nearly all words with a true one, and are false or broken.
+
+CLIP models are close to bags of words: a flipped relation or a shuffled sentence scores as high as the truth (NegCLIP,
+Yuksekgonul et al. 2023, arXiv 2210.01936). Training against such negatives teaches them what a lie is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+OPPOSITES = {
+    "relation": [
+        ("left", "right"), ("above", "below"), ("over", "under"), ("inside", "outside"), ("behind", "before"),
+        ("top", "bottom"), ("up", "down"),
+    ],
+    "size": [
+        ("big", "small"), ("large", "little"), ("huge", "tiny"), ("tall", "short"), ("long", "short"),
+        ("thick", "thin"), ("wide", "narrow"),
+    ],
+}  # fmt: skip
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "with",
+        "and",
+        "on",
+        "in",
+        "at",
+        "to",
+        "is",
+        "are",
+        "there",
+        "this",
+        "that",
+        "by",
+        "for",
+        "from",
+        "its",
+        "it",
+    ]
+)
+KINDS = ("relation", "size", "swap", "shuffle", "drop", "cut")
+
+
+def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) -> list[str]:
+    """One word turned into its opposite."""
+    opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+    places = [i for i, word in enumerate(words) if word in opposite]
+    if not places:
+        return words
+    place = rng.choice(places)
+    return [*words[:place], opposite[words[place]], *words[place + 1 :]]
+
+
+def _swap(words: list[str], rng: random.Random) -> list[str]:
+    """Two content words change places."""
+    places = [i for i, word in enumerate(words) if word not in FUNCTION_WORDS]
+    if len(places) < 2:
+        return words
+    i, j = rng.sample(places, 2)
+    words = list(words)
+    words[i], words[j] = words[j], words[i]
+    return words
+
+
+def _shuffle(words: list[str], rng: random.Random) -> list[str]:
+    return rng.sample(words, len(words))
+
+
+def _drop(words: list[str], rng: random.Random) -> list[str]:
+    """Some or all function words are gone."""
+    places = [i for i, word in enumerate(words) if word in FUNCTION_WORDS]
+    if not places or len(places) == len(words):
+        return words
+    gone = set(rng.sample(places, rng.randint(1, len(places))))
+    return [word for i, word in enumerate(words) if i not in gone]
+
+
+def _cut(words: list[str], rng: random.Random) -> list[str]:
+    """The sentence breaks off behind a function word."""
+    places = [i for i, word in enumerate(words) if word in FUNCTION_WORDS and i > 0]
+    return words[: rng.choice(places) + 1] if places else words
+
+
+def hard_negative(
+    caption: str,
+    kind: str,
+    rng: random.Random,
+    holds: Callable[[str], bool] | None = None,
+) -> str | None:
+    """Turn a caption into a lie or a broken sentence.
+
+    Args:
+        caption: a true caption.
+        kind: ``"relation"`` or ``"size"`` (a word becomes its opposite), ``"swap"`` (two content words change places),
+            ``"shuffle"`` (all words), ``"drop"`` (function words are left out), ``"cut"`` (breaks off in mid-phrase).
+        rng: source of chance.
+        holds: says of a text whether it is true after all; such a one is no negative.
+
+    Returns:
+        The negative, or None if the caption offers none of this kind.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    words = caption.split()
+    if kind in OPPOSITES:
+        changed = _flip(words, OPPOSITES[kind], rng)
+    elif kind in ("swap", "shuffle", "drop", "cut"):
+        changed = {"swap": _swap, "shuffle": _shuffle, "drop": _drop, "cut": _cut}[kind](words, rng)
+    else:
+        raise ValueError(f"Unknown kind of hard negative {kind!r}; there are {', '.join(KINDS)}.")
+    negative = " ".join(changed)
+    if changed == words or (holds is not None and holds(negative)):
+        return None
+    return negative

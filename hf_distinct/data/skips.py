@@ -1,0 +1,51 @@
+"""What a data source leaves out: counted, named, and told in one warning."""
+
+from __future__ import annotations
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+NAMES_SHOWN = 5
+
+
+class Skips:
+    """Collects what is skipped, by reason, so that nothing is lost in silence and nothing is told a thousand times.
+
+    Args:
+        source: What is being read, as the messages name it (a file, a data set).
+        strict: Whether the first skip is an error.
+    """
+
+    def __init__(self, source: str, strict: bool = False) -> None:
+        self.source = source
+        self.strict = strict
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Note one skipped thing.
+
+        Args:
+            reason: Why, as a short noun phrase ("missing image file"); skips are counted by it.
+            name: Which one (an image id, a path).
+
+        Raises:
+            ValueError: In strict mode.
+        """
+        if self.strict:
+            raise ValueError(f"{self.source}: {reason}: {name!r}. Repair it, or load with strict=False to skip it.")
+        self.names.setdefault(reason, []).append(name)
+
+    def summary(self) -> str:
+        """Return e.g. `2 x missing image file ('a.png', 'b.png'); 1 x empty caption ('17')`, or "" when none."""
+        parts = []
+        for reason, names in self.names.items():
+            shown = ", ".join(repr(name) for name in names[:NAMES_SHOWN])
+            more = ", ..." if len(names) > NAMES_SHOWN else ""
+            parts.append(f"{len(names)} x {reason} ({shown}{more})")
+        return "; ".join(parts)
+
+    def warn(self) -> None:
+        """Log one warning with every count and the first names, if anything was skipped."""
+        if self.names:
+            logger.warning(f"{self.source}: skipped {self.summary()}")

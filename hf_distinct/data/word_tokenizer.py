@@ -1,0 +1,47 @@
+"""A word-level tokenizer for a small vocabulary, for captioners and CLIP text towers alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from transformers import PreTrainedTokenizerFast
+
+
+def build_word_tokenizer(captions: Iterable[str], min_count: int = 1, max_length: int = 32) -> PreTrainedTokenizerFast:
+    """Make a tokenizer whose tokens are the words of the captions, split at white space.
+
+    The end token has the highest id, because CLIP's text tower pools there; encoding with special tokens gives
+    ``<bos> words <eos>``.
+
+    Args:
+        captions: the texts that the vocabulary is taken from.
+        min_count: rarer words become ``<unk>``.
+        max_length: the longest text of a model that uses it, in tokens.
+
+    Raises:
+        ValueError: if the captions hold no word.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    counts = Counter(word for caption in captions for word in caption.lower().split())
+    words = sorted(word for word, count in counts.items() if count >= min_count)
+    if not words:
+        raise ValueError("No word occurs often enough for a vocabulary: are there any captions?")
+    tokens = ["<pad>", "<bos>", "<unk>", *words, "<eos>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", len(tokens) - 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )

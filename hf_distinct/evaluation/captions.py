@@ -1,0 +1,278 @@
+"""How well captions agree with what people wrote: CIDEr-D, BLEU and ROUGE-L.
+
+The definitions are those of the COCO caption evaluation (the package `pycocoevalcap`), so that a number from here can
+stand beside a published one. Two things to know when comparing:
+
+- scores are in their own unit: a CIDEr-D of 1.0 is what papers print as "100", a BLEU of 0.35 as "35";
+- texts are split by `tokenize`, which follows the Penn Treebank habits that matter for captions but needs no Java.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+Ngram = tuple[str, ...]
+Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
+
+MAX_N = 4
+"""Longest n-gram of CIDEr-D."""
+SIGMA = 6.0
+"""Width, in words, of CIDEr-D's Gaussian penalty on a difference in length."""
+ROUGE_BETA = 1.2
+"""Weight of recall against precision in ROUGE-L."""
+
+_TOKEN = re.compile(
+    r"""
+    n't\b                               # the end of don't, isn't
+  | '(?:s|re|ve|ll|d|m)\b               # the end of man's, they're
+  | \d+(?:[.,:]\d+)+                    # 3.5  1,000  10:30
+  | [^\W_]+(?=n't\b)                    # the beginning of don't
+  | [^\W_]+(?:[-/]+[^\W_]+)*            # a word, hyphens and slashes inside it kept
+    """,
+    re.VERBOSE,
+)
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a caption into lower-case words; punctuation is dropped.
+
+    Contractions are split as in the Penn Treebank (`don't` -> `do`, `n't`; `man's` -> `man`, `'s`), words joined by
+    hyphens or slashes stay whole. Unlike the Treebank's own tokenizer it drops the dot of abbreviations, brackets and
+    signs such as `&` and `%`.
+
+    Example:
+        >>> tokenize("A man's T-shirt, don't look!")
+        ['a', 'man', "'s", 't-shirt', 'do', "n't", 'look']
+    """
+    return _TOKEN.findall(unicodedata.normalize("NFC", text).lower().replace("\u2019", "'"))
+
+
+class CiderD:
+    """CIDEr-D with document frequencies counted once, fast enough to be a reward.
+
+    For n = 1..4 a caption c is a vector g_n(c) with one entry for each n-gram w: (how often w is in c) times
+    log(number of images / number of images with w among their references). With references s_1..s_m
+
+        CIDEr-D(c) = 10 / (4 m) * sum_n sum_j exp(-(|c| - |s_j|)^2 / (2 * 6^2)) * <min(g_n(c), g_n(s_j)), g_n(s_j)>
+                                                                                / (||g_n(c)|| * ||g_n(s_j)||)
+
+    (Vedantam, Zitnick, Parikh: CIDEr, arXiv 1411.5726, section 4 and appendix.) An n-gram that no image of the corpus
+    has counts as one that a single image has. A corpus of one image makes every weight log(1) = 0, and every score 0.
+
+    Args:
+        references_corpus: for each image its reference captions; document frequencies are counted over images.
+        cache_size: for how many images the prepared references are kept (about 20 kB an image).
+
+    Raises:
+        ValueError: the corpus is empty or an image has no reference.
+    """
+
+    def __init__(self, references_corpus: Sequence[Sequence[str]], cache_size: int = 4096) -> None:
+        if not references_corpus:
+            raise ValueError("CIDEr-D needs reference captions to count document frequencies: the corpus is empty.")
+        images_with: Counter[Ngram] = Counter()
+        for row, references in enumerate(references_corpus):
+            _check_references(references, row)
+            images_with.update({ngram for reference in references for ngram in _ngrams(tokenize(reference), MAX_N)})
+        self._unseen_idf = math.log(len(references_corpus))
+        # An n-gram of one image weighs the same as an unseen one, so it need not be stored: on COCO, most of them.
+        idf_of_count = {count: self._unseen_idf - math.log(count) for count in set(images_with.values())}
+        self._idf = {ngram: idf_of_count[count] for ngram, count in images_with.items() if count > 1}
+        self._cache_size = cache_size
+        self._cache: dict[tuple[str, ...], _Postings] = {}
+
+    def score(self, candidate: str, references: Sequence[str]) -> float:
+        """Return the CIDEr-D of one caption against the references of its image, from 0 to 10 (1.0 is "100").
+
+        Raises:
+            ValueError: there is no reference.
+        """
+        postings = self._prepare(references)
+        words = tokenize(candidate)
+        similarities = [0.0] * (MAX_N * len(postings.lengths))  # entry j * MAX_N + n - 1: reference j, n-grams
+        squares = [0.0] * MAX_N
+        for ngram, weight in self._weights(words):
+            squares[len(ngram) - 1] += weight * weight
+            for slot, reference_weight, reference_cosine in postings.entries.get(ngram, ()):
+                similarities[slot] += min(weight, reference_weight) * reference_cosine
+        norms = [math.sqrt(square) or 1.0 for square in squares]
+        total = 0.0
+        for j, reference_length in enumerate(postings.lengths):
+            penalty = math.exp(-((len(words) - reference_length) ** 2) / (2 * SIGMA**2))
+            total += penalty * sum(similarities[j * MAX_N + n] / norms[n] for n in range(MAX_N))
+        return 10.0 * total / (MAX_N * len(postings.lengths))
+
+    def scores(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Return the CIDEr-D of each caption; `references[i]` belong to `candidates[i]`.
+
+        Raises:
+            ValueError: the two lists differ in length, are empty, or a row has no reference.
+        """
+        _check_rows(candidates, references)
+        return [self.score(candidate, own) for candidate, own in zip(candidates, references, strict=True)]
+
+    def _weights(self, words: list[str]) -> Iterator[tuple[Ngram, float]]:
+        """Yield each n-gram of a caption with its tf-idf weight."""
+        for ngram, count in Counter(_ngrams(words, MAX_N)).items():
+            yield ngram, count * self._idf.get(ngram, self._unseen_idf)
+
+    def _prepare(self, references: Sequence[str]) -> _Postings:
+        """Return the references of one image turned inside out, from the cache when they were scored before."""
+        key = tuple(references)
+        if key not in self._cache:
+            _check_references(references, None)
+            if len(self._cache) >= self._cache_size:
+                self._cache.pop(next(iter(self._cache)), None)  # the oldest
+            self._cache[key] = _Postings([tokenize(reference) for reference in references], self._weights)
+        return self._cache[key]
+
+
+class _Postings:
+    """The references of one image as n-gram -> [(slot, weight, weight / norm)].
+
+    A candidate then looks up each of its n-grams once, whatever the number of references.
+    """
+
+    __slots__ = ("entries", "lengths")
+
+    def __init__(self, references: list[list[str]], weights: Weights) -> None:
+        self.entries: dict[Ngram, list[tuple[int, float, float]]] = {}
+        self.lengths = [len(words) for words in references]
+        for j, words in enumerate(references):
+            vector = list(weights(words))
+            squares = [0.0] * MAX_N
+            for ngram, weight in vector:
+                squares[len(ngram) - 1] += weight * weight
+            for ngram, weight in vector:
+                if weight > 0.0:
+                    n = len(ngram) - 1
+                    entry = (j * MAX_N + n, weight, weight / math.sqrt(squares[n]))
+                    self.entries.setdefault(ngram, []).append(entry)
+
+
+def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return the mean CIDEr-D of a test set; document frequencies come from its own references (1.0 is "100").
+
+    Args:
+        captions: one caption for each image.
+        references: the reference captions of each image.
+
+    Raises:
+        ValueError: the two lists differ in length, are empty, or a row has no reference.
+    """
+    _check_rows(captions, references)
+    scores = CiderD(references).scores(captions, references)
+    return math.fsum(scores) / len(scores)
+
+
+def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
+    """Return corpus BLEU-1 .. BLEU-`max_n`, each from 0 to 1.
+
+    Clipped n-gram matches are summed over the corpus before dividing; the brevity penalty compares the sum of caption
+    lengths with the sum of the closest reference lengths, the shorter one of two equally close (Papineni et al. 2002).
+
+    Args:
+        captions: one caption for each image.
+        references: the reference captions of each image.
+        max_n: the longest n-gram.
+
+    Raises:
+        ValueError: the two lists differ in length, are empty, or a row has no reference.
+    """
+    _check_rows(captions, references)
+    matches = [0] * max_n
+    attempts = [0] * max_n
+    caption_length = reference_length = 0
+    for caption, own in zip(captions, references, strict=True):
+        words = tokenize(caption)
+        reference_words = [tokenize(reference) for reference in own]
+        allowed: Counter[Ngram] = Counter()
+        for reference in reference_words:
+            allowed |= Counter(_ngrams(reference, max_n))
+        for ngram, count in Counter(_ngrams(words, max_n)).items():
+            matches[len(ngram) - 1] += min(count, allowed[ngram])
+        for n in range(max_n):
+            attempts[n] += max(0, len(words) - n)
+        caption_length += len(words)
+        reference_length += min((abs(len(reference) - len(words)), len(reference)) for reference in reference_words)[1]
+
+    # The two small numbers are pycocoevalcap's way round 0 / 0. They change the ninth digit, except where no caption
+    # has n words: BLEU-n is then small instead of 0, there as here.
+    tiny, small = 1e-15, 1e-9
+    ratio = (caption_length + tiny) / (reference_length + small)
+    brevity = math.exp(min(0.0, 1 - 1 / ratio))
+    scores, product = [], 1.0
+    for n in range(max_n):
+        product *= (matches[n] + tiny) / (attempts[n] + small)
+        scores.append(brevity * product ** (1 / (n + 1)))
+    return scores
+
+
+def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return the mean ROUGE-L of a test set, from 0 to 1.
+
+    With the longest common subsequence of a caption and each reference, P = the best precision and R = the best recall
+    over the references (which may be two different ones): (1 + b^2) P R / (R + b^2 P), b = 1.2 (Lin 2004).
+
+    Args:
+        captions: one caption for each image.
+        references: the reference captions of each image.
+
+    Raises:
+        ValueError: the two lists differ in length, are empty, or a row has no reference.
+    """
+    _check_rows(captions, references)
+    total = 0.0
+    for caption, own in zip(captions, references, strict=True):
+        words = tokenize(caption)
+        precision = recall = 0.0
+        for reference in map(tokenize, own):
+            common = _longest_common_subsequence(words, reference)
+            if common:
+                precision = max(precision, common / len(words))
+                recall = max(recall, common / len(reference))
+        if precision:
+            total += (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+    return total / len(captions)
+
+
+def _ngrams(words: list[str], max_n: int) -> Iterator[Ngram]:
+    """Yield all n-grams of 1 to `max_n` words, repetitions included."""
+    for n in range(1, max_n + 1):
+        yield from zip(*(words[start:] for start in range(n)), strict=False)
+
+
+def _longest_common_subsequence(first: list[str], second: list[str]) -> int:
+    """Return the length of the longest common subsequence, by the usual table kept one row at a time."""
+    row = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for column, other in enumerate(second, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
+
+
+def _check_references(references: Sequence[str], row: int | None) -> None:
+    where = "" if row is None else f"row {row}: "
+    if isinstance(references, str):
+        raise ValueError(f"{where}references must be a list of captions, got the single string {references[:40]!r}.")
+    if not references:
+        raise ValueError(f"{where}no reference caption; drop the image or give it one.")
+
+
+def _check_rows(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if isinstance(captions, str) or len(captions) != len(references):
+        raise ValueError(
+            f"captions and references must be lists of equal length, one row for each image; got {len(captions)} "
+            f"captions and {len(references)} lists of references."
+        )
+    if not captions:
+        raise ValueError("there are no captions to score.")
+    for row, own in enumerate(references):
+        _check_references(own, row)

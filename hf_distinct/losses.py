@@ -1,0 +1,224 @@
+"""The losses of the method, as pure tensor functions.
+
+From arXiv 2402.13936: with ``l(c)`` the length-normalised log-probability of a caption,
+
+    L_RL  = - mean over rollouts   of A(c) * l(c)      policy_gradient_loss
+    L_WTF = - mean over references of w(g) * l(g)      weighted_teacher_forcing_loss
+    L     = L_RL + alpha * L_WTF + beta * KL(policy || warm-started captioner)
+
+Nothing here moves a value to the host, so that no call waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Normalization = Literal["tokens", "constant"]
+Baseline = Literal["none", "greedy", "leave_one_out"]
+ReferenceWeighting = Literal["clamp", "softmax", "shift", "raw", "constant"]
+
+IGNORED_LABEL = -100
+"""Label of the positions that no loss counts: padding and all that follows the end token."""
+
+
+def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each label under the logits of its own position.
+
+    Written as ``logit - logsumexp(logits)``: no second tensor of the logits' size (their log-softmax) is kept for
+    the backward pass.
+
+    Args:
+        logits: (N, L, V), the scores at position ``l`` for the token ``labels[:, l]`` (already aligned).
+            Half precision is raised to float32.
+        labels: (N, L) int64 token ids, -100 where there is no token.
+
+    Returns:
+        (N, L) natural logarithms, 0 where the label is -100.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together")
+    logits = _at_least_float32(logits)
+    ignored = labels == IGNORED_LABEL
+    chosen = logits.gather(-1, labels.masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1)
+    return (chosen - logits.logsumexp(dim=-1)).masked_fill(ignored, 0.0)
+
+
+def sequence_log_probs(
+    token_log_probs: Tensor, labels: Tensor, normalize: Normalization = "tokens", constant: int | None = None
+) -> Tensor:
+    """Normalised log-probability ``l(c)`` of whole captions. The padded length never enters.
+
+    Args:
+        token_log_probs: (N, L), as [`token_log_probs`] gives them.
+        labels: (N, L) token ids, -100 where there is no token.
+        normalize: ``"tokens"`` divides the sum by the number of real tokens (end token included),
+            ``"constant"`` by ``constant``, so that every token weighs the same in short and in long captions.
+        constant: the divisor for ``"constant"``, at least 1.
+
+    Returns:
+        (N,) log-probabilities; 0 for a caption without a real token.
+
+    Raises:
+        ValueError: on an unknown ``normalize``, a missing constant, or shapes that differ.
+    """
+    _check_choice("normalize", normalize, get_args(Normalization))
+    _check_same_shape("token_log_probs", token_log_probs, "labels", labels)
+    real = labels != IGNORED_LABEL
+    total = token_log_probs.masked_fill(~real, 0.0).sum(dim=-1)
+    if normalize == "tokens":
+        return total / real.sum(dim=-1).clamp(min=1)
+    if constant is None or constant < 1:
+        raise ValueError(f"normalize='constant' needs a constant of at least 1, got {constant}")
+    return total / constant
+
+
+def advantages(rewards: Tensor, baseline: Baseline = "none", greedy_rewards: Tensor | None = None) -> Tensor:
+    """Rewards less their baseline, detached.
+
+    The contrastive reward is an advantage as it stands and takes ``"none"``. Cosine, CIDEr-D and the like need one of
+    the others: ``"greedy"`` is self-critical sequence training (arXiv 1612.00563), ``"leave_one_out"`` takes the mean
+    of the other K - 1 rollouts of the same image.
+
+    Args:
+        rewards: (B, K), K rollouts of each image.
+        baseline: ``"none"``, ``"greedy"`` or ``"leave_one_out"``.
+        greedy_rewards: (B,), the reward of each image's greedy caption; for ``"greedy"`` only.
+
+    Returns:
+        (B, K) advantages, e.g. rewards ``[[1., 2., 6.]]`` give ``[[-3., -1.5, 4.5]]`` by leave-one-out.
+
+    Raises:
+        ValueError: on an unknown baseline, ``"greedy"`` without its rewards, ``"leave_one_out"`` with K = 1.
+    """
+    _check_choice("baseline", baseline, get_args(Baseline))
+    if rewards.dim() != 2:
+        raise ValueError(f"rewards must be (images, rollouts), got shape {tuple(rewards.shape)}")
+    rewards = rewards.detach()
+    if baseline == "none":
+        return rewards
+    if baseline == "greedy":
+        if greedy_rewards is None:
+            raise ValueError("baseline='greedy' needs greedy_rewards, the reward of each image's greedy caption")
+        _check_same_shape("greedy_rewards", greedy_rewards, "the rewards' first column", rewards[:, 0])
+        return rewards - greedy_rewards.detach().unsqueeze(1)
+    rollouts = rewards.shape[1]
+    if rollouts < 2:
+        raise ValueError("baseline='leave_one_out' needs at least 2 rollouts of each image, got 1")
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rollouts - 1)
+    return rewards - others
+
+
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """``L_RL = - mean(A * l)`` over the rollouts; the advantages get no gradient.
+
+    Args:
+        log_probs: (N,) ``l(c)`` of each rollout, with gradient.
+        advantages: (N,) of the same rollouts.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: if the shapes differ: broadcasting would hide a mix-up of images and rollouts.
+    """
+    _check_same_shape("log_probs", log_probs, "advantages", advantages)
+    return -(advantages.detach() * log_probs).mean()
+
+
+def reference_weights(rewards: Tensor, policy: ReferenceWeighting) -> Tensor:
+    """Weights ``w(g)`` of the references in the weighted teacher-forcing term.
+
+    A negative weight pushes a person's caption down without bound, so how rewards become weights is always chosen:
+
+    - ``"clamp"``: ``max(R, 0)``;
+    - ``"softmax"``: ``size * softmax(R)`` over all entries, so that the mean weight is 1;
+    - ``"shift"``: ``R - min(R)``, the worst reference gets 0 (with a single entry: everything is 0);
+    - ``"raw"``: ``R``, the formula of the paper as it stands;
+    - ``"constant"``: 1, plain teacher forcing.
+
+    ``"softmax"`` and ``"shift"`` compare the entries with each other: give them the rewards of the global batch.
+
+    Args:
+        rewards: R(g), of any shape.
+        policy: one of the above.
+
+    Returns:
+        The weights, of the rewards' shape, detached.
+
+    Raises:
+        ValueError: on an unknown policy.
+    """
+    _check_choice("policy", policy, get_args(ReferenceWeighting))
+    rewards = rewards.detach()
+    if policy == "clamp":
+        return rewards.clamp(min=0.0)
+    if policy == "softmax":
+        return rewards.flatten().softmax(dim=0).view(rewards.shape) * rewards.numel()
+    if policy == "shift":
+        return rewards - rewards.min()
+    if policy == "constant":
+        return torch.ones_like(rewards)
+    return rewards
+
+
+def weighted_teacher_forcing_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """``L_WTF = - mean(w * l)`` over the references; the weights get no gradient.
+
+    Args:
+        log_probs: (N,) ``l(g)`` of each reference, with gradient.
+        weights: (N,), as [`reference_weights`] gives them.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape("log_probs", log_probs, "weights", weights)
+    return -(weights.detach() * log_probs).mean()
+
+
+def kl_divergence(logits: Tensor, reference_logits: Tensor, labels: Tensor) -> Tensor:
+    """``KL(p || q)`` of the policy from a frozen captioner, summed exactly over the vocabulary, mean over real tokens.
+
+    Args:
+        logits: (N, L, V) of the policy, p.
+        reference_logits: (N, L, V) of the frozen captioner, q; gets no gradient.
+        labels: (N, L) token ids, -100 at the positions that do not count.
+
+    Returns:
+        The divergence in nats, a scalar, never negative but for rounding; 0 if no token is real.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    _check_same_shape("logits", logits, "reference_logits", reference_logits)
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together")
+    log_p = _at_least_float32(logits).log_softmax(dim=-1)
+    log_q = _at_least_float32(reference_logits.detach()).log_softmax(dim=-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    real = labels != IGNORED_LABEL
+    return divergence.masked_fill(~real, 0.0).sum() / real.sum().clamp(min=1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{argument}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} {tuple(tensor.shape)} and {other_name} {tuple(other.shape)} must have the same shape"
+        )

@@ -1,0 +1,65 @@
+"""Meter: means of what a step measures, and the time of its phases, without waiting for the device."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+
+
+class Meter:
+    """Collects values on the device and reads them at the log line.
+
+    On a GPU a phase is measured by events in its stream; on a CPU by the clock.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._times: dict[str, list[Any]] = defaultdict(list)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Note a scalar tensor; nothing is copied to the host."""
+        self._values[name].append(value.detach().float())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside, in seconds, as ``time/NAME``."""
+        if torch.cuda.is_available():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._times[name].append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._times[name].append(time.perf_counter() - started)
+
+    def flush(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means since the last call, over steps and processes; times are sums over a step's phases, per step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        steps = max(len(self._times["step"]), 1)
+        times = {name: sum(map(_seconds, spans)) / steps for name, spans in self._times.items() if spans}
+        if "step" in times:
+            inside = sum(seconds for name, seconds in times.items() if name != "step")
+            times["backward"] = times["step"] - inside
+        names = list(self._values)
+        figures: dict[str, float] = {}
+        if names:
+            means = torch.stack([torch.stack(self._values[name]).mean() for name in names])
+            means = accelerator.reduce(means, reduction="mean")
+            figures = dict(zip(names, means.tolist(), strict=True))
+        self._values.clear()
+        self._times.clear()
+        return figures | {f"time/{name}": seconds for name, seconds in times.items()}
+
+
+def _seconds(span: Any) -> float:
+    return span[0].elapsed_time(span[1]) / 1000 if isinstance(span, tuple) else span

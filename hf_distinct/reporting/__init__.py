@@ -1,0 +1,8 @@
+"""What people look at after a training: contrast sheets and tables."""
+
+from __future__ import annotations
+
+from .contrast_sheet import ContrastRow, write_contrast_sheet
+from .table import format_table, markdown_table
+
+__all__ = ["ContrastRow", "format_table", "markdown_table", "write_contrast_sheet"]

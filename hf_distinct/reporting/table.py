@@ -1,0 +1,75 @@
+"""Tables of metrics, for the screen and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+def format_table(metrics: Metrics, columns: Sequence[str] | None = None, digits: int = 3) -> str:
+    """Return a table of fixed-width text, one line for each system.
+
+    Args:
+        metrics: for each system (a row) its metrics by name (the columns).
+        columns: which metrics, in which order; by default all, in the order in which they first occur.
+        digits: places after the decimal point; integers are shown without, absent values as "-".
+
+    Raises:
+        ValueError: there are no rows, or no row has a column that is asked for.
+
+    Example:
+        >>> print(format_table({"teacher forcing": {"R@1": 0.5}, "ours": {"R@1": 0.75, "words": 12}}))
+                            R@1  words
+        ---------------  ------  -----
+        teacher forcing   0.500      -
+        ours              0.750     12
+    """
+    cells = _cells(metrics, columns, digits)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_line(row, widths) for row in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def markdown_table(metrics: Metrics, columns: Sequence[str] | None = None, digits: int = 3) -> str:
+    """Return the same table in Markdown, for a model card or a README.
+
+    Args:
+        metrics: see `format_table`.
+        columns: see `format_table`.
+        digits: see `format_table`.
+
+    Raises:
+        ValueError: see `format_table`.
+    """
+    header, *rows = [
+        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in _cells(metrics, columns, digits)
+    ]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def _cells(metrics: Metrics, columns: Sequence[str] | None, digits: int) -> list[list[str]]:
+    """Return the table as strings, the header first."""
+    if not metrics:
+        raise ValueError("a table needs at least one row of metrics.")
+    present = list(dict.fromkeys(name for row in metrics.values() for name in row))
+    names = present if columns is None else list(columns)
+    absent = [name for name in names if name not in present]
+    if absent:
+        raise ValueError(f"no row has the column {absent[0]!r}; there are {', '.join(map(repr, present))}.")
+    rows = [[label, *(_format(row.get(name), digits) for name in names)] for label, row in metrics.items()]
+    return [["", *names], *rows]
+
+
+def _format(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    label, *values = row
+    numbers = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+    return "  ".join([label.ljust(widths[0]), *numbers])

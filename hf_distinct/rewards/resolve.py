@@ -1,0 +1,124 @@
+"""From what a setting says to a reward."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_distinct.rewards.base import Reward
+from hf_distinct.rewards.callable import CallableReward
+from hf_distinct.rewards.cider import CiderReward
+from hf_distinct.rewards.contrastive import ContrastiveReward
+from hf_distinct.rewards.similarity import SimilarityReward
+
+BUILT_IN_REWARDS = ("contrastive", "contrastive_i2t", "contrastive_t2i", "similarity", "cider")
+"""The names that [`resolve_reward`] knows by itself."""
+
+
+def resolve_reward(
+    spec: str | Callable[..., Any] | Reward,
+    *,
+    contrastive_settings: Mapping[str, Any] | None = None,
+    references_corpus: Sequence[list[str]] | None = None,
+) -> Reward:
+    """Find the reward that a setting names.
+
+    Args:
+        spec: a name of `BUILT_IN_REWARDS`; the dotted path of an importable function, class or object
+            (``"my_package.rewards.brevity"``); one in a file (``"path/to/rewards.py:brevity"``); or the thing itself.
+            A class is made into an object without arguments, a plain function is wrapped in [`CallableReward`].
+            Naming a path runs the code found there: name only code that you trust.
+        contrastive_settings: further arguments of [`ContrastiveReward`]; unused by the other rewards.
+        references_corpus: the references of each training image; needed by ``"cider"`` alone.
+
+    Returns:
+        The reward.
+
+    Raises:
+        ValueError: if the name is unknown, nothing is found under the path, or ``"cider"`` has no corpus.
+    """
+    if isinstance(spec, str):
+        if spec in BUILT_IN_REWARDS:
+            return _built_in(spec, contrastive_settings or {}, references_corpus)
+        return _as_reward(_load(spec), spec)
+    return _as_reward(spec, repr(spec))
+
+
+def _built_in(
+    name: str, contrastive_settings: Mapping[str, Any], references_corpus: Sequence[list[str]] | None
+) -> Reward:
+    if name == "similarity":
+        return SimilarityReward()
+    if name == "cider":
+        if references_corpus is None:
+            raise ValueError("reward 'cider' needs references_corpus, the references of each training image")
+        return CiderReward(references_corpus)
+    direction = name.removeprefix("contrastive").lstrip("_") or "both"
+    return ContrastiveReward(direction, **contrastive_settings)  # type: ignore[arg-type]
+
+
+def _as_reward(found: Any, where: str) -> Reward:
+    if isinstance(found, type):
+        found = found()
+    if isinstance(found, Reward):
+        return found
+    if callable(found):
+        return CallableReward(found)
+    raise ValueError(f"reward {where}: found {type(found).__name__}, expected a function or a class")
+
+
+def _load(spec: str) -> Any:
+    path, colon, name = spec.rpartition(":")
+    if colon:
+        module = _import_file(Path(path), spec)
+    else:
+        path, _, name = spec.rpartition(".")
+        if not path:
+            raise ValueError(f"reward {spec!r} is unknown{_suggestion(spec, BUILT_IN_REWARDS)}. {_FORMS}")
+        module = _import_module(path, spec)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ValueError(f"reward {spec!r}: no {name!r} in {path}{_suggestion(name, vars(module))}") from None
+
+
+def _import_module(path: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        # A module that exists but lacks a dependency of its own must say so itself.
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        hint = _suggestion(spec, BUILT_IN_REWARDS)
+        raise ValueError(f"reward {spec!r}: there is no module {error.name!r}{hint}. {_FORMS}") from error
+
+
+def _import_file(path: Path, spec: str) -> Any:
+    if not path.is_file():
+        raise ValueError(f"reward {spec!r}: there is no file {path}. {_FORMS}")
+    # Registered under a name of its own: dataclasses and pickle look modules up, and no other module is shadowed.
+    name = f"_reward_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"reward {spec!r}: {path} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+_FORMS = (
+    f"Give one of {', '.join(BUILT_IN_REWARDS)}, a dotted path such as my_package.rewards.brevity, "
+    "or a file and a name in it such as rewards.py:brevity"
+)
+
+
+def _suggestion(name: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

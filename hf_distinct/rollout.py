@@ -1,0 +1,150 @@
+"""What a captioner does in a step: encode images once, write captions, give log-probabilities of given captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_distinct.losses import IGNORED_LABEL
+
+
+def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raise ValueError if the model cannot be trained as a captioner, saying what it lacks."""
+    if not isinstance(model, VisionEncoderDecoderModel):
+        raise ValueError(f"The captioner must be a VisionEncoderDecoderModel, not a {type(model).__name__}.")
+    if tokenizer is None or tokenizer.eos_token_id is None:
+        raise ValueError("The captioner needs a tokenizer with an end token: pass it as processing_class.")
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(model.generation_config, name, None) is None and getattr(model.config, name, None) is None:
+            raise ValueError(
+                f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
+                f"the tokenizer's; without it no caption begins or ends."
+            )
+
+
+def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
+    """A special token's id, from the generation config or, where that is silent, from the model's config."""
+    value = getattr(model.generation_config, name, None)
+    value = getattr(model.config, name) if value is None else value
+    return int(value[0] if isinstance(value, list) else value)
+
+
+def _encoder_outputs(hidden_states: Any) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> GenerationConfig:
+    """A generation config of the model's special tokens and length, with ``settings`` and nothing else.
+
+    ``generate`` would otherwise mix in what the checkpoint prefers (``top_k=50`` and the like), and samples would not
+    come from the policy whose log-probabilities the loss takes.
+    """
+    own = model.generation_config or GenerationConfig()
+    base: dict[str, Any] = {
+        "decoder_start_token_id": token_id(model, "decoder_start_token_id"),
+        "eos_token_id": token_id(model, "eos_token_id"),
+        "pad_token_id": token_id(model, "pad_token_id"),
+        "bos_token_id": own.bos_token_id,
+        "max_length": own.max_length,
+    }
+    if settings.get("do_sample"):
+        base["top_k"] = 0
+    if settings.get("max_new_tokens") is None:
+        settings.pop("max_new_tokens", None)
+    else:
+        base.pop("max_length")
+    return GenerationConfig(**{**base, **settings})
+
+
+def generate_labels(
+    model: VisionEncoderDecoderModel, encoder_hidden_states: Tensor, generation_config: GenerationConfig
+) -> Tensor:
+    """Write captions from encoded images; the encoder is not called.
+
+    Args:
+        model: the captioner, unwrapped, in eval mode.
+        encoder_hidden_states: ``(B, S, H)``.
+        generation_config: ``num_return_sequences`` K captions an image.
+
+    Returns:
+        Token ids ``(B * K, L)``, the end token included, -100 behind it.
+    """
+    with torch.no_grad():
+        sequences = model.generate(
+            encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
+            generation_config=generation_config,
+        )
+    tokens = sequences[:, 1:]
+    ended = (tokens == token_id(model, "eos_token_id")).cumsum(dim=1)
+    # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.
+    behind = (ended - (tokens == token_id(model, "eos_token_id")).long()) > 0
+    return tokens.masked_fill(behind, IGNORED_LABEL)
+
+
+def join_labels(*labels: Tensor) -> Tensor:
+    """Stack label tensors of different lengths, ``(N_i, L_i)`` each, into ``(sum N_i, max L_i)``, padded with -100."""
+    return pad_sequence([row for part in labels for row in part], batch_first=True, padding_value=IGNORED_LABEL)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
+    """Captions as text, special tokens left out."""
+    rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
+    """Logits of given captions in one decoder pass.
+
+    Padding stands behind the end token, where a causal decoder never looks from a real one, so it changes nothing.
+
+    Args:
+        model: the captioner; the wrapped one where gradients are wanted.
+        encoder_hidden_states: ``(N, S, H)``, one row a caption.
+        labels: ``(N, L)`` token ids, -100 behind the end.
+
+    Returns:
+        ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
+    """
+    captioner = getattr(model, "module", model)
+    start, pad = token_id(captioner, "decoder_start_token_id"), token_id(captioner, "pad_token_id")
+    inputs = labels.masked_fill(labels == IGNORED_LABEL, pad).roll(1, dims=1)
+    inputs[:, 0] = start
+    outputs = model(
+        encoder_outputs=_encoder_outputs(encoder_hidden_states),
+        decoder_input_ids=inputs,
+        use_cache=False,
+    )
+    return outputs.logits
+
+
+@contextmanager
+def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEncoderDecoderModel]:
+    """The captioner, unwrapped and whole, for as long as it generates.
+
+    Under ZeRO-3 every process holds a slice of each weight. They are gathered once for the whole of the generation and
+    the engine's hooks, which would gather them again for each token, are off meanwhile.
+    """
+    captioner = accelerator.unwrap_model(model)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        yield captioner
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        offload = model.optimizer.parameter_offload
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield captioner
+        finally:
+            offload._register_deepspeed_module(offload.module)

@@ -1,0 +1,193 @@
+"""Train a captioner to say what singles an image out.
+
+    accelerate launch recipes/train.py                                        # the quickstart, on emoji scenes
+    accelerate launch recipes/train.py recipes/configs/quickstart.yaml --max_steps 400
+    accelerate launch recipes/train.py --dataset captions.json --image_root images \
+        --scorer ViT-B-32:openai --model_name_or_path my/captioner           # your own pictures
+
+Ends with a table on the screen, the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and a
+captioner in OUT that `pipeline("image-to-text", model=OUT)` loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel, set_seed
+from transformers.utils import logging
+
+from hf_distinct import RLCaptionConfig, RLCaptionTrainer
+from hf_distinct.arguments import parse_settings
+from hf_distinct.data import embed_dataset, ensure_splits, load_captions
+from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.gallery import Gallery
+from hf_distinct.hub import hub_token, push_folder, write_model_card
+from hf_distinct.reporting import format_table
+from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
+from hf_distinct.scorer import ClipScorer, shipped
+
+QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+SHOWN = (
+    "judge/t2i_R@1", "judge/i2t_R@1", "scorer/t2i_R@1", "CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length",
+    "unique", "well_formed", "true", "details", "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
+)  # fmt: skip
+
+logger = logging.get_logger("hf_distinct.train")
+
+
+@dataclass
+class Settings:
+    """What to train on, and with which models."""
+
+    dataset: str = field(
+        default="emoji_scenes",
+        metadata={
+            "help": "emoji_scenes; a COCO-Karpathy JSON, a COCO captions JSON, or a folder with metadata.jsonl."
+        },
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
+    scorer: str = field(
+        default="truth_scorer",
+        metadata={"help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name."},
+    )
+    judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
+    train_size: int = field(default=4000, metadata={"help": "Emoji scenes to train on."})
+    test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each test gallery)."})
+    data_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+
+
+def load_clip(name: str) -> ClipScorer:
+    """A shipped model by its short name, or whatever open_clip loads."""
+    return ClipScorer(shipped(name) if name in ("scorer", "truth_scorer", "judge") else name)
+
+
+def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
+    """Training data, and the test galleries by the prefix of their figures."""
+    if settings.dataset == "emoji_scenes":
+        train = emoji_scenes("train", settings.train_size, settings.data_seed)
+        galleries = {
+            "": emoji_scenes("test", settings.test_size, settings.data_seed),
+            "twins/": emoji_scenes("test_twins", settings.test_size, settings.data_seed),
+        }
+        return train, galleries
+    splits = ensure_splits(load_captions(settings.dataset, settings.image_root, strict=settings.strict))
+    test = splits["test"]
+    return splits["train"], {"": test.select(range(min(settings.test_size, len(test))))}
+
+
+def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
+    """Metrics of every gallery, under the gallery's prefix."""
+    return {prefix + k: v for prefix, texts in captions.items() for k, v in galleries[prefix].measure(texts).items()}
+
+
+def contrast_rows(
+    gallery: Gallery, before: list[str], after: list[str], clip: str, count: int = 8
+) -> list[ContrastRow]:
+    """Pictures evenly spread over the gallery: nobody picked them."""
+    ranks_before, ranks_after = gallery.ranks(before, clip), gallery.ranks(after, clip)
+    rows = []
+    for row in range(0, len(before), max(len(before) // count, 1)):
+        similar = [gallery.dataset[i]["image"] for i in gallery.most_similar(row, clip)]
+        example = gallery.dataset[row]
+        rows.append(
+            ContrastRow(
+                image=example["image"],
+                similar=similar,
+                reference=example["captions"][0],
+                before=before[row],
+                before_rank=ranks_before[row],
+                after=after[row],
+                after_rank=ranks_after[row],
+                gallery_size=len(before),
+            )  # fmt: skip
+        )
+    return rows[:count]
+
+
+def main() -> None:
+    """Train, measure, save, share."""
+    settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=QUICKSTART)
+    set_seed(config.seed)
+    output = Path(config.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".writable").touch()
+        (output / ".writable").unlink()
+    except OSError as error:
+        raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
+    if config.push_to_hub:
+        hub_token(config.hub_token)  # better now than after the training
+
+    source = settings.model_name_or_path or shipped("captioner")
+    captioner = VisionEncoderDecoderModel.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
+    clips = {"scorer": load_clip(settings.scorer).to(config.device)}
+    if settings.judge:
+        clips["judge"] = load_clip(settings.judge).to(config.device)
+
+    train, tests = load_data(settings)
+    with config.main_process_first(desc="embedding the data"):
+        train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
+    galleries = {prefix: Gallery(test, clips) for prefix, test in tests.items()}
+    trainer = RLCaptionTrainer(
+        captioner,
+        config,
+        scorer=clips["scorer"],
+        train_dataset=train,
+        embeddings=embeddings,
+        eval_dataset=galleries[""].dataset,
+        processing_class=tokenizer,
+        image_processor=image_processor,
+        caption_metrics=lambda captions, _: galleries[""].measure(captions),
+    )
+
+    before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
+    if not trainer.is_world_process_zero():
+        return
+
+    metrics = {"before": measure(before, galleries), "after": measure(after, galleries)}
+    metrics["people"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.people().items()}
+    if galleries[""].judges_facts:
+        metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (output / "captions.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+    tokenizer.save_pretrained(output)
+    image_processor.save_pretrained(output)
+    judge = "judge" if "judge" in clips else "scorer"
+    sheet = [
+        row for prefix, g in galleries.items() for row in contrast_rows(g, before[prefix], after[prefix], judge, 6)
+    ]
+    write_contrast_sheet(
+        sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
+    )
+    write_model_card(
+        output,
+        model_name=output.name,
+        settings={k: v for k, v in config.to_diff_dict().items()} if hasattr(config, "to_diff_dict") else {},
+        metrics=metrics,
+        data=settings.dataset,
+        scorer=settings.scorer,
+        base_model=settings.model_name_or_path,
+        samples=[{"before": row.before, "after": row.after, "a person": row.reference} for row in sheet],
+    )
+    shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
+    rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
+    print(format_table(rows))  # noqa: T201  the one thing this script is run for
+    print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
+    if config.push_to_hub:
+        print(push_folder(output, config.hub_model_id or output.name, private=bool(config.hub_private_repo)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

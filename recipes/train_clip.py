@@ -1,0 +1,258 @@
+"""Train a small CLIP from nothing, or fine-tune a published one, on captioned pictures.
+
+    python recipes/train_clip.py recipes/configs/clip_judge.yaml                      # on emoji scenes
+    python recipes/train_clip.py --model ViT-B-32:openai --dataset captions.json --image_root images --lr 1e-5
+
+With `hard_negatives` each caption also stands against a false or broken twin of itself, which teaches the model what a
+lie is. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)` too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import open_clip.transform
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_distinct.arguments import parse_settings
+from hf_distinct.data import ensure_splits, load_captions
+from hf_distinct.data.emoji_scenes import DETAILED_SHARES, Scene, emoji_scenes, full_caption, judge_caption
+from hf_distinct.data.images import to_rgb
+from hf_distinct.data.negatives import KINDS, hard_negative
+from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.evaluation.retrieval import retrieval_metrics
+from hf_distinct.scorer import ClipScorer, encode_token_ids, save_open_clip
+
+logger = logging.getLogger("train_clip")
+
+
+@dataclass
+class Settings:
+    """What to train, on what, for how long."""
+
+    output_dir: str = field(default="outputs/clip", metadata={"help": "Where the model goes."})
+    dataset: str = field(default="emoji_scenes", metadata={"help": "emoji_scenes, or the path of captioned pictures."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    model: str | None = field(default=None, metadata={"help": "Fine-tune this scorer instead of a new model."})
+    vision_cfg: str = field(
+        default='{"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}',
+        metadata={"help": "Image tower of a new model, JSON in open_clip's terms."},
+    )
+    embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
+    train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
+    hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
+    negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
+    kind_weights: list[float] = field(
+        default_factory=lambda: [8.0, 4.0, 2.0, 1.5, 2.0, 1.5],
+        metadata={"help": f"How often each kind of negative is drawn: {', '.join(KINDS)}."},
+    )
+    max_steps: int = field(default=1200, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=128, metadata={"help": "Images a step."})
+    lr: float = field(default=2e-3, metadata={"help": "Peak learning rate (linear warm-up, cosine decay)."})
+    weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
+    eval_steps: int = field(default=300, metadata={"help": "Steps between evaluations."})
+    seed: int = field(default=0, metadata={"help": "Decides weights, data order and, for emoji scenes, the data."})
+
+
+class CaptionedImages(torch.utils.data.Dataset):
+    """Rows as (pixels, caption drawn at random, hard negative or empty)."""
+
+    def __init__(self, dataset: Dataset, transform: Callable, settings: Settings):
+        self.dataset, self.transform, self.settings = dataset, transform, settings
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
+        row = self.dataset[index]
+        rng = random.Random(int(torch.randint(2**62, ()).item()))
+        caption = rng.choice(row["captions"])
+        negative = ""
+        if self.settings.hard_negatives:
+            kinds, weights = list(KINDS), list(self.settings.kind_weights)
+            while kinds and not negative:
+                kind = rng.choices(kinds, weights)[0]
+                negative = hard_negative(caption, kind, rng, truth_of(row)) or ""
+                weights.pop(kinds.index(kind))
+                kinds.remove(kind)
+        return self.transform(to_rgb(row["image"])), caption, negative
+
+
+def truth_of(row: dict[str, Any]) -> Callable[[str], bool] | None:
+    """Where the facts are known, a judge of what holds; a broken sentence holds nothing."""
+    if "scene" not in row:
+        return None
+    scene = Scene.from_dict(row["scene"])
+    return lambda text: judge_caption(text, scene).true
+
+
+def new_model(settings: Settings, captions: list[str]) -> tuple[Any, dict, dict, Callable, Any]:
+    """A small CLIP with a word-level vocabulary."""
+    vision = json.loads(settings.vision_cfg)
+    tokenizer = build_word_tokenizer(captions, max_length=24)
+    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 128, "heads": 4, "layers": 2}
+    text["hf_tokenizer_name"] = "word-level"  # read from the model's own folder
+    model_cfg = {"embed_dim": settings.embed_dim, "vision_cfg": vision, "text_cfg": text}
+    model = open_clip.CLIP(**model_cfg)
+    preprocess = open_clip.transform.PreprocessCfg(size=vision["image_size"], mean=(0.5,) * 3, std=(0.25,) * 3)
+    transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
+    folder = Path(settings.output_dir)
+    tokenizer.save_pretrained(folder)
+    tokenize = open_clip.tokenizer.HFTokenizer(str(folder), context_length=24)
+    keep = ("size", "mean", "std", "interpolation", "resize_mode")
+    return model, model_cfg, {k: getattr(preprocess, k) for k in keep}, transform, tokenize
+
+
+def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]:
+    """A trained CLIP to go on from, with its tokenizer's files copied where the result will lie."""
+    assert settings.model is not None
+    scorer = ClipScorer(settings.model)
+    model = scorer.model.requires_grad_(True)
+    folder = Path(settings.model.removeprefix("local-dir:"))
+    if (folder / "open_clip_config.json").is_file():
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        model_cfg = config["model_cfg"]
+    else:
+        model_cfg = open_clip.get_model_config(settings.model.split(":")[0])
+    if hasattr(scorer.tokenizer, "save_pretrained"):
+        scorer.tokenizer.save_pretrained(settings.output_dir)
+    keep = ("size", "mean", "std", "interpolation", "resize_mode")
+    preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in keep}
+    return model, model_cfg, preprocess_cfg, scorer.transform, scorer.tokenizer
+
+
+def loss_of(model: Any, pixels: Tensor, token_ids: Tensor, has_negative: Tensor, weight: float) -> Tensor:
+    """Symmetric InfoNCE, plus the log-odds of each caption against its own hard negative.
+
+    Args:
+        model: an open_clip model.
+        pixels: ``(n, 3, height, width)``.
+        token_ids: ``(n + m, context)``: the captions, then the negatives of the rows that have one.
+        has_negative: ``(n,)`` bool, m of them True.
+        weight: of the hard negatives.
+    """
+    images = F.normalize(model.encode_image(pixels), dim=-1)
+    texts = F.normalize(encode_token_ids(model, token_ids), dim=-1)
+    scale = model.logit_scale.exp()
+    captions, negatives = texts[: len(images)], texts[len(images) :]
+    logits = scale * images @ captions.T
+    target = torch.arange(len(images), device=logits.device)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if len(negatives):
+        lies = scale * (images[has_negative] * negatives).sum(-1)
+        loss = loss + weight * F.softplus(lies - logits.diagonal()[has_negative]).mean()
+    return loss
+
+
+@torch.no_grad()
+def evaluate(model: Any, dataset: Dataset, transform: Callable, tokenize: Callable) -> dict[str, float]:
+    """Retrieval with the fullest caption of each image, and how often the truth beats each kind of negative."""
+    model.eval()
+    device = model.logit_scale.device
+    emoji = "scene" in dataset.column_names
+    rows = list(dataset)
+    captions = [full_caption(Scene.from_dict(r["scene"])) if emoji else max(r["captions"], key=len) for r in rows]
+    images = torch.cat(
+        [
+            F.normalize(
+                model.encode_image(torch.stack([transform(to_rgb(r["image"])) for r in part]).to(device)), dim=-1
+            )
+            for part in (rows[i : i + 100] for i in range(0, len(rows), 100))
+        ]
+    )
+
+    def embed(texts: list[str]) -> Tensor:
+        return F.normalize(encode_token_ids(model, tokenize(texts).to(device)), dim=-1)
+
+    texts = embed(captions)
+    metrics = {k: v for k, v in retrieval_metrics(texts, images).items() if k in ("t2i_R@1", "i2t_R@1", "t2i_R@5")}
+    rng = random.Random(0)
+    for kind in KINDS:
+        lies = [(i, hard_negative(c, kind, rng, truth_of(rows[i]))) for i, c in enumerate(captions)]
+        chosen = [(i, lie) for i, lie in lies if lie]
+        if chosen:
+            index = torch.tensor([i for i, _ in chosen])
+            truth, lie = (texts * images).sum(-1)[index], (embed([t for _, t in chosen]) * images[index]).sum(-1)
+            metrics[f"prefers_truth/{kind}"] = float((truth > lie).float().mean())
+    model.train()
+    return metrics
+
+
+def main() -> None:
+    """Train and save."""
+    (settings,) = parse_settings(Settings, description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.manual_seed(settings.seed)
+    if settings.dataset == "emoji_scenes":
+        train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, DETAILED_SHARES)
+        validation = emoji_scenes("validation", 1000, 100 + settings.seed)
+    else:
+        splits = ensure_splits(load_captions(settings.dataset, settings.image_root))
+        train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
+    if settings.model is None:
+        captions = [caption for row in train["captions"] for caption in row]
+        model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
+    else:
+        model, model_cfg, preprocess_cfg, transform, tokenize = published_model(settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device, memory_format=torch.channels_last).train()
+    decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+    warm_up = min(100, settings.max_steps // 10)
+
+    def schedule(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(settings.max_steps - warm_up, 1)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    loader = torch.utils.data.DataLoader(
+        CaptionedImages(train, transform, settings), batch_size=settings.batch_size, shuffle=True, drop_last=True
+    )
+    metrics: dict[str, float] = {}
+    step = 0
+    bar = tqdm(total=settings.max_steps, desc="training CLIP")
+    while step < settings.max_steps:
+        for pixels, captions, negatives in loader:
+            has_negative = torch.tensor([bool(text) for text in negatives])
+            token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
+            pixels = pixels.to(device, memory_format=torch.channels_last)
+            loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            step += 1
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
+            if step % settings.eval_steps == 0 or step == settings.max_steps:
+                metrics = evaluate(model, validation, transform, tokenize)
+                logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+                save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
+            if step == settings.max_steps:
+                break
+    report = {"steps": step, "logit_scale": float(model.logit_scale.exp()), **metrics}
+    (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    ClipScorer(settings.output_dir)  # it loads as others will load it
+
+
+if __name__ == "__main__":
+    main()

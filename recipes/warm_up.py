@@ -1,0 +1,189 @@
+"""Teach a captioner by teacher forcing: the model that reinforcement learning starts from.
+
+    python recipes/warm_up.py                                            # the small shipped one, on emoji scenes
+    python recipes/warm_up.py --dataset captions.json --image_root images \
+        --encoder google/vit-base-patch16-224-in21k --decoder gpt2       # published towers, your own pictures
+
+The result is a VisionEncoderDecoderModel of stock transformers classes with its tokenizer and image processor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    GPT2Config,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTImageProcessor,
+    set_seed,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_distinct.arguments import parse_settings
+from hf_distinct.data import ensure_splits, load_captions
+from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.data.emoji_scenes import DETAILED_SHARES, PEOPLE_SHARES, emoji_scenes
+from hf_distinct.data.word_tokenizer import build_word_tokenizer
+
+# Convolutions see small things sooner than patches do: four stages of SegFormer's overlapping patches, 64 tokens out.
+SMALL_ENCODER = {
+    "model_type": "segformer",
+    "num_encoder_blocks": 3,
+    "depths": [1, 1, 2],
+    "sr_ratios": [4, 2, 1],
+    "hidden_sizes": [32, 64, 128],
+    "patch_sizes": [5, 3, 3],
+    "strides": [2, 2, 2],
+    "num_attention_heads": [1, 2, 4],
+    "mlp_ratios": [2, 2, 2],
+    "drop_path_rate": 0.0,
+    "hidden_size": 128,
+    "reshape_last_stage": False,
+}
+
+
+@dataclass
+class Settings:
+    """Which model, on what."""
+
+    dataset: str = field(default="emoji_scenes", metadata={"help": "emoji_scenes, or the path of captioned pictures."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    encoder: str | None = field(default=None, metadata={"help": "Published image encoder; none: a small new one."})
+    decoder: str | None = field(default=None, metadata={"help": "Published language model; none: a small new one."})
+    encoder_config: str = field(
+        default=json.dumps(SMALL_ENCODER), metadata={"help": "A new encoder, as JSON of its transformers config."}
+    )
+    decoder_layers: int = field(default=2, metadata={"help": "Layers of a new GPT-2 decoder, 128 wide."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Go on from this captioner."})
+    train_size: int = field(default=40000, metadata={"help": "Scenes of the emoji world."})
+    caption_style: str = field(
+        default="people",
+        metadata={
+            "help": "Captions of emoji scenes: as people write, or detailed.",
+            "choices": ["people", "detailed"],
+        },
+    )
+    captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
+    max_caption_length: int = field(default=24, metadata={"help": "Tokens, end token included."})
+
+
+@dataclass
+class Training(Seq2SeqTrainingArguments):
+    """Seq2SeqTrainingArguments with defaults that suit the small captioner."""
+
+    output_dir: str = field(default="outputs/captioner", metadata={"help": "Where the captioner goes."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and process."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule."})
+    warmup_steps: int = field(default=100, metadata={"help": "Linear warm-up."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    max_steps: int = field(default=2500, metadata={"help": "Optimiser steps."})
+    logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
+    save_strategy: str = field(default="no", metadata={"help": "Checkpoints on the way."})
+    report_to: list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads every column."})
+
+
+class TeacherForcing(Seq2SeqTrainer):
+    """Cross-entropy on several captions an image, the image encoded once."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean negative log-likelihood of the captions' tokens."""
+        labels = inputs["labels"]
+        hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
+        hidden = hidden.repeat_interleave(labels.shape[1], dim=0)
+        outputs = model(encoder_outputs=BaseModelOutput(last_hidden_state=hidden), labels=labels.flatten(0, 1))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
+    """Captioner, tokenizer, image processor."""
+    if settings.model_name_or_path is not None:
+        source = settings.model_name_or_path
+        model = VisionEncoderDecoderModel.from_pretrained(source)
+        return model, AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+    if settings.decoder is not None:
+        tokenizer = AutoTokenizer.from_pretrained(settings.decoder)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    else:
+        tokenizer = build_word_tokenizer(captions, max_length=settings.max_caption_length)
+    if settings.encoder is not None and settings.decoder is not None:
+        model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(settings.encoder, settings.decoder)
+        image_processor = AutoImageProcessor.from_pretrained(settings.encoder)
+    else:
+        encoder = json.loads(settings.encoder_config)
+        decoder = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=32,
+            n_embd=128,
+            n_layer=settings.decoder_layers,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            is_decoder=True,
+            add_cross_attention=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+            AutoConfig.for_model(encoder.pop("model_type"), **encoder), decoder
+        )
+        model = VisionEncoderDecoderModel(config)
+        image_processor = ViTImageProcessor(
+            size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.25] * 3
+        )
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id, config.bos_token_id = start, start
+        config.eos_token_id, config.pad_token_id = end, tokenizer.pad_token_id
+    model.generation_config.max_length = settings.max_caption_length + 1  # the start token counts
+    return model, tokenizer, image_processor
+
+
+def main() -> None:
+    """Train and save."""
+    settings, training = parse_settings(Settings, Training, description=__doc__)
+    set_seed(training.seed)
+    if settings.dataset == "emoji_scenes":
+        shares = DETAILED_SHARES if settings.caption_style == "detailed" else PEOPLE_SHARES
+        train = emoji_scenes("train", settings.train_size, 50 + training.seed, shares=shares)
+    else:
+        train = ensure_splits(load_captions(settings.dataset, settings.image_root))["train"]
+    captions = [caption for row in train["captions"] for caption in row]
+    model, tokenizer, image_processor = build_captioner(settings, captions)
+    collator = CaptionCollator(
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        embeddings=None,
+        image_ids=train["image_id"],
+        captions_per_image=settings.captions_per_image,
+        max_length=settings.max_caption_length,
+    )
+    trainer = TeacherForcing(
+        model=model, args=training, train_dataset=train, data_collator=collator, processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_model(training.output_dir)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(training.output_dir)
+        image_processor.save_pretrained(training.output_dir)
+        log = Path(training.output_dir) / "training_log.json"
+        log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Image
+from PIL import Image as PILImage
+
+from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
+from hf_distinct.data.images import to_rgb
+
+
+class Counting:
+    """Passes everything on to a real scorer and counts what it is asked to embed."""
+
+    def __init__(self, scorer):
+        self.scorer, self.num_images, self.texts = scorer, 0, []
+
+    def __getattr__(self, name):
+        return getattr(self.scorer, name)
+
+    def encode_images(self, pixel_values):
+        self.num_images += len(pixel_values)
+        return self.scorer.encode_images(pixel_values)
+
+    def encode_texts(self, texts, batch_size=256):
+        self.texts += texts
+        return self.scorer.encode_texts(texts, batch_size)
+
+
+@pytest.fixture
+def dataset(picture, rows_to_dataset):
+    captions = [["A dog.", "A cat."], ["A cat."], ["A bird.", "Birds fly.", "A dog."]]
+    return rows_to_dataset([(picture(f"{i}.png", seed=i), each, f"id{i}") for i, each in enumerate(captions)])
+
+
+def test_embeddings_are_those_of_the_scorer_row_by_row(dataset, scorer):
+    embedded, embeddings = embed_dataset(dataset, scorer, batch_size=2)
+    assert embedded["row"][:] == [0, 1, 2]
+    assert embedded.column_names == ["image", "captions", "image_id", "row"]
+    assert embeddings.caption_offsets.tolist() == [0, 2, 3, 6]
+    assert embeddings.image_embeds.shape == (3, 16)
+    assert embeddings.image_embeds.dtype == embeddings.caption_embeds.dtype == torch.float32
+    for row in embedded:
+        pixels = scorer.transform(to_rgb(row["image"]))[None]
+        torch.testing.assert_close(embeddings.image_embeds[row["row"]], scorer.encode_images(pixels)[0])
+        torch.testing.assert_close(embeddings.captions_of(row["row"]), scorer.encode_texts(row["captions"]))
+    torch.testing.assert_close(embeddings.image_embeds.norm(dim=1), torch.ones(3))
+
+
+def test_each_distinct_text_and_each_image_is_embedded_once(dataset, scorer):
+    counting = Counting(scorer)
+    embed_dataset(dataset, counting)
+    assert counting.num_images == 3
+    assert counting.texts == ["A dog.", "A cat.", "A bird.", "Birds fly."]
+
+
+def test_grey_cmyk_transparent_and_tiny_pictures_are_embedded(tmp_path, scorer, rows_to_dataset, caplog):
+    for mode, kind in [("L", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("I;16", "png"), ("1", "png")]:
+        PILImage.new(mode, (1, 1)).save(tmp_path / f"{mode}.{kind}")
+    rows = [(path, ["A dot."], path.stem) for path in sorted(tmp_path.glob("*.*"))]
+    assert len(rows) == 6
+    embedded, embeddings = embed_dataset(rows_to_dataset(rows), scorer)
+    assert len(embedded) == len(embeddings) == 6
+    assert not caplog.records
+
+
+@pytest.fixture
+def broken_dataset(picture, rows_to_dataset, tmp_path):
+    """Five rows: the first is truncated, the third is gone, the fourth is no picture."""
+    paths = [picture(f"{i}.png", seed=i, size=(64, 64)) for i in range(5)]
+    rows = rows_to_dataset([(path, [f"Caption {i}."] * (i + 1), f"id{i}") for i, path in enumerate(paths)])
+    paths[0].write_bytes(paths[0].read_bytes()[:5000])
+    paths[2].unlink()
+    paths[3].write_text("no picture")
+    return rows
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_undecodable_images_are_dropped_and_named(broken_dataset, scorer, tmp_path, caplog, cached):
+    for _ in range(2):
+        caplog.clear()
+        embedded, embeddings = embed_dataset(broken_dataset, scorer, cache_dir=tmp_path / "c" if cached else None)
+        assert embedded["image_id"][:] == ["id1", "id4"]
+        assert embedded["row"][:] == [0, 1]
+        assert embeddings.caption_offsets.tolist() == [0, 2, 7]
+        torch.testing.assert_close(embeddings.captions_of(1)[0], scorer.encode_texts(["Caption 4."])[0])
+        pixels = scorer.transform(to_rgb(embedded[1]["image"]))[None]
+        torch.testing.assert_close(embeddings.image_embeds[1], scorer.encode_images(pixels)[0])
+        (record,) = caplog.records  # a cached result says it again
+        assert "3 x undecodable image" in record.getMessage()
+        assert all(name in record.getMessage() for name in ("id0", "id2", "id3", "0.png", "2.png", "3.png"))
+    with pytest.raises(ValueError, match="undecodable image.*id0"):
+        embed_dataset(broken_dataset, scorer, cache_dir=tmp_path / "c" if cached else None, strict=True)
+
+
+def test_no_decodable_image_at_all(broken_dataset, scorer):
+    with pytest.raises(ValueError, match="None of the 2 images can be decoded: 2 x undecodable image"):
+        embed_dataset(broken_dataset.select([0, 2]), scorer)
+
+
+def test_decompression_bomb_is_a_named_skip(dataset, scorer, tmp_path, picture, rows_to_dataset, caplog, monkeypatch):
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 3000)
+    rows = [(picture("small.png"), ["a"], "small"), (picture("bomb.png", size=(70, 70)), ["b"], "bomb")]
+    embedded, _ = embed_dataset(rows_to_dataset(rows), scorer)
+    assert embedded["image_id"][:] == ["small"]
+    assert "bomb" in caplog.text
+    assert "DecompressionBombWarning" in caplog.text
+
+
+def test_cache_is_one_file_and_is_found_again(dataset, scorer, tmp_path):
+    cache = tmp_path / "deep" / "cache"
+    first, expected = embed_dataset(dataset, scorer, cache)
+    (file,) = cache.iterdir()
+    assert file.suffix == ".safetensors"
+    counting = Counting(scorer)
+    again, found = embed_dataset(dataset, counting, cache)
+    assert counting.num_images == 0
+    assert not counting.texts
+    assert again["row"][:] == first["row"][:]
+    for name in ("image_embeds", "caption_embeds", "caption_offsets"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_cache_is_keyed_by_data_scorer_and_files(dataset, scorer, tmp_path, picture):
+    def num_embedded(dataset, **other):
+        counting = Counting(scorer)
+        vars(counting).update(other)
+        embed_dataset(dataset, counting, tmp_path / "cache")
+        return counting.num_images
+
+    assert num_embedded(dataset) == 3
+    assert num_embedded(dataset) == 0
+    assert num_embedded(dataset, fingerprint="another") == 3
+    assert num_embedded(dataset.select([2, 0])) == 2
+    picture("1.png", seed=99)  # the same path, another picture
+    assert num_embedded(dataset) == 3
+
+
+def test_a_broken_cache_file_is_computed_anew(dataset, scorer, tmp_path, caplog):
+    _, expected = embed_dataset(dataset, scorer, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
+    assert torch.equal(found.image_embeds, expected.image_embeds)
+    assert "computed anew" in caplog.text
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [file.name]
+    assert torch.equal(CaptionEmbeddings.load(file).image_embeds, expected.image_embeds)
+
+
+def test_failed_write_leaves_nothing(dataset, scorer, tmp_path, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        embed_dataset(dataset, scorer, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_images_stored_as_bytes(scorer, tmp_path, dataset):
+    stored = dataset.map(lambda row: row, features=dataset.features)
+    embedded_bytes = stored.cast_column("image", Image(decode=False)).map(
+        lambda row: {"image": {"bytes": open(row["image"]["path"], "rb").read(), "path": None}}  # noqa: SIM115
+    )
+    from_bytes = embedded_bytes.cast_column("image", Image())
+    _, expected = embed_dataset(dataset, scorer)
+    _, found = embed_dataset(from_bytes, scorer, tmp_path / "cache")
+    torch.testing.assert_close(found.image_embeds, expected.image_embeds)
+
+
+def test_embedding_again_renumbers_the_rows(dataset, scorer):
+    embedded, _ = embed_dataset(dataset, scorer)
+    again, embeddings = embed_dataset(embedded.select([2, 0]), scorer)
+    assert again["row"][:] == [0, 1]
+    assert embeddings.caption_offsets.tolist() == [0, 3, 5]
+
+
+def test_wrong_columns_and_no_rows(dataset, scorer):
+    for wrong in (
+        dataset.remove_columns("captions"),
+        dataset.select([]),
+        dataset.remove_columns("image").add_column("image", ["a.png"] * 3),
+    ):
+        with pytest.raises(ValueError, match="embed_dataset needs rows with the columns"):
+            embed_dataset(wrong, scorer)
+
+
+def test_scorer_that_gives_nan(dataset, scorer):
+    counting = Counting(scorer)
+    counting.encode_images = lambda pixel_values: torch.full((len(pixel_values), 16), torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        embed_dataset(dataset, counting)
+
+
+def test_save_and_load(tmp_path):
+    embeddings = CaptionEmbeddings(torch.randn(2, 4), torch.randn(3, 4), torch.tensor([0, 1, 3]))
+    embeddings.save(tmp_path / "e.safetensors")
+    loaded = CaptionEmbeddings.load(tmp_path / "e.safetensors")
+    assert torch.equal(loaded.caption_embeds, embeddings.caption_embeds)
+    assert len(loaded) == 2
+    (tmp_path / "no.safetensors").write_bytes(np.zeros(100, np.uint8).tobytes())
+    with pytest.raises(ValueError, match=r"no\.safetensors.*holds no caption embeddings"):
+        CaptionEmbeddings.load(tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("offsets", [[0, 1], [0, 1, 2], [1, 2, 3], [0, 1, 2, 3]])
+def test_offsets_that_do_not_fit(offsets):
+    with pytest.raises(ValueError, match="do not fit 2 images and 3 captions"):
+        CaptionEmbeddings(torch.zeros(2, 4), torch.zeros(3, 4), torch.tensor(offsets))

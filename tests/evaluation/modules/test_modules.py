@@ -1,0 +1,78 @@
+"""The metrics load with `evaluate.load(path)` in a fresh process without network and give the functions' numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_distinct.evaluation
+from hf_distinct.evaluation import bleu, caption_metrics, distinct_n, retrieval_metrics
+from hf_distinct.evaluation.modules import path
+
+CAPTIONS = ["a red dog", "a cat", "a cat"]
+REFERENCES = [["a red dog runs", "the dog"], ["a cat"], ["a blue bird", "bird"]]
+TEXTS = [[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]
+IMAGES = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
+
+SCRIPT = """
+import json
+import socket
+import sys
+
+def refuse(*_):
+    raise OSError("the network was asked for")
+
+socket.socket.connect = refuse
+import evaluate
+given = json.load(sys.stdin)
+results = {name: evaluate.load(path).compute(**arguments) for name, path, arguments in given}
+json.dump(results, sys.stdout)
+"""
+
+
+def in_fresh_process(script: str, text: str, cache: Path) -> str:
+    package = Path(hf_distinct.evaluation.__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"PYTHONPATH": str(package), "HF_HOME": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=text, env=environment, cwd=cache, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_load_and_compute(tmp_path):
+    given = [
+        ("caption_quality", {"predictions": CAPTIONS, "references": REFERENCES}),
+        ("caption_diversity", {"predictions": CAPTIONS}),
+        ("clip_retrieval", {"predictions": TEXTS, "references": IMAGES}),
+    ]
+    text = json.dumps([(name, path(name), arguments) for name, arguments in given])
+    results = json.loads(in_fresh_process(SCRIPT, text, tmp_path))
+
+    expected = caption_metrics(CAPTIONS, REFERENCES)
+    blue = {f"BLEU-{n}": score for n, score in enumerate(bleu(CAPTIONS, REFERENCES), start=1)}
+    assert results["caption_quality"] == pytest.approx(
+        {"CIDEr-D": expected["CIDEr-D"], **blue, "ROUGE-L": expected["ROUGE-L"]}
+    )
+    assert results["caption_diversity"] == pytest.approx(
+        {name: expected[name] for name in ("vocabulary", "mean_length", "unique")}
+        | {"distinct_1": distinct_n(CAPTIONS, 1), "distinct_2": distinct_n(CAPTIONS, 2)}
+    )
+    assert results["clip_retrieval"] == pytest.approx(retrieval_metrics(torch.tensor(TEXTS), torch.tensor(IMAGES)))
+
+
+def test_the_package_does_not_import_evaluate(tmp_path):
+    script = "import sys, hf_distinct.evaluation.modules, hf_distinct.reporting; print('evaluate' in sys.modules)"
+    assert in_fresh_process(script, "", tmp_path).strip() == "False"
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="there are caption_diversity, caption_quality, clip_retrieval"):
+        path("cider")
