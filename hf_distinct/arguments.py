@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
+
+    What a person can mend (data, names, paths, settings) is raised as ``ValueError`` or ``OSError`` everywhere in this
+    package; other errors pass. ``TRANSFORMERS_VERBOSITY=debug`` shows the traceback too.
+
+    Raises:
+        SystemExit: with the message, instead of a ValueError or an OSError.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logger.debug("where it happened", exc_info=True)
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error
 
 
 def parse_settings(
@@ -35,7 +57,9 @@ def parse_settings(
             file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(kinds, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    # All settings in the usage line would bury the message of an error.
+    usage = "%(prog)s [settings.yaml] [--name value ...]"
+    parser = HfArgumentParser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
     from_file: list[str] = []
     path = argv.pop(0) if argv and not argv[0].startswith("-") else default_file
@@ -55,8 +79,8 @@ def parse_settings(
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f"cannot read the settings file {path}: {error}")
     if not isinstance(settings, dict):
         parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")
@@ -71,7 +95,7 @@ def _flags(settings: dict[str, Any], path: str, names: list[str], parser: HfArgu
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *(yaml.safe_dump(v).strip() if isinstance(v, dict) else str(v) for v in values)]
+        flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
     return flags
 
 

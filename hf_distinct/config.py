@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 from hf_distinct.losses import Normalization, ReferenceWeighting
@@ -99,6 +101,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
+        self._run_on_what_there_is()
         super().__post_init__()
         if self.rollouts == "beam":
             self.num_rollouts = 1
@@ -114,14 +117,17 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         for name, least in (
             ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
             ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
-            ("discriminator_pretrain_steps", 0),
+            ("discriminator_pretrain_steps", 0), ("no_repeat_ngram_size", 0), ("max_new_tokens", 1),
+            ("max_reference_length", 2), ("log_samples", 0),
         ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         if not 0 <= self.discriminator_weight <= 1:
             raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
+        for name in ("temperature", "reward_clamp", "discriminator_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if self.baseline == "leave_one_out" and self.num_rollouts < 2:
             raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2 (and rollouts='sample')")
         if not self.reward:
@@ -130,3 +136,12 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
+
+    def _run_on_what_there_is(self) -> None:
+        """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""
+        if torch.accelerator.is_available():
+            return
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+            self.ddp_backend = self.ddp_backend or "gloo"  # use_cpu would take DeepSpeed for plain processes
+        else:
+            self.use_cpu = True

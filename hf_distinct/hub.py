@@ -53,7 +53,10 @@ UPLOADED_FILES = (
 _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")
 _TOKEN = re.compile(r"\bhf_\w{8,}")
 # An absolute path, `~/path` or `../path` inside a text; not the slashes of `https://host/page`, `org/name`, `and/or`.
-_PATH = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\s\\/'\",;]+)+[\\/]?")
+# Folders may hold spaces, and are told from prose by the slash behind them.
+_PATH = re.compile(
+    r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?"
+)
 
 
 def write_model_card(
@@ -242,6 +245,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _portable(text: str) -> str:
     """The text without what is only true, or only known, on this machine: local paths but their last part; tokens."""
+    text = text.removeprefix("file://")
     if os.path.isabs(text):  # as a whole, spaces and all
         return _last_part(text)
     return _TOKEN.sub("[token]", _PATH.sub(lambda found: _last_part(found.group()), text))

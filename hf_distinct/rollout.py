@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,16 @@ def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> No
                 f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
                 f"the tokenizer's; without it no caption begins or ends."
             )
+    if token_id(model, "eos_token_id") != tokenizer.eos_token_id:
+        raise ValueError(
+            f"The captioner ends its captions with token {token_id(model, 'eos_token_id')}, the tokenizer those that "
+            f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on model.config and model.generation_config."
+        )
+
+
+def decoder_positions(model: VisionEncoderDecoderModel) -> int:
+    """The longest caption, in tokens, that the decoder has positions for."""
+    return int(getattr(model.config.decoder, "max_position_embeddings", None) or sys.maxsize)
 
 
 def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
@@ -57,8 +68,9 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
     }
     if settings.get("do_sample"):
         base["top_k"] = 0
-    if settings.get("max_new_tokens") is None:
-        settings.pop("max_new_tokens", None)
+    settings["max_new_tokens"] = settings.get("max_new_tokens") or own.max_new_tokens
+    if settings["max_new_tokens"] is None:
+        settings.pop("max_new_tokens")
     else:
         base.pop("max_length")
     return GenerationConfig(**{**base, **settings})

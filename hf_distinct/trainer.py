@@ -25,7 +25,7 @@ from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_image
+from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import gather_rows, own_part
@@ -35,6 +35,7 @@ from hf_distinct.rollout import (
     caption_logits,
     check_captioner,
     decode,
+    decoder_positions,
     generate_labels,
     generation_ready,
     join_labels,
@@ -109,6 +110,15 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ):
         check_captioner(model, processing_class)
+        batch = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and len(train_dataset) < batch:  # the Trainer would end at step 0, in silence
+            raise ValueError(
+                f"{len(train_dataset)} training images do not fill one batch of {batch}: lower "
+                "per_device_train_batch_size."
+            )
+        positions = decoder_positions(model)
+        if args.max_new_tokens is not None and args.max_new_tokens > positions:
+            raise ValueError(f"max_new_tokens={args.max_new_tokens}, but the decoder has only {positions} positions.")
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
@@ -124,9 +134,9 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             tokenizer=processing_class,
             image_processor=image_processor,
             embeddings=embeddings,
-            image_ids=train_dataset["image_id"],
+            image_ids=list(train_dataset["image_id"]),
             captions_per_image=args.references_per_image,
-            max_length=args.max_reference_length,
+            max_length=min(args.max_reference_length, positions),
             seed=args.seed,
             epoch=0,
         )
@@ -160,7 +170,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         self.reference_model = copy.deepcopy(model).eval().requires_grad_(False) if args.kl_weight else None
         self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
         self.meter = Meter()
-        self._samples: list[tuple[str, str, float]] = []
+        self._samples: list[tuple[str, str]] = []
 
     # ----------------------------------------------------------------------------------------------------- rewards
 
@@ -187,7 +197,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         weight = self.args.discriminator_weight
         total = weight * scores
         for reward, share in zip(self.rewards, self.reward_weights, strict=True):
-            values = reward(batch).to(scores)
+            values = _checked(reward(batch), reward.name, batch).to(scores)
             self._parts[reward.name] = values
             total = total + (1 - weight) * share * values
         return total
@@ -215,7 +225,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         with self.meter.phase("reward"):
             rollout_advantages, reference_weights = self._judge(inputs, captions, greedy)
         with self.meter.phase("score"):
-            loss, logits = self._score(model, hidden, labels, inputs["labels"], rollout_advantages, reference_weights)
+            loss, logits = self._score(model, hidden, labels, inputs, rollout_advantages, reference_weights)
         self._measure_captions(labels, captions, inputs)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -289,7 +299,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         self._measure_rewards(counts, rewards, scores, weights)
         if a.discriminator_weight:
             self._update_discriminator(images, text_embeds[: B * K].view(B, K, -1), references)
-        self._samples = [(r, g[0], float("nan")) for r, g in zip(rollouts[::K], inputs["captions"], strict=True)]
+        self._samples = [(r, g[0]) for r, g in zip(rollouts[::K], inputs["captions"], strict=True)]
         return advantages.flatten(), weights
 
     def _pools(
@@ -317,7 +327,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         if self.memory:
             pooled = {name: torch.cat([parts[name], *(old[name] for old in self.memory)]) for name in parts}
         if self.args.memory_batches:
-            self.memory.append({**parts, "kinds": torch.full_like(parts["kinds"], int(TextKind.MEMORY))})
+            self.memory.append(self._to_remember(parts))
         return {
             "text_pool": TextPool(
                 pooled["text_embeds"], pooled["text_ids"], pooled["text_image_ids"], pooled["kinds"]
@@ -325,11 +335,22 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             "image_pool": ImagePool(pooled["image_embeds"], pooled["image_ids"]),
         }
 
+    def _to_remember(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a later batch is compared with. There every text is of kind MEMORY: those switched off stay out now."""
+        kinds, kept = parts["kinds"], torch.ones_like(parts["kinds"], dtype=torch.bool)
+        if not self.args.pool_references:
+            kept &= kinds != TextKind.REFERENCE
+        if not self.args.pool_greedy:
+            kept &= kinds != TextKind.GREEDY
+        texts = {name: parts[name][kept] for name in ("text_embeds", "text_ids", "text_image_ids", "kinds")}
+        return {**parts, **texts, "kinds": torch.full_like(texts["kinds"], int(TextKind.MEMORY))}
+
     def _score(
-        self, model: Any, hidden: Tensor, labels: Tensor, references: Tensor, advantages: Tensor, weights: Tensor
+        self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], advantages: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of rollouts and references in one decoder pass, and the loss they make."""
         a = self.args
+        references = inputs["labels"]
         rollouts, per_image = len(labels), references.shape[1]
         joined = join_labels(labels, references.flatten(0, 1)) if a.wtf_weight else labels
         rows = [hidden.repeat_interleave(a.num_rollouts, dim=0)]
@@ -350,20 +371,20 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             self.meter.add("loss/weighted_teacher_forcing", term)
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
-            divergence = self._divergence(logits[:rollouts], hidden, labels, joined.shape[1])
+            divergence = self._divergence(logits[:rollouts], inputs["pixel_values"], joined[:rollouts])
             self.meter.add("kl", divergence)
             loss = loss + a.kl_weight * divergence
         return loss, logits
 
-    def _divergence(self, logits: Tensor, hidden: Tensor, labels: Tensor, length: int) -> Tensor:
-        """KL of the policy from the captioner that training began with, on the rollouts."""
-        padded = torch.nn.functional.pad(labels, (0, length - labels.shape[1]), value=losses.IGNORED_LABEL)
-        rows = hidden.detach().repeat_interleave(self.args.num_rollouts, dim=0)
+    def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """KL of the policy from the captioner that training began with, its encoder included, on the rollouts."""
         assert self.reference_model is not None
-        self.reference_model.to(rows.device)
+        self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
         with torch.no_grad(), self.compute_loss_context_manager():
-            reference_logits = caption_logits(self.reference_model, rows, padded)
-        return losses.kl_divergence(logits, reference_logits, padded)
+            hidden = self.reference_model.encoder(pixel_values).last_hidden_state
+            rows = hidden.repeat_interleave(self.args.num_rollouts, dim=0)
+            reference_logits = caption_logits(self.reference_model, rows, labels)
+        return losses.kl_divergence(logits, reference_logits, labels)
 
     # ----------------------------------------------------------------------------------------------- discriminator
 
@@ -418,7 +439,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
             if self.is_world_process_zero():
-                for rollout, reference, _ in self._samples[: self.args.log_samples]:
+                for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)
         super().log(logs, *args, **kwargs)
 
@@ -449,7 +470,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             for start in range(0, len(own), size):
                 rows = own[start : start + size]
                 images = [decode_image(dataset[i]["image"]) for i in rows]
-                pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"].to(self.args.device)
+                pixels = to_pixel_values(images, self.image_processor).to(self.args.device)
                 with self.compute_loss_context_manager():
                     sequences = captioner.generate(pixels)
                 texts = self.processing_class.batch_decode(sequences, skip_special_tokens=True)
@@ -496,16 +517,39 @@ class RLCaptionTrainer(Seq2SeqTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save, beside optimiser and schedule, the discriminator and the memory."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}
-            torch.save(state, Path(output_dir) / STATE_FILE)
+        path = self._state_file(output_dir)
+        if self.args.should_save or path.name != STATE_FILE:
+            path.parent.mkdir(parents=True, exist_ok=True)  # process 0 may not have come to it
+            torch.save({"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}, path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take discriminator and memory up again."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint) / STATE_FILE if checkpoint else None
-        if path is not None and path.is_file():
-            state = torch.load(path, map_location=self.args.device, weights_only=True)
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.memory.clear()
-            self.memory.extend(state["memory"])
+        if checkpoint is None:
+            return
+        path = self._state_file(checkpoint)
+        if not path.is_file():
+            logger.warning("%s is missing: discriminator and memory start anew", path)
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.memory.clear()
+        self.memory.extend(state["memory"])
+
+    def _state_file(self, folder: str) -> Path:
+        """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""
+        a = self.args
+        alone = a.memory_batches and not a.pool_other_processes and a.process_index
+        return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else STATE_FILE)
+
+
+def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:
+    """The values of a reward, which may be anybody's class; a NaN would reach the weights, and no log would tell."""
+    if not isinstance(values, Tensor) or values.shape != (len(batch),):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"reward {name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption")
+    finite = values.isfinite()
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"reward {name!r} gave {values[row].item()} for row {row}, caption {batch.captions[row]!r}")
+    return values

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel, set_seed
 from transformers.utils import logging
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.arguments import parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import embed_dataset, ensure_splits, load_captions
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.gallery import Gallery
@@ -58,7 +60,10 @@ class Settings:
     )
     judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
     train_size: int = field(default=4000, metadata={"help": "Emoji scenes to train on."})
-    test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each test gallery)."})
+    test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
+    split: Literal["test", "validation"] = field(
+        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+    )
     data_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
 
 
@@ -72,12 +77,12 @@ def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
     if settings.dataset == "emoji_scenes":
         train = emoji_scenes("train", settings.train_size, settings.data_seed)
         galleries = {
-            "": emoji_scenes("test", settings.test_size, settings.data_seed),
-            "twins/": emoji_scenes("test_twins", settings.test_size, settings.data_seed),
+            "": emoji_scenes(settings.split, settings.test_size, settings.data_seed),
+            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.data_seed),
         }
         return train, galleries
     splits = ensure_splits(load_captions(settings.dataset, settings.image_root, strict=settings.strict))
-    test = splits["test"]
+    test = splits[settings.split]
     return splits["train"], {"": test.select(range(min(settings.test_size, len(test))))}
 
 
@@ -117,8 +122,8 @@ def main() -> None:
     output = Path(config.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / ".writable").touch()
-        (output / ".writable").unlink()
+        with tempfile.TemporaryFile(dir=output):  # better now than after the training
+            pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
     if config.push_to_hub:
@@ -161,7 +166,9 @@ def main() -> None:
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (output / "captions.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+    ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
+    captions = {"image_id": ids, "before": before, "after": after}
+    (output / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
     tokenizer.save_pretrained(output)
     image_processor.save_pretrained(output)
     judge = "judge" if "judge" in clips else "scorer"
@@ -171,10 +178,11 @@ def main() -> None:
     write_contrast_sheet(
         sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
     )
+    defaults = RLCaptionConfig(output_dir=config.output_dir).to_dict()
     write_model_card(
         output,
         model_name=output.name,
-        settings={k: v for k, v in config.to_diff_dict().items()} if hasattr(config, "to_diff_dict") else {},
+        settings={name: value for name, value in config.to_dict().items() if value != defaults[name]},
         metrics=metrics,
         data=settings.dataset,
         scorer=settings.scorer,
@@ -190,4 +198,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clear_errors():
+        main()

@@ -26,7 +26,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_distinct.arguments import parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.emoji_scenes import DETAILED_SHARES, Scene, emoji_scenes, full_caption, judge_caption
 from hf_distinct.data.images import to_rgb
@@ -50,6 +50,7 @@ class Settings:
         default='{"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}',
         metadata={"help": "Image tower of a new model, JSON in open_clip's terms."},
     )
+    spread_positions: bool = field(default=False, metadata={"help": "Heads of an attention pool start far apart."})
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
     train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
@@ -78,16 +79,20 @@ class CaptionedImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
         row = self.dataset[index]
         rng = random.Random(int(torch.randint(2**62, ()).item()))
-        caption = rng.choice(row["captions"])
-        negative = ""
+        caption, negative = rng.choice(row["captions"]), ""
         if self.settings.hard_negatives:
-            kinds, weights = list(KINDS), list(self.settings.kind_weights)
-            while kinds and not negative:
-                kind = rng.choices(kinds, weights)[0]
-                negative = hard_negative(caption, kind, rng, truth_of(row)) or ""
-                weights.pop(kinds.index(kind))
-                kinds.remove(kind)
+            caption, negative = self._with_negative(row, rng) or (caption, negative)
         return self.transform(to_rgb(row["image"])), caption, negative
+
+
+    def _with_negative(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
+        """A kind of negative first, as often as its weight says; then a caption that offers it."""
+        kind = rng.choices(KINDS, self.settings.kind_weights)[0]
+        for caption in rng.sample(row["captions"], len(row["captions"])):
+            negative = hard_negative(caption, kind, rng, truth_of(row))
+            if negative:
+                return caption, negative
+        return None
 
 
 def truth_of(row: dict[str, Any]) -> Callable[[str], bool] | None:
@@ -113,6 +118,17 @@ def new_model(settings: Settings, captions: list[str]) -> tuple[Any, dict, dict,
     tokenize = open_clip.tokenizer.HFTokenizer(str(folder), context_length=24)
     keep = ("size", "mean", "std", "interpolation", "resize_mode")
     return model, model_cfg, {k: getattr(preprocess, k) for k in keep}, transform, tokenize
+
+
+def tell_places_apart(model: Any, scale: float = 10.0) -> None:
+    """Start the positions of an attention pool large enough for its heads to look at different places.
+
+    At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
+    after a long plateau, if at all.
+    """
+    for name, parameter in model.visual.named_parameters():
+        if name.endswith(("attnpool.positional_embedding", "pool.pos_embed")):
+            parameter.data.mul_(scale)
 
 
 def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]:
@@ -206,6 +222,8 @@ def main() -> None:
         model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
     else:
         model, model_cfg, preprocess_cfg, transform, tokenize = published_model(settings)
+    if settings.spread_positions:
+        tell_places_apart(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, memory_format=torch.channels_last).train()
     decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
@@ -255,4 +273,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clear_errors():
+        main()

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distinct.arguments import parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.emoji_scenes import DETAILED_SHARES, PEOPLE_SHARES, emoji_scenes
@@ -186,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clear_errors():
+        main()

@@ -275,7 +275,7 @@ def test_a_card_without_results_says_nothing_of_them(tmp_path):
 
 
 def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
-    home = tmp_path / "alice"
+    home = tmp_path / "alice liddell"  # a space in a path must not cut it
     (home / "captioner").mkdir(parents=True)
     card = write_model_card(
         home,
@@ -289,7 +289,7 @@ def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
             "note": "hf_abcdefghijklmnop",
             "resume_from_checkpoint": str(home / "checkpoint-10"),
             "rewards": [f"{home}/rewards.py:short", "~alice/rewards.py:long", "../alice/r.py:odd", "contrastive"],
-            "windows": r"C:\Users\alice\pictures",
+            "windows": r"C:\Users\alice liddell\pictures",
             "max_steps": 150,
             "max_new_tokens": 20,
             "url": "https://example.org/page",

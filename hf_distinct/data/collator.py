@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
 
 IGNORED_LABEL = -100
 OWN_COLUMNS = ("image", "captions", "row", "neighbours")
@@ -124,14 +123,10 @@ class CaptionCollator:
         images = []
         for row in rows:
             try:
-                image = decode_image(row["image"])
+                images.append(decode_image(row["image"]))
             except ImageError as error:
                 raise ValueError(f"Image {row['image_id']!r}: {error}") from error
-            # Image processors take a side of 1 or 3 pixels for the colour channels. Enlarging loses nothing.
-            if min(image.size) < 4:
-                image = image.resize((4 * image.width, 4 * image.height), Image.Resampling.NEAREST)
-            images.append(image)
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"].float()
+        return to_pixel_values(images, self.image_processor)
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""

@@ -56,6 +56,8 @@ STYLES = ("one", "vague", "two", "relation", "everything")
 PEOPLE_SHARES = (0.30, 0.30, 0.18, 0.14, 0.08)
 DETAILED_SHARES = (0.10, 0.10, 0.15, 0.25, 0.40)
 FACTS = 6
+# A held-out split has a few thousand scenes at ease; towards its end the draw finds new ones ever more rarely.
+LARGEST_GALLERY = 4000
 
 
 @lru_cache(maxsize=1)
@@ -183,8 +185,9 @@ def _random_gallery(split: str, size: int, rng: np.random.Generator) -> np.ndarr
 
 def _twin_gallery(split: str, size: int, rng: np.random.Generator, group: int = 8) -> np.ndarray:
     """Groups of eight scenes of one noun pair; each differs from the first of its group in one or two facts."""
-    chosen: list[np.ndarray] = []
+    chosen: list[tuple[int, ...]] = []
     pairs: set[tuple[int, int]] = set()
+    seen: set[tuple[int, ...]] = set()
     changes = [(fact,) for fact in range(2, 6)] + [(a, b) for a in range(2, 6) for b in range(a + 1, 6)]
     values = {2: 2, 3: 2, 4: len(RELATIONS), 5: len(BACKGROUNDS)}
     while len(chosen) < size:
@@ -193,14 +196,19 @@ def _twin_gallery(split: str, size: int, rng: np.random.Generator, group: int = 
             pair = (min(base[:2].tolist()), max(base[:2].tolist()))
             if pair in pairs and len(pairs) < 60:
                 continue
-            pairs.add(pair)
-            twins = {tuple(base.tolist())}
+            twins = [tuple(base.tolist())]
             while len(twins) < group:
                 twin = base.copy()
                 for fact in changes[rng.integers(len(changes))]:
                     twin[fact] = (twin[fact] + rng.integers(1, values[fact])) % values[fact]
-                twins.add(tuple(twin.tolist()))
-            chosen.extend(np.array(twin) for twin in sorted(twins))
+                if tuple(twin.tolist()) not in twins:
+                    twins.append(tuple(twin.tolist()))
+            keys = {tuple(row) for row in _canonical(np.array(twins)).tolist()}
+            if not seen.isdisjoint(keys):  # another group of this pair holds one of them
+                continue
+            seen |= keys
+            pairs.add(pair)
+            chosen.extend(twins)
             if len(chosen) >= size:
                 break
     return np.array(chosen[:size]).reshape(-1, FACTS)
@@ -445,13 +453,15 @@ def emoji_scenes(
         A dataset with ``image`` (64 x 64), ``captions``, ``image_id`` and ``scene`` (the facts, see :class:`Scene`).
 
     Raises:
-        ValueError: if the split is unknown.
+        ValueError: if the split is unknown, or a held-out one does not have that many scenes.
     """
     from datasets import Dataset, Features, Image, List, Value
 
     known = ("train", "validation", "test", "validation_twins", "test_twins")
     if split not in known:
         raise ValueError(f"emoji scenes have no split {split!r}; they have {', '.join(known)}.")
+    if split != "train" and size > LARGEST_GALLERY:
+        raise ValueError(f"{size} {split} scenes are too many: a held-out split has at most {LARGEST_GALLERY}.")
     features = Features(
         {
             "image": Image(),

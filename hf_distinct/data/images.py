@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import BaseImageProcessor
 
 # A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
 MAX_ASPECT_RATIO = 200
@@ -89,13 +94,22 @@ def decode_image(value: Image.Image | dict[str, Any] | None) -> Image.Image:
         raise ImageError(f"{place} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def to_pixel_values(images: Sequence[Image.Image], image_processor: BaseImageProcessor) -> Tensor:
+    """Prepare RGB pictures of any size for a captioner: `pixel_values` (B, 3, H, W), float32."""
+    # Image processors take a side of 1 or 3 pixels for the colour channels. Enlarging loses nothing.
+    images = [
+        image if min(image.size) >= 4 else image.resize((4 * image.width, 4 * image.height), Image.Resampling.NEAREST)
+        for image in images
+    ]
+    return image_processor(images=images, return_tensors="pt")["pixel_values"].float()
+
+
 def _open_upright(file: Any) -> Image.Image:
     if file is None:
         raise ValueError("neither bytes nor a path are given")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file) as image:
-            _check_aspect_ratio(image)
             image.load()
             return ImageOps.exif_transpose(image)
 

@@ -46,19 +46,29 @@ FUNCTION_WORDS = frozenset(
 KINDS = ("relation", "size", "swap", "shuffle", "drop", "cut")
 
 
+def _bare(word: str) -> str:
+    """A word as the lists above have it: people write capitals, commas and full stops."""
+    return word.lower().strip(".,;:!?\"'()")
+
+
+def _is_function_word(word: str) -> bool:
+    return _bare(word) in FUNCTION_WORDS
+
+
 def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) -> list[str]:
     """One word turned into its opposite."""
     opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-    places = [i for i, word in enumerate(words) if word in opposite]
+    places = [i for i, word in enumerate(words) if _bare(word) in opposite]
     if not places:
         return words
     place = rng.choice(places)
-    return [*words[:place], opposite[words[place]], *words[place + 1 :]]
+    word, bare = words[place], _bare(words[place])
+    return [*words[:place], word.lower().replace(bare, opposite[bare]), *words[place + 1 :]]
 
 
 def _swap(words: list[str], rng: random.Random) -> list[str]:
     """Two content words change places."""
-    places = [i for i, word in enumerate(words) if word not in FUNCTION_WORDS]
+    places = [i for i, word in enumerate(words) if not _is_function_word(word)]
     if len(places) < 2:
         return words
     i, j = rng.sample(places, 2)
@@ -73,7 +83,7 @@ def _shuffle(words: list[str], rng: random.Random) -> list[str]:
 
 def _drop(words: list[str], rng: random.Random) -> list[str]:
     """Some or all function words are gone."""
-    places = [i for i, word in enumerate(words) if word in FUNCTION_WORDS]
+    places = [i for i, word in enumerate(words) if _is_function_word(word)]
     if not places or len(places) == len(words):
         return words
     gone = set(rng.sample(places, rng.randint(1, len(places))))
@@ -82,7 +92,7 @@ def _drop(words: list[str], rng: random.Random) -> list[str]:
 
 def _cut(words: list[str], rng: random.Random) -> list[str]:
     """The sentence breaks off behind a function word."""
-    places = [i for i, word in enumerate(words) if word in FUNCTION_WORDS and i > 0]
+    places = [i for i, word in enumerate(words) if _is_function_word(word) and i > 0]
     return words[: rng.choice(places) + 1] if places else words
 
 

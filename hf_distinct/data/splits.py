@@ -1,4 +1,4 @@
-"""Held-out splits for sources that bring none."""
+"""Held-out splits for sources that lack them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIN_IMAGES = 4
 
 
 def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
-    """Carve validation and test splits out of "train" if it is the only split; else return `splits` as it is.
+    """Carve validation and test splits out of "train", whichever of them the source does not bring itself.
 
     Images are ranked by a hash of their id and the seed, so that the outcome depends neither on the order of the rows
     nor on the machine. Rows of the same image id stay together.
@@ -22,12 +22,15 @@ def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.
         seed: Another seed gives other splits.
 
     Returns:
-        Splits train, validation and test, each in the order of the original rows.
+        Splits train, validation and test, each in the order of the original rows; `splits` itself if it has all.
 
     Raises:
-        ValueError: Fewer than 4 images, or shares that are not positive or leave nothing to train on.
+        ValueError: No train split, fewer than 4 images, or shares that are not positive or leave nothing to train on.
     """
-    if set(splits) != {"train"}:
+    if "train" not in splits:
+        raise ValueError(f"There are no images to train on, only the splits {', '.join(splits)}: mark some as train.")
+    missing = {name: share for name, share in (("validation", validation), ("test", test)) if name not in splits}
+    if not missing:
         return splits
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"validation={validation} and test={test} should be above 0 and below 1 together.")
@@ -35,13 +38,14 @@ def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.
     ranked = sorted(set(image_ids), key=lambda image_id: (stable_hash(f"{seed}:{image_id}"), image_id))
     if len(ranked) < MIN_IMAGES:
         raise ValueError(f"{len(ranked)} images are too few for train, validation and test: at least {MIN_IMAGES}.")
-    num_validation = max(1, round(validation * len(ranked)))
-    num_test = max(1, round(test * len(ranked)))
-    if num_validation + num_test >= len(ranked):
+    held_out: dict[str, str] = {}
+    for name, share in missing.items():
+        start = len(held_out)
+        held_out |= dict.fromkeys(ranked[start : start + max(1, round(share * len(ranked)))], name)
+    if len(held_out) == len(ranked):
         raise ValueError(f"validation={validation} and test={test} leave none of {len(ranked)} images to train on.")
-    held_out = dict.fromkeys(ranked[:num_validation], "validation")
-    held_out |= dict.fromkeys(ranked[num_validation : num_validation + num_test], "test")
-    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    rows: dict[str, list[int]] = {"train": [], **{name: [] for name in missing}}
     for row, image_id in enumerate(image_ids):
         rows[held_out.get(image_id, "train")].append(row)
-    return DatasetDict({name: splits["train"].select(members) for name, members in rows.items()})
+    carved = {name: splits["train"].select(members) for name, members in rows.items()}
+    return DatasetDict({name: carved.get(name, splits.get(name)) for name in ("train", "validation", "test")})

@@ -25,7 +25,8 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int = 1, max_length
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     counts = Counter(word for caption in captions for word in caption.lower().split())
-    words = sorted(word for word, count in counts.items() if count >= min_count)
+    special = {"<pad>", "<bos>", "<unk>", "<eos>"}  # a caption may spell them out
+    words = sorted(word for word, count in counts.items() if count >= min_count and word not in special)
     if not words:
         raise ValueError("No word occurs often enough for a vocabulary: are there any captions?")
     tokens = ["<pad>", "<bos>", "<unk>", *words, "<eos>"]

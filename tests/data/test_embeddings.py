@@ -78,7 +78,7 @@ def broken_dataset(picture, rows_to_dataset, tmp_path):
 def test_undecodable_images_are_dropped_and_named(broken_dataset, scorer, tmp_path, caplog, cached):
     for _ in range(2):
         caplog.clear()
-        embedded, embeddings = embed_dataset(broken_dataset, scorer, cache_dir=tmp_path / "c" if cached else None)
+        embedded, embeddings = embed_dataset(broken_dataset, scorer, tmp_path / "c" if cached else None, batch_size=2)
         assert embedded["image_id"][:] == ["id1", "id4"]
         assert embedded["row"][:] == [0, 1]
         assert embeddings.caption_offsets.tolist() == [0, 2, 7]
@@ -131,6 +131,8 @@ def test_cache_is_keyed_by_data_scorer_and_files(dataset, scorer, tmp_path, pict
     assert num_embedded(dataset) == 0
     assert num_embedded(dataset, fingerprint="another") == 3
     assert num_embedded(dataset.select([2, 0])) == 2
+    captions = [["Another caption."], ["A cat."], ["A bird."]]
+    assert num_embedded(dataset.remove_columns("captions").add_column("captions", captions)) == 3
     picture("1.png", seed=99)  # the same path, another picture
     assert num_embedded(dataset) == 3
 

@@ -44,8 +44,23 @@ def test_other_seed_other_splits():
 
 def test_a_source_with_splits_of_its_own_is_left_alone():
     splits = only_train(["1"])
-    splits["test"] = splits["train"]
+    splits["test"] = splits["validation"] = splits["train"]
     assert ensure_splits(splits) is splits
+
+
+@pytest.mark.parametrize(("brought", "carved"), [("test", "validation"), ("validation", "test")])
+def test_only_the_missing_split_is_carved(brought, carved):
+    splits = only_train([str(number) for number in range(20)])
+    splits[brought] = Dataset.from_dict({"image_id": ["own"]})
+    found = ensure_splits(splits)
+    assert list(found) == ["train", "validation", "test"]
+    assert found[brought]["image_id"][:] == ["own"]
+    assert len(found[carved]) == 2 and len(found["train"]) == 18
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(ValueError, match="only the splits test"):
+        ensure_splits(DatasetDict(test=Dataset.from_dict({"image_id": ["1"]})))
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.0, 0.1), (0.1, -0.1), (0.5, 0.5), (0.49, 0.49)])

@@ -1,0 +1,26 @@
+"""Fixtures of the tests that train: see tiny.py for what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny ``captioner`` and ``scorer``."""
+    return tiny.build_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def make_trainer(tiny_models: Path, tmp_path: Path) -> Callable[..., tiny.RecordingTrainer]:
+    """Makes a trainer of the tiny models from settings, in a folder of its own unless ``output`` is given."""
+
+    def make(output: Path = tmp_path / "run", **settings: Any) -> tiny.RecordingTrainer:
+        return tiny.make_trainer(tiny_models, output, **settings)
+
+    return make

@@ -1,0 +1,126 @@
+"""Settings: what they mean together, and that each contradiction is an error that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+from hf_distinct import RLCaptionConfig
+
+PROCESS = """
+import json, sys
+from hf_distinct import RLCaptionConfig
+config = RLCaptionConfig(output_dir=sys.argv[1])
+print(json.dumps([config.use_cpu, config.ddp_backend, config.world_size, str(config.device)]))
+"""
+
+
+def test_the_defaults_are_consistent(tmp_path):
+    config = RLCaptionConfig(output_dir=str(tmp_path))
+    assert config.reward == ["contrastive"] and config.reward_weights is None
+    assert config.discriminator_weight == 0.06 and config.wtf_weight == 1.0 and config.kl_weight == 0.0
+    assert config.remove_unused_columns is False and config.dataloader_drop_last is True and config.report_to == []
+
+
+def test_two_configs_share_no_list():
+    first, second = RLCaptionConfig(), RLCaptionConfig()
+    first.reward.append("cider")
+    assert second.reward == ["contrastive"]
+
+
+def test_every_setting_of_ours_says_what_it_is():
+    parents = {f.name for f in dataclasses.fields(Seq2SeqTrainingArguments)}
+    ours = [f for f in dataclasses.fields(RLCaptionConfig) if f.name not in parents]
+    assert len(ours) > 20
+    assert [f.name for f in ours if not f.metadata.get("help")] == []
+
+
+def test_beam_search_has_one_rollout():
+    assert RLCaptionConfig(rollouts="beam", num_rollouts=5).num_rollouts == 1
+    assert RLCaptionConfig(rollouts="sample", num_rollouts=5).num_rollouts == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollouts": "greedy"}, "rollouts='greedy' is unknown; choose one of sample, beam"),
+        ({"baseline": "mean"}, "baseline='mean' is unknown; choose one of auto, none, greedy, leave_one_out"),
+        ({"wtf_policy": "max"}, "wtf_policy='max' is unknown; choose one of clamp, softmax, shift, raw, constant"),
+        ({"length_normalization": "sum"}, "length_normalization='sum' is unknown; choose one of tokens, constant"),
+        ({"num_rollouts": 0}, "num_rollouts=0 must be at least 1"),
+        ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"references_per_image": 0}, "references_per_image=0 must be at least 1"),
+        ({"pool_neighbours": -1}, "pool_neighbours=-1 must be at least 0"),
+        ({"neighbour_first_rank": 0}, "neighbour_first_rank=0 must be at least 1"),
+        ({"memory_batches": -1}, "memory_batches=-1 must be at least 0"),
+        ({"wtf_weight": -0.5}, "wtf_weight=-0.5 must be at least 0"),
+        ({"wtf_weight": math.nan}, "wtf_weight=nan must be at least 0"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0 must be at least 0"),
+        ({"discriminator_pretrain_steps": -1}, "discriminator_pretrain_steps=-1 must be at least 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"max_reference_length": 1}, "max_reference_length=1 must be at least 2"),
+        ({"discriminator_weight": 1.5}, "discriminator_weight=1.5 must lie between 0 and 1"),
+        ({"discriminator_weight": math.nan}, "discriminator_weight=nan must lie between 0 and 1"),
+        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"reward_clamp": 0.0}, "reward_clamp=0.0 must be positive"),
+        ({"discriminator_lr": 0.0}, "discriminator_lr=0.0 must be positive"),
+        ({"baseline": "leave_one_out", "num_rollouts": 1}, "needs num_rollouts of at least 2"),
+        ({"baseline": "leave_one_out", "rollouts": "beam"}, "needs num_rollouts of at least 2"),
+        ({"reward": []}, "reward is empty"),
+        ({"reward": ["similarity", "cider"], "reward_weights": [1.0]}, "1 reward_weights for 2 rewards"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
+    ],
+)
+def test_what_contradicts_itself_is_an_error(settings, message):
+    with pytest.raises(ValueError) as caught:
+        RLCaptionConfig(**settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"discriminator_weight": 0.0}, {"discriminator_weight": 1.0}, {"num_rollouts": 1}])
+def test_the_bounds_themselves_are_allowed(settings):
+    RLCaptionConfig(**settings)
+
+
+def test_it_is_read_from_a_command_line_and_written_as_json(tmp_path):
+    line = (
+        f"--output_dir {tmp_path} --reward contrastive cider --reward_weights 1 0.5 --max_new_tokens 7 "
+        "--wtf_policy softmax --pool_references False --rollouts beam"
+    )
+    (config,) = HfArgumentParser((RLCaptionConfig,)).parse_args_into_dataclasses(line.split())
+    assert config.reward == ["contrastive", "cider"] and config.reward_weights == [1.0, 0.5]
+    assert config.max_new_tokens == 7 and config.wtf_policy == "softmax" and config.pool_references is False
+    assert json.loads(config.to_json_string())["reward_weights"] == [1.0, 0.5]
+    again = RLCaptionConfig(**{k: v for k, v in config.to_dict().items() if k in ("reward", "rollouts", "baseline")})
+    assert again.reward == config.reward and again.num_rollouts == 1
+
+
+def run_alone(tmp_path: Path, **environment: str) -> list:
+    """What a process that is one of several (here: the only one) makes of the settings."""
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, **launched, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": "", **environment}
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_without_an_accelerator_processes_meet_over_gloo(tmp_path):
+    """The launcher's MULTI_GPU mode (recipes/accelerate/ddp.yaml) would otherwise look for NCCL and GPUs."""
+    use_cpu, _, world_size, device = run_alone(tmp_path)
+    assert use_cpu is True and world_size == 1 and device == "cpu"
+
+
+def test_the_choice_of_an_accelerator_is_left_to_the_parent(tmp_path):
+    assert RLCaptionConfig(output_dir=str(tmp_path)).use_cpu is not torch.accelerator.is_available()

@@ -1,0 +1,126 @@
+"""Real models in miniature, which the tests share: a captioner, a CLIP, a few pictures, and a trainer of them all.
+
+Nothing is a stand-in: a stock ViT and GPT-2 of one layer each, an open_clip model with random weights, emoji scenes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes
+from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.scorer import save_open_clip
+
+MAX_LENGTH = 14
+PREPROCESS = {
+    "mean": [0.5] * 3, "std": [0.25] * 3, "size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"
+}  # fmt: skip
+
+
+def scenes(size: int = 12) -> Dataset:
+    """Pictures with five captions each."""
+    return emoji_scenes("train", size, seed=0)
+
+
+def build_models(folder: Path) -> Path:
+    """Write ``captioner`` and ``scorer`` into the folder, the captioner taught for a moment so that captions end."""
+    torch.manual_seed(0)
+    dataset = scenes()
+    captions = [caption for row in dataset["captions"] for caption in row]
+    tokenizer = build_word_tokenizer(captions, max_length=MAX_LENGTH)
+    image_processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    model = _new_captioner(tokenizer)
+    _teach(model, CaptionCollator(tokenizer, image_processor, captions_per_image=5, max_length=MAX_LENGTH), dataset)
+    for part in (model, tokenizer, image_processor):
+        part.save_pretrained(folder / "captioner")
+
+    tokenizer.save_pretrained(folder / "scorer")
+    text = {"context_length": MAX_LENGTH, "vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": {**text, "hf_tokenizer_name": "word-level"}}
+    clip = open_clip.CLIP(**config)
+    # At its random start every text lies near every other; spread out, rewards differ as they do under a trained CLIP.
+    torch.nn.init.normal_(clip.token_embedding.weight, std=1.0)
+    save_open_clip(clip, folder / "scorer", config, PREPROCESS)
+    return folder
+
+
+def _new_captioner(tokenizer: Any) -> VisionEncoderDecoderModel:
+    encoder = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
+        hidden_dropout_prob=0.1,
+    )  # fmt: skip
+    decoder = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=16, n_embd=32, n_layer=1, n_head=2, add_cross_attention=True,
+        is_decoder=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    # The dropout of both stays on: a step that did not switch it off would show.
+    assert decoder.attn_pdrop > 0 and encoder.hidden_dropout_prob > 0
+    model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id = config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.generation_config.max_length = MAX_LENGTH
+    return model
+
+
+def _teach(model: VisionEncoderDecoderModel, collate: CaptionCollator, dataset: Dataset) -> None:
+    batch = collate(list(dataset))
+    pixels = batch["pixel_values"].repeat_interleave(5, dim=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        model(pixel_values=pixels, labels=batch["labels"].flatten(0, 1)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def load_captioner(folder: Path) -> tuple[VisionEncoderDecoderModel, Any, Any]:
+    """Captioner, tokenizer, image processor."""
+    source = folder / "captioner"
+    model = VisionEncoderDecoderModel.from_pretrained(source)
+    return model, AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, use_fast=False)
+
+
+class RecordingTrainer(RLCaptionTrainer):
+    """Keeps the loss of each training step as it was, where the log rounds to four places."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.step_losses = [*getattr(self, "step_losses", []), float(loss)]
+        return loss
+
+
+def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, **settings: Any) -> RecordingTrainer:
+    """A trainer of the tiny models; arguments of the trainer's own (``rewards`` ...) are told from settings by name."""
+    own = {name: settings.pop(name) for name in ("rewards", "caption_metrics", "eval_dataset") if name in settings}
+    model, tokenizer, image_processor = load_captioner(models)
+    defaults: dict[str, Any] = {
+        "output_dir": str(output), "per_device_train_batch_size": 4, "max_steps": 1, "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant", "num_rollouts": 2, "max_reference_length": MAX_LENGTH, "logging_steps": 1,
+        "save_strategy": "no", "disable_tqdm": True, "seed": 3, "use_cpu": True,
+    }  # fmt: skip
+    return RecordingTrainer(
+        model,
+        RLCaptionConfig(**{**defaults, **settings}),
+        scorer=ClipScorer(str(models / "scorer")),
+        train_dataset=scenes() if dataset is None else dataset,
+        processing_class=tokenizer,
+        image_processor=image_processor,
+        **own,
+    )
