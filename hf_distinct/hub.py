@@ -184,7 +184,7 @@ def push_folder(
             folder_path=folder,
             commit_message=commit_message,
             allow_patterns=list(UPLOADED_FILES),
-            ignore_patterns="*/*",  # patterns match below folders too, and those hold checkpoints
+            ignore_patterns="*/*",  # a folder's content is none of it: `*` would match slashes too
         )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
@@ -246,7 +246,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _portable(text: str) -> str:
     """The text without what is only true, or only known, on this machine: local paths but their last part; tokens."""
     text = text.removeprefix("file://")
-    if os.path.isabs(text):  # as a whole, spaces and all
+    if os.path.isabs(text):  # as a whole, whatever its folders are called
         return _last_part(text)
     return _TOKEN.sub("[token]", _PATH.sub(lambda found: _last_part(found.group()), text))
 

@@ -32,7 +32,7 @@ def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> No
     if token_id(model, "eos_token_id") != tokenizer.eos_token_id:
         raise ValueError(
             f"The captioner ends its captions with token {token_id(model, 'eos_token_id')}, the tokenizer those that "
-            f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on model.config and model.generation_config."
+            f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on both of the model's configs."
         )
 
 
@@ -89,11 +89,16 @@ def generate_labels(
     Returns:
         Token ids ``(B * K, L)``, the end token included, -100 behind it.
     """
-    with torch.no_grad():
-        sequences = model.generate(
-            encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
-            generation_config=generation_config,
-        )
+    # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
+    # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
+    own, model.generation_config = model.generation_config, generation_config
+    try:
+        with torch.no_grad():
+            sequences = model.generate(
+                encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()), generation_config=generation_config
+            )
+    finally:
+        model.generation_config = own
     tokens = sequences[:, 1:]
     ended = (tokens == token_id(model, "eos_token_id")).cumsum(dim=1)
     # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.

@@ -28,7 +28,7 @@ def shipped(name: str) -> str:
     folder = SHIPPED / name
     if not folder.is_dir():
         raise ValueError(
-            f"hf_distinct ships no model {name!r}; it ships {', '.join(sorted(p.name for p in SHIPPED.iterdir()))}."
+            f"hf_distinct ships no model {name!r}; it ships {', '.join(sorted(p.name for p in SHIPPED.glob('*')))}."
         )
     return str(folder)
 
@@ -59,8 +59,9 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
         hidden = model.token_embedding(ids) + model.positional_embedding[:length]
         hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
         hidden = model.ln_final(hidden[torch.arange(len(rows), device=ids.device), lengths[rows] - 1])
-        projection = model.text_projection
-        features.append(projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection)
+        if (projection := model.text_projection) is not None:
+            hidden = projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
+        features.append(hidden)
     return torch.cat(features)[order.argsort()]
 
 
@@ -103,7 +104,8 @@ class ClipScorer:
                     f"add a tag or a checkpoint file, as in '{name}:openai'."
                 )
         try:
-            model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+            # Unlike create_model_and_transforms, it never falls back to random weights.
+            model, self.transform = open_clip.create_model_from_pretrained(name, pretrained=pretrained)
             self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip raises many kinds; each means that there is no scorer
             raise ValueError(f"Scorer {self.name!r} cannot be loaded: {error}") from error

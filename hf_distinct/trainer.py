@@ -379,7 +379,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
     def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """KL of the policy from the captioner that training began with, its encoder included, on the rollouts."""
         assert self.reference_model is not None
-        self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
+        self.reference_model.to(pixel_values.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             hidden = self.reference_model.encoder(pixel_values).last_hidden_state
             rows = hidden.repeat_interleave(self.args.num_rollouts, dim=0)

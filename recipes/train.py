@@ -64,7 +64,7 @@ class Settings:
     split: Literal["test", "validation"] = field(
         default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
     )
-    data_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
 
 
 def load_clip(name: str) -> ClipScorer:
@@ -75,10 +75,10 @@ def load_clip(name: str) -> ClipScorer:
 def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
     """Training data, and the test galleries by the prefix of their figures."""
     if settings.dataset == "emoji_scenes":
-        train = emoji_scenes("train", settings.train_size, settings.data_seed)
+        train = emoji_scenes("train", settings.train_size, settings.scenes_seed)
         galleries = {
-            "": emoji_scenes(settings.split, settings.test_size, settings.data_seed),
-            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.data_seed),
+            "": emoji_scenes(settings.split, settings.test_size, settings.scenes_seed),
+            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
         }
         return train, galleries
     splits = ensure_splits(load_captions(settings.dataset, settings.image_root, strict=settings.strict))

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
-from hf_distinct.data.emoji_scenes import DETAILED_SHARES, Scene, emoji_scenes, full_caption, judge_caption
+from hf_distinct.data.emoji_scenes import DETAILED_SHARES, Scene, emoji_scenes, full_caption, judge_caption, nouns
 from hf_distinct.data.images import to_rgb
 from hf_distinct.data.negatives import KINDS, hard_negative
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
@@ -53,6 +53,9 @@ class Settings:
     spread_positions: bool = field(default=False, metadata={"help": "Heads of an attention pool start far apart."})
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
     train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
+    frequent_nouns: int = field(
+        default=0, metadata={"help": "Only scenes of the N most frequent nouns; 0: all. Relations show sooner on few."}
+    )
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
     negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
     kind_weights: list[float] = field(
@@ -206,6 +209,11 @@ def evaluate(model: Any, dataset: Dataset, transform: Callable, tokenize: Callab
     return metrics
 
 
+def _of_frequent_nouns(dataset: Dataset, count: int) -> Dataset:
+    frequent = set(list(nouns())[:count])
+    return dataset.filter(lambda scene: set(scene["nouns"]) <= frequent, input_columns="scene")
+
+
 def main() -> None:
     """Train and save."""
     (settings,) = parse_settings(Settings, description=__doc__)
@@ -214,6 +222,8 @@ def main() -> None:
     if settings.dataset == "emoji_scenes":
         train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, DETAILED_SHARES)
         validation = emoji_scenes("validation", 1000, 100 + settings.seed)
+        if settings.frequent_nouns:
+            train, validation = (_of_frequent_nouns(d, settings.frequent_nouns) for d in (train, validation))
     else:
         splits = ensure_splits(load_captions(settings.dataset, settings.image_root))
         train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))

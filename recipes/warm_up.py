@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -26,25 +27,25 @@ from transformers import (
     ViTImageProcessor,
     set_seed,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.emoji_scenes import DETAILED_SHARES, PEOPLE_SHARES, emoji_scenes
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.rollout import caption_logits
 
-# Convolutions see small things sooner than patches do: four stages of SegFormer's overlapping patches, 64 tokens out.
+# Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
 SMALL_ENCODER = {
     "model_type": "segformer",
     "num_encoder_blocks": 3,
     "depths": [1, 1, 2],
-    "sr_ratios": [4, 2, 1],
-    "hidden_sizes": [32, 64, 128],
+    "sr_ratios": [8, 4, 1],
+    "hidden_sizes": [24, 64, 128],
     "patch_sizes": [5, 3, 3],
     "strides": [2, 2, 2],
     "num_attention_heads": [1, 2, 4],
-    "mlp_ratios": [2, 2, 2],
+    "mlp_ratios": [1, 2, 2],
     "drop_path_rate": 0.0,
     "hidden_size": 128,
     "reshape_last_stage": False,
@@ -103,8 +104,11 @@ class TeacherForcing(Seq2SeqTrainer):
         labels = inputs["labels"]
         hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
         hidden = hidden.repeat_interleave(labels.shape[1], dim=0)
-        outputs = model(encoder_outputs=BaseModelOutput(last_hidden_state=hidden), labels=labels.flatten(0, 1))
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
+        # captioner would learn to leave out every other word (huggingface/transformers#40111).
+        logits = caption_logits(model, hidden, labels.flatten(0, 1))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:

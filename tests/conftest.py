@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,11 @@ def make_trainer(tiny_models: Path, tmp_path: Path) -> Callable[..., tiny.Record
         return tiny.make_trainer(tiny_models, output, **settings)
 
     return make
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on, for processes that want to meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -5,23 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from hf_distinct import RLCaptionConfig
-
-PROCESS = """
-import json, sys
-from hf_distinct import RLCaptionConfig
-config = RLCaptionConfig(output_dir=sys.argv[1])
-print(json.dumps([config.use_cpu, config.ddp_backend, config.world_size, str(config.device)]))
-"""
 
 
 def test_the_defaults_are_consistent(tmp_path):
@@ -87,7 +76,9 @@ def test_what_contradicts_itself_is_an_error(settings, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"discriminator_weight": 0.0}, {"discriminator_weight": 1.0}, {"num_rollouts": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"discriminator_weight": 0.0}, {"discriminator_weight": 1.0}, {"num_rollouts": 1}]
+)
 def test_the_bounds_themselves_are_allowed(settings):
     RLCaptionConfig(**settings)
 
@@ -105,22 +96,6 @@ def test_it_is_read_from_a_command_line_and_written_as_json(tmp_path):
     assert again.reward == config.reward and again.num_rollouts == 1
 
 
-def run_alone(tmp_path: Path, **environment: str) -> list:
-    """What a process that is one of several (here: the only one) makes of the settings."""
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    root = str(Path(__file__).parents[1])
-    environment = {**os.environ, **launched, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": "", **environment}
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_without_an_accelerator_processes_meet_over_gloo(tmp_path):
-    """The launcher's MULTI_GPU mode (recipes/accelerate/ddp.yaml) would otherwise look for NCCL and GPUs."""
-    use_cpu, _, world_size, device = run_alone(tmp_path)
-    assert use_cpu is True and world_size == 1 and device == "cpu"
-
-
-def test_the_choice_of_an_accelerator_is_left_to_the_parent(tmp_path):
+def test_the_processor_is_chosen_only_where_there_is_nothing_else(tmp_path):
+    """What that does for several processes, tests/distributed shows."""
     assert RLCaptionConfig(output_dir=str(tmp_path)).use_cpu is not torch.accelerator.is_available()

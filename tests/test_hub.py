@@ -108,7 +108,8 @@ def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "contrast.html").write_text("<html></html>")
     Image.new("RGB", (4, 4)).save(folder / "contrast.png")
     (folder / "checkpoint-3").mkdir()
-    for litter in ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "checkpoint-3/config.json"):
+    (folder / "models").mkdir()
+    for litter in ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "models/x.safetensors"):
         (folder / litter).write_text(str(folder))
     return folder
 
@@ -287,8 +288,9 @@ def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
             "hub_model_id": "alice/cap",
             "push_to_hub": True,
             "note": "hf_abcdefghijklmnop",
-            "resume_from_checkpoint": str(home / "checkpoint-10"),
+            "resume_from_checkpoint": "/home/alice's, runs/checkpoint-10",
             "rewards": [f"{home}/rewards.py:short", "~alice/rewards.py:long", "../alice/r.py:odd", "contrastive"],
+            "address": f"file://{home}/captions.json",
             "windows": r"C:\Users\alice liddell\pictures",
             "max_steps": 150,
             "max_new_tokens": 20,

@@ -81,10 +81,12 @@ def _new_captioner(tokenizer: Any) -> VisionEncoderDecoderModel:
 
 def _teach(model: VisionEncoderDecoderModel, collate: CaptionCollator, dataset: Dataset) -> None:
     batch = collate(list(dataset))
-    pixels = batch["pixel_values"].repeat_interleave(5, dim=0)
+    pixels, labels = batch["pixel_values"].repeat_interleave(5, dim=0), batch["labels"].flatten(0, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(40):
-        model(pixel_values=pixels, labels=batch["labels"].flatten(0, 1)).loss.backward()
+        # The model's own loss would shift the labels twice, see recipes/warm_up.py.
+        logits = model(pixel_values=pixels, labels=labels).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
@@ -107,7 +109,7 @@ class RecordingTrainer(RLCaptionTrainer):
 
 
 def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, **settings: Any) -> RecordingTrainer:
-    """A trainer of the tiny models; arguments of the trainer's own (``rewards`` ...) are told from settings by name."""
+    """A trainer of the tiny models; what is the trainer's own (``rewards`` ...) is told from settings by its name."""
     own = {name: settings.pop(name) for name in ("rewards", "caption_metrics", "eval_dataset") if name in settings}
     model, tokenizer, image_processor = load_captioner(models)
     defaults: dict[str, Any] = {

@@ -53,6 +53,12 @@ def test_same_image_id_and_near_duplicates_are_no_neighbours():
     assert mine_neighbours(with_ids(*"abbd"), embeds, 1)["neighbours"][:] == [[2], [3], [0], [2]]
 
 
+def test_a_cosine_rounded_above_one_is_within_a_bound_of_one():
+    vectors = torch.nn.functional.normalize(torch.randn(200, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    same = next(pair for pair in (vector.expand(2, -1) for vector in vectors) if (pair @ pair.T).min() > 1)
+    assert mine_neighbours(with_ids(*"ab"), same, 1, max_similarity=1.0)["neighbours"][:] == [[1], [0]]
+
+
 def test_few_candidates_give_shorter_lists_and_a_warning(caplog):
     # cos 60 = 0.5, cos 70 = 0.342: row 0 has one candidate above 0.4; row 2, at 180, none.
     mined = mine_neighbours(with_ids(*"abc"), on_circle(0, 60, 180), num_neighbours=5, min_similarity=0.4)

@@ -70,6 +70,15 @@ def test_strict_makes_each_an_error(captions, picture):
         table.finish()
 
 
+def test_relative_paths_outlive_a_change_of_folder(picture, monkeypatch, tmp_path):
+    monkeypatch.chdir(picture("deep/1.png").parent)
+    table = CaptionTable("source")
+    table.add("1", "1.png", ["a"], "train", "row 1")
+    loaded = table.finish()
+    monkeypatch.chdir(tmp_path)
+    assert loaded["train"][0]["image"].size == (40, 30)
+
+
 def test_same_id_and_file_merges_new_captions(picture):
     table = CaptionTable("source")
     path = picture("1.png")

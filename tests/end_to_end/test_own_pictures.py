@@ -269,7 +269,7 @@ def refusal(
 
 
 def test_a_batch_that_the_pictures_do_not_fill(refusal):
-    assert "30 training images do not fill one batch of 32" in refusal(per_device_train_batch_size=32)
+    assert "29 training images do not fill one batch of 32" in refusal(per_device_train_batch_size=32)
 
 
 def test_a_batch_of_one(refusal):

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from hf_distinct import ClipScorer, emoji_scenes
+from hf_distinct.gallery import Gallery
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_models):
+    return ClipScorer(str(tiny_models / "scorer"))
+
+
+@pytest.fixture(scope="module")
+def gallery(clip):
+    return Gallery(emoji_scenes("test", 12, seed=1), {"scorer": clip, "judge": clip})
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Without known facts; the second file is broken."""
+    folder, rows = tmp_path_factory.mktemp("photographs"), emoji_scenes("test", 6, seed=2)
+    for index, row in enumerate(rows):
+        row["image"].save(folder / f"{index}.png")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    features = Features({"image": Image(), "captions": [Value("string")], "image_id": Value("string")})
+    columns = {
+        "image": [str(folder / f"{index}.png") for index in range(6)],
+        "captions": [["one caption"] if index == 0 else row for index, row in enumerate(rows["captions"])],
+        "image_id": list("abcdef"),
+    }
+    return Dataset.from_dict(columns, features=features)
+
+
+def similarities(gallery, captions, clip):
+    return clip.encode_texts(captions) @ gallery.image_embeds["judge"].T
+
+
+def test_metrics_of_scenes(gallery):
+    metrics = gallery.measure(["a dog"] * 11 + ["a dog of"])
+    for name in ("scorer", "judge"):
+        for figure in ("t2i_R@1", "t2i_R@5", "t2i_R@10", "t2i_MRR", "t2i_median_rank", "i2t_R@1", "i2t_MRR"):
+            assert f"{name}/{figure}" in metrics
+    assert metrics["well_formed"] == pytest.approx(11 / 12) and metrics["vocabulary"] == 3
+    assert {"CIDEr-D", "BLEU-4", "ROUGE-L", "mean_length", "unique", "true", "details"} <= set(metrics)
+    assert metrics["judge/t2i_R@1"] <= 1 / 12  # one caption for all singles out one image at most
+
+
+def test_both_clips_measure_on_their_own(tiny_models, clip):
+    import copy
+
+    other = ClipScorer(str(tiny_models / "scorer"))
+    other.model = copy.deepcopy(other.model)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(other.model.token_embedding.weight, std=1.0)
+    gallery = Gallery(emoji_scenes("test", 12, seed=1), {"scorer": clip, "judge": other})
+    captions = [row[0] for row in gallery.dataset["captions"]]
+    ranks = {name: gallery.ranks(captions, name) for name in ("scorer", "judge")}
+    assert ranks["scorer"] != ranks["judge"]
+    metrics = gallery.measure(captions)
+    for name, found in ranks.items():
+        assert metrics[f"{name}/t2i_R@5"] == pytest.approx(sum(rank <= 5 for rank in found) / 12)
+
+
+def test_ranks_and_similar_images(gallery, clip):
+    captions = [row[0] for row in gallery.dataset["captions"]]
+    scores = similarities(gallery, captions, clip)
+    # Ties count against the caption.
+    expected = [1 + sum(bool(scores[i, j] >= scores[i, i]) for j in range(12) if j != i) for i in range(12)]
+    assert gallery.ranks(captions, "judge") == expected
+    embeds = gallery.image_embeds["judge"]
+    for row in range(12):
+        order = sorted((j for j in range(12) if j != row), key=lambda j: -float(embeds[row] @ embeds[j]))
+        assert gallery.most_similar(row, "judge", count=3) == order[:3]
+    assert len(gallery.most_similar(0, "judge", count=50)) == 11
+
+
+def test_ceiling_says_everything_truly(gallery):
+    metrics = gallery.ceiling()
+    assert (metrics["well_formed"], metrics["true"], metrics["details"]) == (1.0, 1.0, 6.0)
+
+
+def test_people_are_measured_against_their_other_captions(gallery):
+    metrics = gallery.people()
+    assert metrics["true"] == 1.0 and gallery.judges_facts
+    own = gallery.measure([captions[0] for captions in gallery.dataset["captions"]])
+    assert metrics["judge/t2i_R@1"] == own["judge/t2i_R@1"]
+    assert own["BLEU-4"] > metrics["BLEU-4"]  # a caption among its own references is a perfect match
+
+
+def test_pictures_without_facts_and_one_that_cannot_be_read(photographs, clip, caplog):
+    gallery = Gallery(photographs, {"scorer": clip, "judge": clip})
+    assert gallery.dataset["image_id"][:] == list("acdef") and not gallery.judges_facts
+    assert [len(embeds) for embeds in gallery.image_embeds.values()] == [5, 5]
+    torch.testing.assert_close(gallery.image_embeds["scorer"], gallery.image_embeds["judge"])
+    assert caplog.text.count("undecodable image") == 1 and "b: image" in caplog.text
+    metrics = gallery.people()  # the image with a single caption included
+    assert not {"true", "well_formed", "details"} & set(metrics)
+    with pytest.raises(ValueError):
+        gallery.measure(["a dog"] * 6)  # one too many

@@ -1,0 +1,220 @@
+import copy
+import json
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hf_distinct.scorer import ClipScorer, clean_caption, encode_token_ids, save_open_clip, shipped
+
+PREPROCESS = {
+    "mean": [0.5] * 3, "std": [0.5] * 3, "size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"
+}  # fmt: skip
+WORDS = ["a", "dog", "left", "of", "the", "big", "cat", "on", "red", "grass"]
+# One word to well over the context of 77 tokens; several of one length, out of order.
+TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(length)) for length in (1, 90, 3, 12, 76, 75, 3, 200, 0, 30)]
+
+
+def tiny_clip(**text):
+    """An open_clip model of one layer a tower with random weights, and its config; CLIP's own vocabulary."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2, **text},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**copy.deepcopy(config)).eval()
+    torch.nn.init.normal_(model.token_embedding.weight, std=1.0)  # texts spread out as under a trained model
+    torch.nn.init.normal_(model.positional_embedding, std=1.0)
+    return model, config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scorer") / "clip"
+    save_open_clip(*tiny_clip()[:1], path, tiny_clip()[1], PREPROCESS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return ClipScorer(str(folder))
+
+
+def pictures(count=3):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 40, 30, 3), dtype=np.uint8)
+    return [Image.fromarray(each) for each in pixels]
+
+
+def test_embeddings_are_unit_vectors(scorer):
+    images = scorer.encode_images(torch.stack([scorer.transform(image) for image in pictures()]))
+    texts = scorer.encode_texts(TEXTS)
+    assert images.shape == (3, 16) and texts.shape == (len(TEXTS), 16)
+    for embeds in (images, texts):
+        assert embeds.dtype == torch.float32 and not embeds.requires_grad
+        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(len(embeds)))
+    assert scorer.embed_dim == 16
+    assert scorer.encode_texts([]).shape == (0, 16)
+    # open_clip starts at log(1 / 0.07); half precision on disk costs a thousandth.
+    assert scorer.logit_scale == pytest.approx(1 / 0.07, rel=2e-3)
+
+
+def test_the_model_is_frozen(scorer):
+    assert not scorer.model.training and not any(p.requires_grad for p in scorer.model.parameters())
+    assert scorer.to("cpu") is scorer
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [("a dog", "a dog"), (" a dog.\n", "a dog"), ("a dog .", "a dog"), ("a dog..", "a dog."), (".", ""), ("", ""),
+     ("U.S. flag", "U.S. flag"), ("a dog!", "a dog!")],
+)  # fmt: skip
+def test_cleaning(caption, cleaned):
+    assert clean_caption(caption) == cleaned
+
+
+def test_texts_are_cleaned_before_they_are_embedded(scorer):
+    clean, dirty, other = scorer.encode_texts(["a dog", "  a dog. \n", "a dog!"])
+    torch.testing.assert_close(clean, dirty)
+    assert not torch.allclose(clean, other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {},
+        {"proj_bias": True},  # the projection is a layer
+        {"proj_type": "none", "width": 16},  # there is none
+        {"no_causal_mask": True},  # what follows the end token is seen: nothing may be cut
+        {"pool_type": "last"},
+    ],
+    ids=str,
+)
+def test_trimmed_texts_have_the_features_of_open_clip(text):
+    model, _ = tiny_clip(**text)
+    token_ids = open_clip.tokenizer.SimpleTokenizer(context_length=77)(TEXTS)
+    with torch.no_grad():
+        expected = model.encode_text(token_ids)
+        for bucket in (1, 3, 128):
+            torch.testing.assert_close(encode_token_ids(model, token_ids, bucket), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std(dim=0).max() > 0.1  # texts that all looked alike would prove nothing
+
+
+def test_a_scorer_embeds_as_open_clip_does(scorer):
+    with torch.no_grad():
+        expected = scorer.model.encode_text(scorer.tokenizer(TEXTS), normalize=True)
+    for batch_size in (1, 4, 256):
+        torch.testing.assert_close(scorer.encode_texts(TEXTS, batch_size), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_longer_than_the_context_keeps_its_end_token(scorer, tiny_models):
+    long = "dog " * 300
+    assert scorer.tokenizer([long])[0, -1] == 49407
+    own = ClipScorer(str(tiny_models / "scorer"))  # with a word-level tokenizer of its own
+    ids = own.tokenizer([long, "a dog"])
+    assert ids[0, -1] == ids.max() == ids[1].max() and ids[1, -1] == 0
+    texts = ["a dog", long, "a dog and a cat"]
+    with torch.no_grad():
+        expected = own.model.encode_text(own.tokenizer(texts), normalize=True)
+    torch.testing.assert_close(own.encode_texts(texts), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_saved_and_loaded_again(folder, scorer):
+    model, config = tiny_clip()
+    assert json.loads((folder / "open_clip_config.json").read_text()) == {
+        "model_cfg": config, "preprocess_cfg": PREPROCESS
+    }  # fmt: skip
+    loaded = scorer.model.state_dict()
+    for name, value in model.state_dict().items():
+        kept = value.half().float() if value.is_floating_point() else value
+        torch.testing.assert_close(loaded[name], kept, rtol=0, atol=0)
+    image = pictures()[0]
+    assert scorer.transform(image).shape == (3, 32, 32)
+    white = scorer.transform(Image.new("RGB", (40, 30), "white"))
+    torch.testing.assert_close(white, torch.ones(3, 32, 32))  # (1 - 0.5) / 0.5
+
+
+def test_every_name_of_a_folder_gives_the_same_scorer(folder, scorer):
+    other = ClipScorer(f"local-dir:{folder}")
+    assert other.fingerprint == scorer.fingerprint
+    assert (scorer.name, other.name) == (str(folder), f"local-dir:{folder}")
+
+
+def test_an_architecture_with_a_checkpoint_file(folder, scorer, tmp_path):
+    (tmp_path / "tiny_test_scorer.json").write_text(json.dumps(tiny_clip()[1]))
+    open_clip.add_model_config(tmp_path / "tiny_test_scorer.json")
+    weights = folder / "open_clip_model.safetensors"
+    for other in (ClipScorer(f"tiny_test_scorer:{weights}"), ClipScorer("tiny_test_scorer", pretrained=str(weights))):
+        torch.testing.assert_close(other.encode_texts(TEXTS), scorer.encode_texts(TEXTS))
+
+
+def test_the_fingerprint_tells_weights_and_transforms_apart(folder, scorer, tmp_path):
+    assert ClipScorer(str(folder)).fingerprint == scorer.fingerprint
+    shutil.copytree(folder, tmp_path / "weights")
+    path = tmp_path / "weights" / "open_clip_model.safetensors"
+    weights = load_file(path)
+    weights["visual.ln_post.bias"][0] += 0.25
+    save_file(weights, path)
+    shutil.copytree(folder, tmp_path / "transform")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.4] * 3
+    (tmp_path / "transform" / "open_clip_config.json").write_text(json.dumps(config))
+    others = [ClipScorer(str(tmp_path / name)).fingerprint for name in ("weights", "transform")]
+    assert len({scorer.fingerprint, *others}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no-such-model", "neither a folder with an open_clip model nor an open_clip model name"),
+        ("no/such/folder", "neither a folder"),
+        ("/no/such/folder", "neither a folder"),
+        ("", "Empty path"),
+        ("local-dir:/no/such/folder", "cannot be loaded"),
+        ("RN50", "names an architecture without weights.*'RN50:openai'"),
+        ("RN50:/no/such/weights.pt", "cannot be loaded"),
+        ("no-such-model:openai", "neither a folder"),
+    ],
+)
+def test_names_that_lead_nowhere(name, reason):
+    with pytest.raises(ValueError, match=reason) as raised:
+        ClipScorer(name)
+    assert repr(name) in str(raised.value)
+
+
+def break_config(folder):
+    (folder / "open_clip_config.json").write_text("{")
+
+
+def break_weights(folder):
+    (folder / "open_clip_model.safetensors").write_bytes(b"nothing")
+
+
+def other_weights(folder):
+    save_file({"logit_scale": torch.zeros(())}, folder / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "open_clip_config.json").unlink(),
+        lambda folder: (folder / "open_clip_model.safetensors").unlink(),
+        break_config, break_weights, other_weights,
+    ],
+    ids=["no config", "no weights", "broken config", "broken weights", "other weights"],
+)  # fmt: skip
+def test_folders_that_hold_no_whole_model(folder, tmp_path, damage):
+    shutil.copytree(folder, tmp_path / "clip")
+    damage(tmp_path / "clip")
+    with pytest.raises(ValueError, match="cannot be loaded") as raised:  # never a model of random weights
+        ClipScorer(str(tmp_path / "clip"))
+    assert str(tmp_path / "clip") in str(raised.value)
+
+
+def test_a_model_that_is_not_shipped():
+    with pytest.raises(ValueError, match="ships no model 'oracle'"):
+        shipped("oracle")
