@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .hub import push_folder, write_model_card
     from .reporting import write_contrast_sheet
     from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
-    from .scorer import ClipScorer
+    from .scorer import ClipScorer, shipped
     from .trainer import RLCaptionTrainer
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "push_folder",
     "resolve_reward",
     "retrieval_metrics",
+    "shipped",
     "write_contrast_sheet",
     "write_model_card",
 ]
@@ -55,7 +56,7 @@ _HOMES = {
     "hub": ["push_folder", "write_model_card"],
     "reporting": ["write_contrast_sheet"],
     "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
-    "scorer": ["ClipScorer"],
+    "scorer": ["ClipScorer", "shipped"],
     "trainer": ["RLCaptionTrainer"],
 }
 

@@ -95,7 +95,9 @@ def generate_labels(
     try:
         with torch.no_grad():
             sequences = model.generate(
-                encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()), generation_config=generation_config
+                encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
+                generation_config=generation_config,
+                synced_gpus=False,  # see generation_ready
             )
     finally:
         model.generation_config = own
@@ -146,8 +148,10 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
 def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEncoderDecoderModel]:
     """The captioner, unwrapped and whole, for as long as it generates.
 
-    Under ZeRO-3 every process holds a slice of each weight. They are gathered once for the whole of the generation and
-    the engine's hooks, which would gather them again for each token, are off meanwhile.
+    Under ZeRO-3 every process holds a slice of each weight, from the moment on at which the captioner is loaded. They
+    are gathered once for the whole of the generation, and the engine's hooks, which would gather them again for each
+    token, are off meanwhile; before training there is no engine yet. Processes may then write captions of different
+    lengths and number: ``generate(synced_gpus=False)``.
     """
     captioner = accelerator.unwrap_model(model)
     plugin = accelerator.state.deepspeed_plugin
@@ -156,7 +160,10 @@ def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEnc
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    with deepspeed.zero.GatheredParameters(list(captioner.parameters())):
+        if captioner is model:
+            yield captioner
+            return
         offload = model.optimizer.parameter_offload
         for hook in [*offload.forward_hooks, *offload.backward_hooks]:
             hook.remove()

@@ -80,7 +80,7 @@ def main() -> None:
         for seed in settings.seeds:
             metrics = run(name, overrides or {}, seed, settings)
             for system, key in (("people", "people"), ("everything, truly", "ceiling"), ("teacher forcing", "before")):
-                if system not in found:
+                if system not in found and key in metrics:
                     found[system] = {column: [metrics[key][column]] for column in COLUMNS if column in metrics[key]}
             for column in COLUMNS:
                 if column in metrics["after"]:

@@ -12,6 +12,7 @@ captioner in OUT that `pipeline("image-to-text", model=OUT)` loads.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -20,13 +21,13 @@ from typing import Literal
 
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel, set_seed
-from transformers.utils import logging
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import embed_dataset, ensure_splits, load_captions
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.gallery import Gallery
+from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, push_folder, write_model_card
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
@@ -37,8 +38,6 @@ SHOWN = (
     "judge/t2i_R@1", "judge/i2t_R@1", "scorer/t2i_R@1", "CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length",
     "unique", "well_formed", "true", "details", "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
 )  # fmt: skip
-
-logger = logging.get_logger("hf_distinct.train")
 
 
 @dataclass
@@ -119,6 +118,8 @@ def main() -> None:
     """Train, measure, save, share."""
     settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=QUICKSTART)
     set_seed(config.seed)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_distinct").setLevel(logging.INFO if config.process_index == 0 else logging.ERROR)
     output = Path(config.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -133,9 +134,9 @@ def main() -> None:
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
-    clips = {"scorer": load_clip(settings.scorer).to(config.device)}
-    if settings.judge:
-        clips["judge"] = load_clip(settings.judge).to(config.device)
+    names = {"scorer": settings.scorer, "judge": settings.judge}
+    with unsplit(config):
+        clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
 
     train, tests = load_data(settings)
     with config.main_process_first(desc="embedding the data"):

@@ -9,11 +9,12 @@ lie is. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,10 @@ class Settings:
     spread_positions: bool = field(default=False, metadata={"help": "Heads of an attention pool start far apart."})
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
     train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
-    frequent_nouns: int = field(
-        default=0, metadata={"help": "Only scenes of the N most frequent nouns; 0: all. Relations show sooner on few."}
+    curriculum_steps: int = field(
+        default=0, metadata={"help": "First steps, on scenes of few nouns alone: relations show on few things sooner."}
     )
+    curriculum_nouns: int = field(default=10, metadata={"help": "How many nouns, the most frequent ones."})
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
     negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
     kind_weights: list[float] = field(
@@ -86,7 +88,6 @@ class CaptionedImages(torch.utils.data.Dataset):
         if self.settings.hard_negatives:
             caption, negative = self._with_negative(row, rng) or (caption, negative)
         return self.transform(to_rgb(row["image"])), caption, negative
-
 
     def _with_negative(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
         """A kind of negative first, as often as its weight says; then a caption that offers it."""
@@ -209,9 +210,28 @@ def evaluate(model: Any, dataset: Dataset, transform: Callable, tokenize: Callab
     return metrics
 
 
-def _of_frequent_nouns(dataset: Dataset, count: int) -> Dataset:
-    frequent = set(list(nouns())[:count])
-    return dataset.filter(lambda scene: set(scene["nouns"]) <= frequent, input_columns="scene")
+def stages(train: Dataset, settings: Settings) -> list[tuple[Dataset, int]]:
+    """What to train on and until which step."""
+    whole = (train, settings.max_steps)
+    if not settings.curriculum_steps:
+        return [whole]
+    few = set(list(nouns())[: settings.curriculum_nouns])
+    first = train.filter(lambda scene: few.issuperset(scene["nouns"]), input_columns="scene")
+    return [(first, settings.curriculum_steps), whole]
+
+
+def batches(train: Dataset, transform: Callable, settings: Settings) -> Iterator[tuple[Tensor, list[str], list[str]]]:
+    """Batches of every stage, epoch after epoch; ``max_steps`` in all."""
+    step = 0
+    for dataset, until in stages(train, settings):
+        rows = CaptionedImages(dataset, transform, settings)
+        if len(rows) < settings.batch_size:
+            raise ValueError(f"{len(rows)} images do not fill a batch of {settings.batch_size}: lower --batch_size.")
+        loader = torch.utils.data.DataLoader(rows, batch_size=settings.batch_size, shuffle=True, drop_last=True)
+        while step < until:
+            for batch in itertools.islice(loader, until - step):
+                yield batch
+                step += 1
 
 
 def main() -> None:
@@ -222,8 +242,6 @@ def main() -> None:
     if settings.dataset == "emoji_scenes":
         train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, DETAILED_SHARES)
         validation = emoji_scenes("validation", 1000, 100 + settings.seed)
-        if settings.frequent_nouns:
-            train, validation = (_of_frequent_nouns(d, settings.frequent_nouns) for d in (train, validation))
     else:
         splits = ensure_splits(load_captions(settings.dataset, settings.image_root))
         train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
@@ -248,35 +266,27 @@ def main() -> None:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(settings.max_steps - warm_up, 1)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    loader = torch.utils.data.DataLoader(
-        CaptionedImages(train, transform, settings), batch_size=settings.batch_size, shuffle=True, drop_last=True
-    )
     metrics: dict[str, float] = {}
-    step = 0
     bar = tqdm(total=settings.max_steps, desc="training CLIP")
-    while step < settings.max_steps:
-        for pixels, captions, negatives in loader:
-            has_negative = torch.tensor([bool(text) for text in negatives])
-            token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
-            pixels = pixels.to(device, memory_format=torch.channels_last)
-            loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))
-            step += 1
-            bar.update()
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
-            if step % settings.eval_steps == 0 or step == settings.max_steps:
-                metrics = evaluate(model, validation, transform, tokenize)
-                logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-                save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
-            if step == settings.max_steps:
-                break
+    for step, (pixels, captions, negatives) in enumerate(batches(train, transform, settings), start=1):
+        has_negative = torch.tensor([bool(text) for text in negatives])
+        token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        bar.update()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
+        if step % settings.eval_steps == 0 or step == settings.max_steps:
+            metrics = evaluate(model, validation, transform, tokenize)
+            logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
     report = {"steps": step, "logit_scale": float(model.logit_scale.exp()), **metrics}
     (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     ClipScorer(settings.output_dir)  # it loads as others will load it

@@ -11,13 +11,10 @@ import pytest
 import hf_distinct
 
 IMPORT = """
-import sys, time
-start = time.perf_counter()
+import sys
 import hf_distinct
-seconds = time.perf_counter() - start
 heavy = {"torch", "transformers", "datasets", "open_clip", "PIL", "numpy"} & set(sys.modules)
 assert not heavy, heavy
-assert seconds < 0.5, seconds
 """
 
 

@@ -149,9 +149,9 @@ def plain_loss(trainer, inputs):
     for i in range(number):
         for k in range(per_image):
             baseline = 0.0
-            if trainer.baseline == "greedy":
+            if trainer.appraiser.baseline == "greedy":
                 baseline = reward(i, greedy[i])
-            elif trainer.baseline == "leave_one_out":
+            elif trainer.appraiser.baseline == "leave_one_out":
                 baseline = (sum(rewards[i]) - rewards[i][k]) / (per_image - 1)
             pg.append((rewards[i][k] - baseline) * log_prob(model, pixels[i], rows[i * per_image + k]))
     reference_rewards = [reward(i, text) for i in range(number) for text in references[i]]
@@ -229,12 +229,12 @@ def test_loss_of_one_batch_is_the_one_derived_from_pixels_and_strings(make_train
 
 
 def test_which_baseline_auto_takes(make_trainer):
-    assert make_trainer().baseline == "none"
-    assert make_trainer(reward=["contrastive_i2t", "contrastive_t2i"]).baseline == "none"
-    assert make_trainer(reward=["contrastive", "cider"]).baseline == "leave_one_out"
-    assert make_trainer(reward=["cider"], num_rollouts=1).baseline == "greedy"
-    assert make_trainer(reward=["cider"], rollouts="beam").baseline == "greedy"
-    assert make_trainer(reward=["cider"], baseline="none").baseline == "none"
+    assert make_trainer().appraiser.baseline == "none"
+    assert make_trainer(reward=["contrastive_i2t", "contrastive_t2i"]).appraiser.baseline == "none"
+    assert make_trainer(reward=["contrastive", "cider"]).appraiser.baseline == "leave_one_out"
+    assert make_trainer(reward=["cider"], num_rollouts=1).appraiser.baseline == "greedy"
+    assert make_trainer(reward=["cider"], rollouts="beam").appraiser.baseline == "greedy"
+    assert make_trainer(reward=["cider"], baseline="none").appraiser.baseline == "none"
 
 
 def test_length_can_be_normalised_by_a_constant(make_trainer):
@@ -356,8 +356,8 @@ def pools_of(trainer, steps=1):
             seen.append(batch)
             return torch.zeros(len(batch))
 
-    trainer.rewards.append(Looking())
-    trainer.reward_weights = [*trainer.reward_weights, 1.0]
+    trainer.appraiser.rewards.append(Looking())
+    trainer.appraiser.reward_weights = [*trainer.appraiser.reward_weights, 1.0]
     for _ in range(steps):
         trainer.compute_loss(trainer.model, a_batch(trainer))
     return seen
@@ -437,7 +437,7 @@ def test_the_kl_term_holds_the_captioner_back(make_trainer, tmp_path):
 
 def test_a_function_of_ones_own_is_a_reward(make_trainer):
     trainer = make_trainer(rewards=[brevity], max_steps=1)
-    assert trainer.baseline == "leave_one_out"
+    assert trainer.appraiser.baseline == "leave_one_out"
     trainer.train()
     assert 0 < trainer.state.log_history[0]["reward/brevity/rollouts"] <= 1
 
@@ -518,8 +518,8 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
     assert moved(weights(whole.model), resumed.model) == set()
     assert moved(weights(whole.discriminator.discriminator), resumed.discriminator.discriminator) == set()
     assert resumed.discriminator.steps == whole.discriminator.steps == 7
-    assert len(whole.memory) == len(resumed.memory) == 2
-    for ours, theirs in zip(whole.memory, resumed.memory, strict=True):
+    assert len(whole.appraiser.memory) == len(resumed.appraiser.memory) == 2
+    for ours, theirs in zip(whole.appraiser.memory, resumed.appraiser.memory, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == 6
 
 

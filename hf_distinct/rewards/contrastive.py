@@ -26,15 +26,15 @@ class ContrastiveReward:
     to, and an image with the id of i. A direction that has nothing to compare with is 0.
 
     Which images are in the pool (mined ones, those of other processes, remembered ones) is decided where the pool is
-    built; the switches below choose among its texts. A remembered text ([`TextKind`] MEMORY) obeys
-    ``use_other_captions`` alone.
+    built; the switches below choose among its texts. A remembered text ([`TextKind`] MEMORY) counts as a rollout: of
+    the same image it obeys ``use_own_rollouts``, of another one ``use_other_captions``.
 
     Args:
         direction: ``"i2t"`` or ``"t2i"`` for one direction alone, ``"both"`` for the mean of the two.
         clamp: upper bound of the log-odds of each direction, before tau: a caption that is far ahead gains no more.
         use_references: compare with references (of any image).
         use_greedy: compare with greedy captions (of any image).
-        use_own_rollouts: compare with the other rollouts of the same image.
+        use_own_rollouts: compare with the other rollouts of the same image, remembered ones among them.
         use_other_captions: compare with captions of other images, of whatever kind.
 
     Raises:
@@ -93,7 +93,8 @@ class ContrastiveReward:
         if not self.use_greedy:
             mask &= pool.kinds != TextKind.GREEDY
         if not self.use_own_rollouts:
-            mask &= ~(same_image & (pool.kinds == TextKind.ROLLOUT))
+            # Memory does not say what a text was; what it holds of the same image is mostly its earlier rollouts.
+            mask &= ~(same_image & ((pool.kinds == TextKind.ROLLOUT) | (pool.kinds == TextKind.MEMORY)))
         if not self.use_other_captions:
             mask &= same_image
         return mask

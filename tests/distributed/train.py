@@ -30,7 +30,7 @@ def main() -> None:
         "captions": gather_object([captions]),
         "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
         "discriminator": trainer.discriminator.discriminator.state_dict(),
-        "memory": list(trainer.memory),
+        "memory": list(trainer.appraiser.memory),
         "log": [line for line in trainer.state.log_history if "loss" in line],
     }
     if accelerator.is_main_process:

@@ -122,11 +122,11 @@ ALL = 8 + 16 + 4 + 1 + 2 + 64 + 128 + 256
         ((), ALL),
         (("use_references",), ALL - 16 - 2),
         (("use_greedy",), ALL - 4 - 64),
-        (("use_own_rollouts",), ALL - 8),
+        (("use_own_rollouts",), ALL - 8 - 128),
         (("use_other_captions",), 8 + 16 + 4 + 128),
         (("use_references", "use_greedy"), 8 + 1 + 128 + 256),
-        (("use_other_captions", "use_own_rollouts"), 16 + 4 + 128),
-        (("use_other_captions", "use_own_rollouts", "use_references", "use_greedy"), 128),
+        (("use_other_captions", "use_own_rollouts"), 16 + 4),
+        (("use_other_captions", "use_references", "use_greedy"), 8 + 128),
     ],
 )
 def test_switches(make_batch, switched_off, total):
@@ -238,7 +238,7 @@ def slow_reward(caption, image, text_pool, image_pool, scale, direction, clamp, 
             continue
         if kind == REFERENCE and "use_references" in off or kind == GREEDY and "use_greedy" in off:
             continue
-        if kind == ROLLOUT and other_image == image_id and "use_own_rollouts" in off:
+        if kind in (ROLLOUT, MEMORY) and other_image == image_id and "use_own_rollouts" in off:
             continue
         if other_image != image_id and "use_other_captions" in off:
             continue

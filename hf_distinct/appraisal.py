@@ -1,0 +1,254 @@
+"""What captions are worth: from texts and pools by way of rewards to advantages and weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+
+from hf_distinct import losses
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.hashing import stable_hash
+from hf_distinct.discriminator import DiscriminatorTrainer
+from hf_distinct.gathering import gather_rows, own_part
+from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
+from hf_distinct.scorer import ClipScorer
+
+
+@dataclass
+class Appraisal:
+    """What the loss of one batch needs to know of its captions.
+
+    Attributes:
+        advantages: ``(B * K,)``, A(c) of each rollout.
+        reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
+        figures: scalar tensors to be logged, by name.
+    """
+
+    advantages: Tensor
+    reference_weights: Tensor
+    figures: dict[str, Tensor]
+
+
+class Appraiser:
+    """Rewards the captions of a batch, ``R(c) = (1 - lambda) sum_k w_k r_k(c) + lambda D(c)``, and remembers them.
+
+    Args:
+        args: the settings.
+        scorer: embeds what the captioner writes.
+        discriminator: gives D, and takes one update for each batch.
+        accelerator: knows the other processes.
+        rewards: what `hf_distinct.rewards.resolve_reward` takes; none: ``args.reward``.
+        references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
+
+    Attributes:
+        rewards: the rewards r_k.
+        reward_weights: w_k.
+        baseline: what is subtracted from R, "auto" being decided.
+        memory: what the pools held of the last ``args.memory_batches`` batches.
+
+    Raises:
+        ValueError: if a reward is unknown, rewards and weights do not match, or a contrastive reward would have
+            nothing to contrast with.
+    """
+
+    def __init__(
+        self,
+        args: RLCaptionConfig,
+        *,
+        scorer: ClipScorer,
+        discriminator: DiscriminatorTrainer,
+        accelerator: Accelerator,
+        rewards: Sequence[str | Callable[..., Any] | Reward] | None = None,
+        references_corpus: Sequence[list[str]] | None = None,
+    ) -> None:
+        self.args = args
+        self.scorer = scorer
+        self.discriminator = discriminator
+        self.accelerator = accelerator
+        switches = {
+            "clamp": args.reward_clamp,
+            "use_references": args.pool_references,
+            "use_greedy": args.pool_greedy,
+            "use_own_rollouts": args.pool_own_rollouts,
+            "use_other_captions": args.pool_other_captions,
+        }
+        self.rewards = [
+            resolve_reward(spec, contrastive_settings=switches, references_corpus=references_corpus)
+            for spec in (args.reward if rewards is None else rewards)
+        ]
+        self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
+        if len(self.reward_weights) != len(self.rewards):
+            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards")
+        self.baseline = self._choose_baseline()
+        self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
+        images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
+        if self._contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
+            raise ValueError(
+                "A contrastive reward needs something to contrast with, and the batch has one image: raise "
+                "per_device_train_batch_size, or set pool_neighbours or memory_batches."
+            )
+
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether `judge` wants the greedy captions: as the baseline, or for the pool of a contrastive reward."""
+        return self.baseline == "greedy" or (self.args.pool_greedy and self._contrasts)
+
+    @property
+    def _contrasts(self) -> bool:
+        return any(isinstance(reward, ContrastiveReward) for reward in self.rewards)
+
+    def _choose_baseline(self) -> losses.Baseline:
+        if self.args.baseline != "auto":
+            return self.args.baseline
+        if all(reward.is_advantage for reward in self.rewards):
+            return "none"
+        return "leave_one_out" if self.args.num_rollouts > 1 else "greedy"
+
+    # ------------------------------------------------------------------------------------------------------- judging
+
+    @torch.no_grad()
+    def judge(self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]) -> Appraisal:
+        """Appraise a batch, remember it, and let the discriminator learn from it, in this order.
+
+        Args:
+            inputs: what `hf_distinct.data.CaptionCollator` makes of B images with G ground-truth captions each.
+            rollouts: B * K captions, those of an image in a row.
+            greedy: B captions, or none if not `needs_greedy`.
+        """
+        a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
+        batch = self._batch(inputs, rollouts, greedy)
+        parts = self._rewards(batch)
+        sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
+        of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
+        advantages = losses.advantages(
+            of_rollouts.view(len(images), -1), self.baseline, of_greedy if self.baseline == "greedy" else None
+        )
+        # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
+        everyone = gather_rows(of_references, self.accelerator)
+        weights = own_part(losses.reference_weights(everyone, a.wtf_policy), len(of_references), self.accelerator)
+        figures = {"reference_weight": weights.mean()}
+        for name, values in parts.items():
+            for whose, share in zip(("rollouts", "references"), values.split(sizes), strict=False):
+                figures[f"reward/{name}/{whose}"] = share.mean()
+                figures[f"reward/{name}/{whose}_std"] = share.std(correction=0)
+        if a.discriminator_weight:
+            written = batch.text_embeds[: len(rollouts)].view(len(images), a.num_rollouts, -1)
+            figures |= self._update_discriminator(images, written, references)
+        return Appraisal(advantages.flatten(), weights, figures)
+
+    def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
+        """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
+        images = inputs["image_embeds"]
+        written = self.scorer.encode_texts(rollouts).to(images).view(len(images), self.args.num_rollouts, -1)
+        return self._update_discriminator(images, written, inputs["caption_embeds"])
+
+    def _update_discriminator(self, images: Tensor, rollouts: Tensor, references: Tensor) -> dict[str, Tensor]:
+        """One update on as many rollouts ``(B, K, d)`` as references ``(B, G, d)``, so that neither class prevails."""
+        each = min(rollouts.shape[1], references.shape[1])
+        rows = images.repeat_interleave(each, dim=0)
+        found = self.discriminator.update(
+            rows, rollouts[:, :each].flatten(0, 1), rows, references[:, :each].flatten(0, 1)
+        )
+        return {f"discriminator/{name}": value for name, value in found.items()}
+
+    def _rewards(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """Each reward, the discriminator's score if it counts, and ``total``, for every caption: ``(N,)`` each."""
+        weight = self.args.discriminator_weight
+        scores = self.discriminator.discriminator.score(batch.image_embeds, batch.text_embeds)
+        parts = {"discriminator": scores} if weight else {}
+        total = weight * scores
+        for reward, share in zip(self.rewards, self.reward_weights, strict=True):
+            parts[reward.name] = _checked(reward(batch), reward.name, batch).to(scores)
+            total = total + (1 - weight) * share * parts[reward.name]
+        return parts | {"total": total}
+
+    # --------------------------------------------------------------------------------------------- batch and pools
+
+    def _batch(self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]) -> RewardBatch:
+        """Rollouts, references and greedy captions, in this order, with the pools that hold them and others."""
+        images, references = inputs["image_embeds"], inputs["caption_embeds"]
+        # One CLIP call for the distinct new strings; those of the references come from the cache.
+        distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
+        embeds = self.scorer.encode_texts(list(distinct)).to(images)
+        written = embeds[torch.tensor([distinct[text] for text in [*rollouts, *greedy]], device=images.device)]
+        counts = {
+            TextKind.ROLLOUT: len(rollouts),
+            TextKind.REFERENCE: references.shape[0] * references.shape[1],
+            TextKind.GREEDY: len(greedy),
+        }
+        places = torch.arange(len(images), device=images.device)
+        owner = torch.cat([places.repeat_interleave(count // len(images)) for count in counts.values()])
+        texts = [*rollouts, *(text for row in inputs["captions"] for text in row), *greedy]
+        own = {
+            "text_embeds": torch.cat([written[: len(rollouts)], references.flatten(0, 1), written[len(rollouts) :]]),
+            "text_ids": torch.tensor([stable_hash(text) for text in texts], device=images.device),
+            "text_image_ids": inputs["image_ids"][owner],
+            "kinds": torch.cat([torch.full((n,), int(kind), device=images.device) for kind, n in counts.items()]),
+        }
+        pooled = self._pool(own, inputs)
+        return RewardBatch(
+            captions=texts,
+            references=[inputs["references"][i] for i in owner.tolist()],
+            text_embeds=own["text_embeds"],
+            image_embeds=images[owner],
+            text_ids=own["text_ids"],
+            image_ids=own["text_image_ids"],
+            text_pool=TextPool(pooled["text_embeds"], pooled["text_ids"], pooled["text_image_ids"], pooled["kinds"]),
+            image_pool=ImagePool(pooled["image_embeds"], pooled["image_ids"]),
+            logit_scale=self.scorer.logit_scale,
+            columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
+        )
+
+    def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The texts and images of the global batch, with those that memory holds; and remember them."""
+        parts = {**texts, "image_embeds": inputs["image_embeds"], "image_ids": inputs["image_ids"]}
+        if self.args.pool_neighbours:
+            mask = inputs["neighbour_mask"]
+            parts["image_embeds"] = torch.cat([parts["image_embeds"], inputs["neighbour_embeds"][mask]])
+            parts["image_ids"] = torch.cat([parts["image_ids"], inputs["neighbour_ids"][mask]])
+        if self.args.pool_other_processes:
+            parts = {name: gather_rows(part, self.accelerator) for name, part in parts.items()}
+        pooled = {name: torch.cat([part, *(old[name] for old in self.memory)]) for name, part in parts.items()}
+        if self.args.memory_batches:
+            self.memory.append(self._to_remember(parts))
+        return pooled
+
+    def _to_remember(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a later batch is compared with. There every text is of kind MEMORY: those switched off stay out now."""
+        kinds, kept = parts["kinds"], torch.ones_like(parts["kinds"], dtype=torch.bool)
+        if not self.args.pool_references:
+            kept &= kinds != TextKind.REFERENCE
+        if not self.args.pool_greedy:
+            kept &= kinds != TextKind.GREEDY
+        texts = {name: parts[name][kept] for name in ("text_embeds", "text_ids", "text_image_ids", "kinds")}
+        return {**parts, **texts, "kinds": torch.full_like(texts["kinds"], int(TextKind.MEMORY))}
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
+        return {"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.memory.clear()
+        self.memory.extend(state["memory"])
+
+
+def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:
+    """The values of a reward, which may be anybody's class; a NaN would reach the weights, and no log would tell."""
+    if not isinstance(values, Tensor) or values.shape != (len(batch),):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"reward {name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption")
+    finite = values.isfinite()
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"reward {name!r} gave {values[row].item()} for row {row}, caption {batch.captions[row]!r}")
+    return values
