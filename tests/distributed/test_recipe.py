@@ -24,8 +24,8 @@ STEPS, BATCH, IMAGES, TEST_IMAGES = 3, 8, 64, 40
 # Beam search writes the same captions whoever holds the image; SGD would show a gradient of the wrong length.
 SETTINGS = {
     "dataset": "emoji_scenes", "train_size": IMAGES, "test_size": TEST_IMAGES, "max_steps": STEPS,
-    "save_strategy": "steps", "save_steps": STEPS, "rollouts": "beam", "num_beams": 2, "freeze_encoder": False,
-    "wtf_policy": "softmax",
+    "save_strategy": "steps", "save_steps": STEPS, "rollouts": "beam", "num_beams": 2, "baseline": "none",
+    "freeze_encoder": False, "wtf_policy": "softmax",
     "optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0.0,
     "max_reference_length": tiny.MAX_LENGTH, "discriminator_pretrain_steps": 1, "logging_steps": 1,
 }  # fmt: skip
