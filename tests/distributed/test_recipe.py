@@ -25,7 +25,7 @@ STEPS, BATCH, IMAGES, TEST_IMAGES = 3, 8, 64, 40
 SETTINGS = {
     "dataset": "emoji_scenes", "train_size": IMAGES, "test_size": TEST_IMAGES, "max_steps": STEPS,
     "save_strategy": "steps", "save_steps": STEPS, "rollouts": "beam", "num_beams": 2, "baseline": "none",
-    "freeze_encoder": False, "wtf_policy": "softmax",
+    "freeze_encoder": False, "wtf_policy": "softmax", "wtf_weight": 1.0, "discriminator_weight": 0.2,
     "optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0.0,
     "max_reference_length": tiny.MAX_LENGTH, "discriminator_pretrain_steps": 1, "logging_steps": 1,
 }  # fmt: skip
