@@ -1,7 +1,8 @@
-"""Fixtures of the tests that train: see tiny.py for what they hold."""
+"""Fixtures of the tests that train or start processes: see tiny.py for what they hold."""
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -33,3 +34,9 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def run_processes(free_port: int) -> Callable[..., None]:
+    """tiny.run_processes at a free port; a script that is run need not load tiny.py for it."""
+    return functools.partial(tiny.run_processes, free_port)

@@ -6,15 +6,11 @@ Run as a script, this file is one of the processes of `test_two_processes_equal_
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import hf_distinct.discriminator
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 
 DIM = 4
@@ -182,7 +178,7 @@ def test_synchronize_alone_changes_nothing():
 
 def one_process(rank: int, folder: str, rollouts: list[int], references: list[int]) -> None:
     """Start from other weights than process 0, take them over, make three updates on a part of the batch."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
     trainer = new_trainer(seed=rank)
     trainer.synchronize()
     images, texts, reference_images, reference_texts = whole_batch()
@@ -195,21 +191,10 @@ def one_process(rank: int, folder: str, rollouts: list[int], references: list[in
 @pytest.mark.parametrize(
     "rollouts", [([0, 1, 2], [3, 4, 5]), ([0], [1, 2, 3, 4, 5])], ids=["equal halves", "unequal parts"]
 )
-def test_two_processes_equal_one(tmp_path, rollouts):
+def test_two_processes_equal_one(tmp_path, run_processes, rollouts):
     """Each with a part of the batch, they end with the weights of one process with the whole."""
-    environment = os.environ | {"PYTHONPATH": str(Path(hf_distinct.discriminator.__file__).parents[1])}
-    commands = [
-        [sys.executable, __file__, str(rank), str(tmp_path), repr(rollouts[rank]), repr(references)]
-        for rank, references in enumerate(([0, 1], [2, 3]))
-    ]
-    processes = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    parts = zip(rollouts, ([0, 1], [2, 3]), strict=True)
+    run_processes(__file__, *([tmp_path, *part] for part in parts))
 
     alone = new_trainer()
     results = [alone.update(*whole_batch()) for _ in range(3)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -37,22 +34,8 @@ def one_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_see_all_rows_in_the_order_of_processes(tmp_path, free_port):
-    root = str(Path(__file__).parents[1])
-    processes = []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port}
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        environment |= {name: str(value) for name, value in place.items()}
-        command = [sys.executable, __file__, str(rank), str(tmp_path)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+def test_two_processes_see_all_rows_in_the_order_of_processes(tmp_path, run_processes):
+    run_processes(__file__, [tmp_path], [tmp_path])
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["rows"].tolist() == [*ROWS[0], *ROWS[1]]

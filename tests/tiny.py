@@ -5,6 +5,10 @@ Nothing is a stand-in: a stock ViT and GPT-2 of one layer each, an open_clip mod
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+import hf_distinct
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
@@ -126,3 +131,51 @@ def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, 
         image_processor=image_processor,
         **own,
     )
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of its weights as they are now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    """The names of the weights that are no longer what they were."""
+    return {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def a_batch(trainer: RLCaptionTrainer) -> dict[str, Any]:
+    """The first batch as the trainer gets it, collated from rows in their order."""
+    rows = [trainer.train_dataset[i] for i in range(trainer.args.per_device_train_batch_size)]
+    trainer.data_collator.epoch = 0
+    return trainer._prepare_inputs(trainer.data_collator(rows))
+
+
+def plain_captions(trainer: RLCaptionTrainer, inputs: dict[str, Any], **how: Any) -> tuple[list[list[int]], list[str]]:
+    """Captions by a plain call of generate on pixels: token rows without padding, and texts."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    sequences = model.generate(inputs["pixel_values"], **how)[:, 1:].tolist()
+    end = tokenizer.eos_token_id
+    rows = [row[: row.index(end) + 1] if end in row else row for row in sequences]
+    return rows, [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
+    """Run a script in as many processes as there are lists of arguments; each gets its rank, then its arguments.
+
+    They find each other at the port, through the environment, as torchrun would have it.
+    """
+    number, root = str(len(arguments)), str(Path(hf_distinct.__file__).parents[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    processes = []
+    for rank, own in enumerate(arguments):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+        command = [sys.executable, script, str(rank), *map(str, own)]
+        environment = {**os.environ, **shared, **place}
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()

@@ -1,0 +1,81 @@
+"""What the trainer saves: checkpoints to take a run up from, and a captioner that needs nothing of this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+PIPELINE = """
+import json, sys
+from pathlib import Path
+from transformers import pipeline
+folder = Path(sys.argv[1])
+captioner = pipeline("image-to-text", model=str(folder / "model"))
+paths = sorted(str(path) for path in folder.glob("*.png"))
+found = [captioner(path)[0]["generated_text"].strip() for path in paths]
+assert not [name for name in sys.modules if name.startswith(("hf_distinct", "open_clip"))]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
+    """Six steps, two epochs of three batches; taken up in the middle of an epoch, and at its end."""
+    settings = {
+        "max_steps": 6, "memory_batches": 2, "pool_neighbours": 1, "kl_weight": 0.1, "discriminator_weight": 0.3,
+        "discriminator_lr": 1e-2, "discriminator_pretrain_steps": 1, "lr_scheduler_type": "linear",
+        "wtf_policy": "softmax", "references_per_image": 2, "save_strategy": "steps", "save_steps": stop,
+    }  # fmt: skip
+    whole = make_trainer(tmp_path / "run", **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "again", **settings)
+    torch.rand(99)  # the random state, too, must come from the checkpoint
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
+    assert len(whole.step_losses) == 6
+    assert resumed.step_losses == whole.step_losses[stop:]
+    assert len(set(whole.step_losses)) == 6
+    assert tiny.moved(tiny.weights(whole.model), resumed.model) == set()
+    assert tiny.moved(tiny.weights(whole.discriminator.discriminator), resumed.discriminator.discriminator) == set()
+    assert resumed.discriminator.steps == whole.discriminator.steps == 7
+    assert len(whole.appraiser.memory) == len(resumed.appraiser.memory) == 2
+    for ours, theirs in zip(whole.appraiser.memory, resumed.appraiser.memory, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == 6
+
+
+def test_a_checkpoint_of_another_trainer_is_taken_up_with_a_warning(make_trainer, tmp_path, caplog):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    (tmp_path / "run" / "checkpoint-1" / "rl_state.pt").unlink()
+    again = make_trainer(max_steps=2)
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    finally:
+        logging.disable_propagation()
+    assert "rl_state.pt is missing: discriminator and memory start anew" in caplog.text
+
+
+def test_a_saved_captioner_gives_the_same_captions_in_a_plain_pipeline(make_trainer, tmp_path):
+    dataset = tiny.scenes()
+    trainer = make_trainer(max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    captions = trainer.caption(dataset)
+    assert len(set(captions)) > 1 and all(captions)
+    for number, picture in enumerate(dataset["image"]):
+        picture.save(tmp_path / f"{number:02}.png")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE, str(tmp_path)],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == captions
