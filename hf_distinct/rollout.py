@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import BaseImageProcessor, GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.losses import IGNORED_LABEL
 
 
@@ -117,6 +119,34 @@ def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
     """Captions as text, special tokens left out."""
     rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def write_captions(
+    model: VisionEncoderDecoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    batch_size: int,
+) -> list[str]:
+    """Caption a dataset as ``pipeline("image-to-text")`` does: by the model's own generation config.
+
+    Args:
+        model: the captioner, unwrapped, in eval mode.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        dataset: has ``image``.
+        batch_size: images at a time.
+
+    Returns:
+        One caption a row, in order.
+    """
+    captions: list[str] = []
+    for start in range(0, len(dataset), batch_size):
+        images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
+        pixels = to_pixel_values(images, image_processor).to(model.device)
+        captions += decode(tokenizer, model.generate(pixels, synced_gpus=False))
+    return captions
 
 
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:

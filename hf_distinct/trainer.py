@@ -24,7 +24,6 @@ from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
-from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import unsplit
@@ -39,6 +38,7 @@ from hf_distinct.rollout import (
     generation_ready,
     join_labels,
     rollout_config,
+    write_captions,
 )
 from hf_distinct.scorer import ClipScorer
 
@@ -312,7 +312,6 @@ class RLCaptionTrainer(Seq2SeqTrainer):
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def caption(self, dataset: Dataset) -> list[str]:
         """Caption a dataset as the saved model will: with its own generation config.
 
@@ -323,19 +322,17 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             One caption a row, in order, on every process.
         """
         self.model_wrapped.eval()
-        size = self.args.per_device_eval_batch_size
         own = range(self.args.process_index, len(dataset), self.args.world_size)
-        captions: dict[int, str] = {}
-        with generation_ready(self.model_wrapped, self.accelerator) as captioner:
+        with generation_ready(self.model_wrapped, self.accelerator) as captioner, self.compute_loss_context_manager():
             captioner.to(self.args.device)  # type: ignore[arg-type]
-            for start in range(0, len(own), size):
-                rows = own[start : start + size]
-                images = [decode_image(dataset[i]["image"]) for i in rows]
-                pixels = to_pixel_values(images, self.image_processor).to(self.args.device)
-                with self.compute_loss_context_manager():
-                    sequences = captioner.generate(pixels, synced_gpus=False)
-                texts = self.processing_class.batch_decode(sequences, skip_special_tokens=True)
-                captions.update(zip(rows, (text.strip() for text in texts), strict=True))
+            texts = write_captions(
+                captioner,
+                self.processing_class,
+                self.image_processor,
+                dataset.select(own),
+                self.args.per_device_eval_batch_size,
+            )
+        captions = dict(zip(own, texts, strict=True))
         if self.args.world_size > 1:
             from accelerate.utils import gather_object
 
