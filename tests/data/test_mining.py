@@ -1,4 +1,5 @@
 import logging
+import unittest.mock
 
 import pytest
 import torch
@@ -85,10 +86,11 @@ def test_summary_is_logged(caplog):
     st.sampled_from([0.5, 0.999, 1.0]),
     st.integers(1, 15),
 )
-def test_against_the_definition_with_many_ties(rows, num_neighbours, first_rank, low, high, chunk_size):
+def test_against_the_definition_with_many_ties(rows, num_neighbours, first_rank, low, high, part_rows):
     embeds = torch.stack([EXACT[vector] for vector, _ in rows])
     ids = [str(image_id) for _, image_id in rows]
-    mined = mine_neighbours(with_ids(*ids), embeds, num_neighbours, first_rank, low, high, chunk_size)
+    with unittest.mock.patch("hf_distinct.data.mining.PART_ROWS", part_rows):
+        mined = mine_neighbours(with_ids(*ids), embeds, num_neighbours, first_rank, low, high)
     assert mined["neighbours"][:] == slow(ids, embeds, num_neighbours, first_rank, low, high)
 
 
@@ -103,15 +105,14 @@ def test_other_columns_stay_and_old_neighbours_go():
     [
         ({"num_neighbours": 0}, "num_neighbours=0"),
         ({"first_rank": 0}, "first_rank=0"),
-        ({"chunk_size": 0}, "chunk_size=0"),
         ({"min_similarity": 0.9, "max_similarity": 0.1}, "min_similarity=0.9"),
-        ({"image_embeds": on_circle(0)}, r"shape \(1, 2\) do not fit 2 rows"),
-        ({"image_embeds": on_circle(0, 1) * torch.tensor([[1.0], [2.0]])}, "row 1 has 2.0"),
-        ({"image_embeds": on_circle(0, float("nan"))}, "row 1 has nan"),
+        ({"embeddings": on_circle(0)}, r"shape \(1, 2\) do not fit 2 rows"),
+        ({"embeddings": on_circle(0, 1) * torch.tensor([[1.0], [2.0]])}, "row 1 has 2.0"),
+        ({"embeddings": on_circle(0, float("nan"))}, "row 1 has nan"),
         ({"dataset": Dataset.from_dict({"image_id": ["a", "b"], "row": [1, 0]})}, "'row' is not 0, 1, 2"),
     ],
 )
 def test_wrong_arguments(change, message):
-    arguments = {"dataset": with_ids(*"ab"), "image_embeds": on_circle(0, 1)} | change
+    arguments = {"dataset": with_ids(*"ab"), "embeddings": on_circle(0, 1)} | change
     with pytest.raises(ValueError, match=message):
         mine_neighbours(**arguments)
