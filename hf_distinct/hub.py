@@ -54,9 +54,7 @@ _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^
 _TOKEN = re.compile(r"\bhf_\w{8,}")
 # An absolute path, `~/path` or `../path` inside a text; not the slashes of `https://host/page`, `org/name`, `and/or`.
 # Folders may hold spaces, and are told from prose by the slash behind them.
-_PATH = re.compile(
-    r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?"
-)
+_PATH = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?")
 
 
 def write_model_card(
