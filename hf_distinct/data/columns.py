@@ -112,7 +112,9 @@ def _to_captions(
     rows: Dataset, name: str, image_column: str, caption_column: str, image_root: Path | None, skips: Skips
 ) -> Dataset:
     """Return the usable rows of a split in the columns that every source ends in."""
-    images = _to_images(rows.select_columns([image_column]).rename_column(image_column, "image"), image_root, skips)
+    images = rows.select_columns([image_column])
+    images = images if image_column == "image" else images.rename_column(image_column, "image")
+    images = _to_images(images, image_root, skips)
     id_column = next((each for each in ID_COLUMNS if each in rows.column_names), None)
     wanted = [caption_column] if id_column is None else [caption_column, id_column]
     kept: list[int] = []
@@ -132,13 +134,15 @@ def _to_captions(
                 kept.append(row)
                 captions.append(cleaned)
                 image_ids.append(image_id)
+    features = caption_features()
+    if not kept:
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     if len(kept) < len(images):
         images = images.select(kept)
-    features = caption_features()
     schema = pa.schema([(each, features.arrow_schema.field(each).type) for each in ("captions", "image_id")])
     other = Dataset(pa.table({"captions": captions, "image_id": image_ids}, schema=schema))
     # Side by side, so that the images are not copied.
-    return concatenate_datasets([images, other], axis=1).cast_column("captions", features["captions"])
+    return concatenate_datasets([images, other], axis=1)
 
 
 def _to_images(images: Dataset, image_root: Path | None, skips: Skips) -> Dataset:

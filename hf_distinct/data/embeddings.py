@@ -149,7 +149,8 @@ def embed_dataset(
     Args:
         dataset: Columns `image` (a `datasets.Image` feature), `captions` and `image_id`.
         scorer: The CLIP model.
-        cache_dir: Folder of the cache, made if needed; None computes anew, in memory.
+        cache_dir: Folder of the cache, made if needed, on a disk that all processes share; None computes anew, in
+            memory.
         batch_size: Images per call of the scorer.
         strict: Whether an image that cannot be decoded is an error.
         num_workers: Processes that decode images while the scorer works; 0: it waits for them.

@@ -164,20 +164,22 @@ class _Search:
         return Neighbours.load(path, self.folder.name)
 
     def _run_in_parts(self, parts: Parts, path: Path) -> None:
+        """Search what is missing and join all; if a faster run has meanwhile, its files are as good."""
         assert self.folder is not None
-        if missing := parts.missing():
-            self.index.open(self.folder / f"index-{self.settings.via}-{self.index.kind}.faiss")
-        for number in self._with_progress(missing):
-            parts.write(number, *self._search(self.parts[number]).to_tensors())
         try:
-            found = Neighbours.join([Neighbours.from_tensors(*parts.read(number)) for number in range(parts.count)])
-        except FileNotFoundError:  # another run has joined them already
-            return
-        except ValueError as error:
-            logger.warning(f"A part of the neighbours is mined anew: {error}")
-            return
-        found.save(path)
-        parts.remove()
+            if missing := parts.missing():
+                self.index.open(self.folder / f"index-{self.settings.via}-{self.index.kind}.faiss", parts.folder)
+            for number in self._with_progress(missing):
+                parts.write(number, *self._search(self.parts[number]).to_tensors())
+            try:
+                found = [Neighbours.from_tensors(*parts.read(number)) for number in range(parts.count)]
+            except ValueError as error:  # the part is gone now, and thus missing
+                logger.warning(f"A part of the neighbours is mined anew: {error}")
+                return
+            Neighbours.join(found).save(path, parts.folder)
+        except FileNotFoundError:
+            if not path.is_file():
+                logger.warning(f"{str(parts.folder)!r} was removed while it was written to; searching on.")
 
     def _with_progress(self, steps: Any) -> Any:
         hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()

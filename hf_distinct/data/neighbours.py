@@ -129,9 +129,9 @@ class Neighbours:
         )
         return cls(rows, similarities, rejected, parts[0].first_rank, parts[0].searched, parts[0].embeddings)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, whole or not at all."""
-        write_tensors(Path(path), *self.to_tensors())
+    def save(self, path: str | os.PathLike[str], scratch: Path | None = None) -> None:
+        """Write to a safetensors file, whole or not at all; it grows in `scratch`, or beside its place."""
+        write_tensors(Path(path), *self.to_tensors(), scratch)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], embeddings: str | None = None) -> Neighbours:

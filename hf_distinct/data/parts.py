@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,22 +64,37 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all, and onto the disk before it gets its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, scratch: Path | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all; see `written_whole`."""
+    with written_whole(path, scratch) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        replace_durably(temporary, path)
+
+
+@contextmanager
+def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Give a file its name only when all of it is written, and is on the disk.
+
+    Args:
+        path: The name; its folder is made if needed.
+        scratch: Folder, on the same disk, in which it grows; the file's own by default. What a killed writer leaves
+            stays there.
+
+    Yields:
+        Where to write.
+    """
+    folder = scratch or path.parent
+    for each in (folder, path.parent):
+        each.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Give a finished file its name: after a power cut, the name never stands before a file without its content."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_distinct.data.parts import replace_durably
+from hf_distinct.data.parts import written_whole
 
 logger = logging.get_logger(__name__)
 
@@ -104,15 +103,19 @@ class SimilarityIndex:
         self.search_kind = SearchKind(kind)
         self._holder = Dataset.from_dict({"entry": np.arange(len(entries))})
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, scratch: Path | None = None) -> None:
         """Read the index from a file, or build it and write it there.
+
+        Args:
+            path: The file.
+            scratch: Where it grows; see `written_whole`.
 
         Raises:
             ValueError: The file is no index, or one of other entries; the message names it.
         """
         if not path.is_file():
             self.build()
-            self.save(path)
+            self.save(path, scratch)
             return
         self._load(path)
         known = self.search_kind
@@ -167,17 +170,12 @@ class SimilarityIndex:
         results = self._holder.search_batch(NAME, queries, count)
         return np.asarray(results.total_scores), np.asarray(results.total_indices)
 
-    def save(self, path: Path) -> None:
-        """Write the index, whole or not at all, and beside it, as JSON, how it searches."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
+    def save(self, path: Path, scratch: Path | None = None) -> None:
+        """Write the index, whole or not at all, and before it, as JSON beside it, how it searches."""
+        with written_whole(path.with_suffix(".json"), scratch) as temporary:
             temporary.write_text(json.dumps(asdict(self.search_kind), indent=1))
-            replace_durably(temporary, path.with_suffix(".json"))
+        with written_whole(path, scratch) as temporary:
             self._holder.save_faiss_index(NAME, str(temporary))
-            replace_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _load(self, path: str | os.PathLike[str]) -> None:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from transformers.utils import logging
 
 from hf_distinct.data.skips import Skips
@@ -57,14 +57,15 @@ def load_tar_shards(
             continue
         rows = Dataset.from_generator(
             _rows,
-            features=caption_features() | {"problem": Value("string")},
+            features=Features({**caption_features(), "problem": Value("string")}),
             # The state of the files is there for the cache of `datasets`, which goes by the arguments.
             gen_kwargs={"shards": tuple(members), "column": caption_column, "states": tuple(map(_state, members))},
         )
         problems = rows.select_columns(["image_id", "problem"])
         good = sum(problem is None for problem in problems["problem"])
-        for row in problems.select(range(good, len(rows))):
-            skips.add(row["problem"], row["image_id"])
+        if good < len(rows):
+            for row in problems.select(range(good, len(rows))):
+                skips.add(row["problem"], row["image_id"])
         if good:
             splits[split] = rows.select(range(good)).remove_columns("problem")
     if not splits:
@@ -147,12 +148,30 @@ def _rows(shards: tuple[str, ...], column: str | None, states: Any) -> Iterator[
             yield {"image": None, "captions": [], "image_id": name, "problem": reason}
 
 
+class _Tail:
+    """A stream that remembers the last bytes read: a whole archive ends in zeros."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.last = stream, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    def end(self) -> bytes:
+        """Return the last block of the whole stream."""
+        while self.read(tarfile.RECORDSIZE):
+            pass
+        return self.last
+
+
 def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream."""
     key = ""
     files: dict[str, bytes] = {}
     try:
-        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=(tail := _Tail(stream)), mode="r|*") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
@@ -166,6 +185,8 @@ def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]
                 content = archive.extractfile(member)
                 assert content is not None
                 files[endings.lower().rpartition(".")[2]] = content.read()
+            if shard.endswith(".tar") and tail.end().strip(b"\0"):
+                raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
     except (tarfile.TarError, EOFError, OSError) as error:
         # What was read before stays; the sample that was being read may be half of one.
         skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
