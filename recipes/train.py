@@ -151,7 +151,8 @@ def main() -> None:
             pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
-    if config.push_to_hub:
+    push, config.push_to_hub = config.push_to_hub, False  # once, at the end, with the card; not by the Trainer
+    if push:
         hub_token(config.hub_token)  # better now than after the training
 
     source = settings.model_name_or_path or shipped("captioner")
@@ -221,7 +222,7 @@ def main() -> None:
     rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
     print(format_table(rows))  # noqa: T201  the one thing this script is run for
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
-    if config.push_to_hub:
+    if push:
         print(push_folder(output, config.hub_model_id or output.name, private=bool(config.hub_private_repo)))  # noqa: T201
 
 

@@ -16,6 +16,7 @@ import open_clip
 import pytest
 import tiny
 import torch
+from loopback_hub import USER, LoopbackHub
 from PIL import Image
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
@@ -150,9 +151,9 @@ def own_models(models: Path, judge: Path) -> dict[str, Any]:
     return {"model_name_or_path": models / "captioner", "scorer": models / "scorer", "judge": judge}
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TRAIN), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **environment})
 
 
 @pytest.mark.parametrize("form", ["karpathy", "coco", "folder"])
@@ -213,6 +214,30 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     assert json.loads(loaded.stdout.splitlines()[-1]) == list(expected.values())
     if form == "karpathy":
         assert len(set(expected.values())) > 1
+
+
+def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, judge, tmp_path):
+    data, out = lay_out("folder", *pictures, tmp_path / "data"), tmp_path / "captioner"
+    settings = {"output_dir": out, "push_to_hub": True, "hub_private_repo": True, **own_models(tiny_models, judge)}
+    with LoopbackHub() as hub:
+        environment = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
+        finished = run(*data, *flags(**settings, **QUICK), **environment)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.splitlines()[-1] == f"{hub.endpoint}/{USER}/captioner"
+        assert list(hub.repos) == [f"{USER}/captioner"]
+        repo = hub.repos[f"{USER}/captioner"]
+    assert repo.private and repo.commits == 1
+    needed = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "preprocessor_config.json",
+    }
+    assert needed | {"README.md"} <= set(repo.files)
+    for name in needed | {"README.md"}:
+        assert repo.files[name] == (out / name).read_bytes(), name
+    assert not any(b"/tmp" in repo.files[name] for name in repo.files if name.endswith((".md", ".json")))
 
 
 def last_line(finished: subprocess.CompletedProcess[str]) -> str:
