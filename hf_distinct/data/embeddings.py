@@ -242,6 +242,7 @@ class _Embedder:
             num_workers=min(self.num_workers, len(batches)),
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=self.scorer.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one
         )
         loaded = iter(loader)
         hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()

@@ -54,6 +54,16 @@ def test_each_distinct_text_and_each_image_is_embedded_once(dataset, scorer):
     assert counting.texts == ["A dog.", "A cat.", "A bird.", "Birds fly."]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_numbers_go_on_as_if_nothing_had_been(dataset, scorer, num_workers):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    _, embeddings = embed_dataset(dataset, scorer, batch_size=1, num_workers=num_workers)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(embeddings.image_embeds, embed_dataset(dataset, scorer, batch_size=1)[1].image_embeds)
+
+
 def test_grey_cmyk_transparent_and_tiny_pictures_are_embedded(tmp_path, scorer, rows_to_dataset, caplog):
     for mode, kind in [("L", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("I;16", "png"), ("1", "png")]:
         PILImage.new(mode, (1, 1)).save(tmp_path / f"{mode}.{kind}")
