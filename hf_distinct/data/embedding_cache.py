@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ MANIFEST = "manifest.json"
 class EmbeddingCache:
     """The place of one data set's embeddings under one scorer.
 
-    `embeddings-KEY/` holds them whole; it appears in one move. Before that `embeddings-KEY.parts/` holds parts.
+    `embeddings-KEY/` holds them whole; it appears in one move. Before that `embeddings-KEY.parts-of-N/` holds parts.
 
     Args:
         cache_dir: Folder that may hold the caches of many data sets and scorers.
@@ -41,7 +43,8 @@ class EmbeddingCache:
     def __init__(self, cache_dir: Path, dataset: Dataset, scorer: ClipScorer, part_rows: int) -> None:
         self.num_rows, self.part_rows, self.scorer = len(dataset), part_rows, scorer
         self.folder = cache_dir / cache_name(dataset, scorer)
-        self.parts = Parts(self.folder.with_suffix(".parts"), -(-self.num_rows // part_rows))
+        # Parts of another size are other parts.
+        self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
 
     def rows_of(self, number: int) -> range:
         """Return the rows of a part."""
@@ -61,11 +64,12 @@ class EmbeddingCache:
             failures = {int(row): reason for row, reason in manifest["failures"].items()}
             if len(embeddings) + len(failures) != self.num_rows:
                 raise ValueError(f"{len(embeddings)} embeddings and {len(failures)} failures for {self.num_rows} rows")
-        except (ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             # Moved, not removed: another process may be reading it, and nothing that is cached is lost in silence.
             broken = self.folder.with_name(f"{self.folder.name}.broken-{uuid.uuid4().hex[:8]}")
             logger.warning(f"The cached embeddings are unusable, moved to {broken} and computed anew: {error}")
-            self.folder.rename(broken)
+            with contextlib.suppress(FileNotFoundError):  # another process has moved it
+                self.folder.rename(broken)
             return None
         if self.parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
             self.parts.remove()
@@ -95,6 +99,8 @@ class EmbeddingCache:
                 raise
             logger.warning(f"A part of the embeddings is computed anew: {error}")
             return
+        finally:
+            shutil.rmtree(merged, ignore_errors=True)  # gone already, if all went well
         self.parts.remove()
 
     def _merge_into(self, folder: Path) -> None:

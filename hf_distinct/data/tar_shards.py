@@ -171,8 +171,9 @@ def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]
     key = ""
     files: dict[str, bytes] = {}
     try:
-        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=(tail := _Tail(stream)), mode="r|*") as archive:
-            for member in archive:
+        with fsspec.open(shard, "rb") as stream:
+            tail: Any = _Tail(stream)
+            for member in (archive := tarfile.open(fileobj=tail, mode="r|*")):
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
                     continue
