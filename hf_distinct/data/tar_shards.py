@@ -166,14 +166,17 @@ class _Tail:
         return self.last
 
 
+def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
+    return _Tail(stream)
+
+
 def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream."""
     key = ""
     files: dict[str, bytes] = {}
     try:
-        with fsspec.open(shard, "rb") as stream:
-            tail: Any = _Tail(stream)
-            for member in (archive := tarfile.open(fileobj=tail, mode="r|*")):
+        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|*") as archive:
+            for member in archive:
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
                     continue

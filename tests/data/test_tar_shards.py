@@ -102,7 +102,7 @@ def test_skips_are_counted_and_named_a_second_time_too(tmp_path, caplog):
     whole = write(
         tmp_path / "s" / "1.tar", {"1.jpg": PICTURES[3], "1.txt": "two", "2.jpg": PICTURES[1], "2.txt": "cut"}
     )
-    whole.write_bytes(whole.read_bytes()[:2600])  # within the picture of the second sample
+    whole.write_bytes(whole.read_bytes()[:3300])  # within the picture of the second sample
     for _ in range(2):  # the second time from the cache of `datasets`
         caplog.clear()
         train = load_captions(tmp_path / "s")["train"]
@@ -111,7 +111,7 @@ def test_skips_are_counted_and_named_a_second_time_too(tmp_path, caplog):
         for told in (
             "1 x sample without an image ('0.tar/2')", "2 x image without a caption ('0.tar/3', '0.tar/4')",
             "1 x sample whose .json is broken ('0.tar/4')",
-            "1 x broken shard (ReadError: the end of the archive is missing) ('1.tar')",
+            "1 x broken shard (ReadError: unexpected end of data) ('1.tar')",
         ):  # fmt: skip
             assert told in record.getMessage()
     with pytest.raises(ValueError, match=r"sample without an image: '0\.tar/2'"):
