@@ -28,7 +28,7 @@ Search = Literal["auto", "exact", "ivf"]
 EXACT_COMPARISONS = 10**11
 """Up to so many pairs, "auto" compares all: about a quarter of an hour on two cores at 512 dimensions."""
 PART_ROWS = 16384
-MAX_FLOATS = 2**26  # of candidates' embeddings held at a time: 256 MB
+MAX_FLOATS = 2**24  # of candidates' embeddings held at a time: 64 MB
 
 
 @dataclass(frozen=True)
