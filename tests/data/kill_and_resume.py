@@ -16,11 +16,13 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import disable_progress_bars, load_from_disk
 
-from hf_distinct.data import embedding_cache, embeddings, mining
+from hf_distinct.data import embedding_cache, embeddings, mining  # noqa: F401  all that a run needs, before the forks
 from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.scorer import ClipScorer
@@ -51,10 +53,22 @@ def phase(cache: Path) -> str:
     return f"mining, {len(list(cache.glob('embeddings-*/neighbours-*.safetensors')))} of 3 done"
 
 
-def start(dataset: str, scorer: str, cache: Path) -> int:
+def start(dataset: str, scorer: str, cache: Path) -> tuple[int, int]:
+    """Fork a run; return its number, and a pipe that it writes a byte to whenever a file gets its final name."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child:
-        return child
+        os.close(writing)
+        return child, reading
+
+    def counted(move: Callable[..., None]) -> Callable[..., None]:
+        def moved(*arguments: Any, **settings: Any) -> None:
+            move(*arguments, **settings)
+            os.write(writing, b".")
+
+        return moved
+
+    os.replace, os.rename = counted(os.replace), counted(os.rename)
     code = 1
     try:
         embed_and_mine(dataset, scorer, cache)
@@ -63,7 +77,8 @@ def start(dataset: str, scorer: str, cache: Path) -> int:
         os._exit(code)
 
 
-def finish(child: int) -> int:
+def finish(child: int, reading: int) -> int:
+    os.close(reading)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -71,18 +86,25 @@ def main() -> None:
     dataset, scorer, folder, seed = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     disable_progress_bars()
     generator = random.Random(seed)
-    begin = time.monotonic()
-    assert finish(start(dataset, scorer, folder / "undisturbed")) == 0
-    seconds = time.monotonic() - begin
+    child, reading = start(dataset, scorer, folder / "undisturbed")
+    files = 0
+    while os.read(reading, 1):
+        files += 1
+    assert finish(child, reading) == 0
     undisturbed = content(folder / "undisturbed")
 
     cache, killed, resumed = folder / "killed", [], []
-    while len(killed) < KILLS or cache.exists():
-        child = start(dataset, scorer, cache)
-        if len(killed) < KILLS:
-            time.sleep(generator.uniform(0, seconds / 3))
+    last = False
+    while not last:
+        last = len(killed) == KILLS
+        child, reading = start(dataset, scorer, cache)
+        if not last:
+            # After so many files, and then somewhere within the next: about once through in ten kills.
+            for _ in range(generator.randint(0, 2 * files // KILLS)):
+                os.read(reading, 1)
+            time.sleep(generator.uniform(0, 0.01))
             os.kill(child, signal.SIGKILL)
-        code = finish(child)
+        code = finish(child, reading)
         if code == -signal.SIGKILL:
             killed.append(phase(cache))
             continue
@@ -94,5 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert embedding_cache.FORM  # imported before the first fork, like all that a run needs
     main()

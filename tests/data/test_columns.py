@@ -1,6 +1,13 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import published_forms
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from loopback_hub import LoopbackHub, Repo
 
 from hf_distinct.data import load_captions
 from hf_distinct.data.columns import load_columns
@@ -129,6 +136,31 @@ def test_a_label_is_no_caption(save):
     path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
     with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, it is ClassLabel"):
         load_captions(path, caption_column="label")
+
+
+LOAD = """
+import json, sys
+from hf_distinct.data import load_captions
+splits = load_captions("tester/pictures")
+found = {name: [rows["image_id"][:], rows["captions"][:], rows[0]["image"].size] for name, rows in splits.items()}
+print(json.dumps(found))
+"""
+
+
+def test_a_data_set_on_the_hub(tmp_path):
+    folder, _ = published_forms.parquet(tmp_path, published_forms.jpegs(6), [[f"Caption {row}."] for row in range(6)])
+    with LoopbackHub() as hub:
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.parquet")}
+        hub.repos["tester/pictures"] = Repo("tester/pictures", private=False, files=files)
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout)
+    assert loaded["train"] == [["0", "1", "2", "3"], [[f"Caption {row}."] for row in range(4)], [40, 32]]
+    assert (loaded["validation"][0], loaded["test"][0]) == (["4"], ["5"])
 
 
 def test_the_hub_without_a_network(monkeypatch):
