@@ -22,6 +22,7 @@ MODELS = {
         "A captioner of emoji scenes by teacher forcing: the model that reinforcement learning starts from.",
         ["python recipes/warm_up.py recipes/configs/captioner_detailed.yaml",
          "python recipes/warm_up.py recipes/configs/captioner_detailed_longer.yaml",
+         "python recipes/warm_up.py recipes/configs/captioner_full.yaml",
          "python recipes/warm_up.py recipes/configs/captioner.yaml"],
     ),
     "scorer": (
@@ -31,12 +32,17 @@ MODELS = {
     "truth_scorer": (
         "A CLIP of emoji scenes that was also trained against false and broken captions. It gives rewards.",
         ["python recipes/train_clip.py recipes/configs/clip_scorer.yaml",
+         "python recipes/train_clip.py recipes/configs/clip_truth_scorer_drilled.yaml",
+         "python recipes/train_clip.py recipes/configs/clip_truth_scorer_mixed.yaml",
          "python recipes/train_clip.py recipes/configs/clip_truth_scorer.yaml"],
     ),
     "judge": (
         "A CLIP of emoji scenes that no training of a captioner sees: another architecture than the scorers, other "
         "scenes, another seed, trained against false and broken captions. It measures.",
-        ["python recipes/train_clip.py recipes/configs/clip_judge.yaml"],
+        ["python recipes/train_clip.py recipes/configs/clip_judge_drilled.yaml",
+         "python recipes/train_clip.py recipes/configs/clip_judge_mixed.yaml",
+         "python recipes/train_clip.py recipes/configs/clip_judge_people.yaml",
+         "python recipes/train_clip.py recipes/configs/clip_judge.yaml"],
     ),
 }  # fmt: skip
 KEPT = (

@@ -29,7 +29,15 @@ from tqdm.auto import tqdm
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
-from hf_distinct.data.emoji_scenes import DETAILED_SHARES, Scene, emoji_scenes, full_caption, judge_caption, nouns
+from hf_distinct.data.emoji_scenes import (
+    DETAILED_SHARES,
+    PEOPLE_SHARES,
+    Scene,
+    emoji_scenes,
+    full_caption,
+    judge_caption,
+    nouns,
+)
 from hf_distinct.data.images import to_rgb
 from hf_distinct.data.negatives import KINDS, hard_negative
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
@@ -37,6 +45,8 @@ from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.scorer import ClipScorer, encode_token_ids, save_open_clip
 
 logger = logging.getLogger("train_clip")
+
+CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES}
 
 
 @dataclass
@@ -54,6 +64,10 @@ class Settings:
     spread_positions: bool = field(default=False, metadata={"help": "Heads of an attention pool start far apart."})
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
     train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
+    caption_style: str = field(
+        default="detailed",
+        metadata={"help": "Captions of emoji scenes: as people write, or detailed.", "choices": list(CAPTION_STYLES)},
+    )
     curriculum_steps: int = field(
         default=0, metadata={"help": "First steps, on scenes of few nouns alone: relations show on few things sooner."}
     )
@@ -64,6 +78,9 @@ class Settings:
         default_factory=lambda: [8.0, 4.0, 2.0, 1.5, 2.0, 1.5],
         metadata={"help": f"How often each kind of negative is drawn: {', '.join(KINDS)}."},
     )
+    drill: float = field(
+        default=0.5, metadata={"help": "Share of the images whose caption is chosen for the negative that is due."}
+    )
     max_steps: int = field(default=1200, metadata={"help": "Optimiser steps."})
     batch_size: int = field(default=128, metadata={"help": "Images a step."})
     lr: float = field(default=2e-3, metadata={"help": "Peak learning rate (linear warm-up, cosine decay)."})
@@ -73,7 +90,11 @@ class Settings:
 
 
 class CaptionedImages(torch.utils.data.Dataset):
-    """Rows as (pixels, caption drawn at random, hard negative or empty)."""
+    """Rows as (pixels, caption drawn at random, hard negative or empty).
+
+    Few captions can be turned into the lies that are hard to learn. So in the share ``drill`` of the rows the kind of
+    lie is drawn before the caption; in the others the caption comes first, short and vague ones too.
+    """
 
     def __init__(self, dataset: Dataset, transform: Callable, settings: Settings):
         self.dataset, self.transform, self.settings = dataset, transform, settings
@@ -84,19 +105,20 @@ class CaptionedImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
         row = self.dataset[index]
         rng = random.Random(int(torch.randint(2**62, ()).item()))
-        caption, negative = rng.choice(row["captions"]), ""
-        if self.settings.hard_negatives:
-            caption, negative = self._with_negative(row, rng) or (caption, negative)
+        caption, negative = self.draw(row, rng) if self.settings.hard_negatives else (rng.choice(row["captions"]), "")
         return self.transform(to_rgb(row["image"])), caption, negative
 
-    def _with_negative(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
-        """A kind of negative first, as often as its weight says; then a caption that offers it."""
-        kind = rng.choices(KINDS, self.settings.kind_weights)[0]
-        for caption in rng.sample(row["captions"], len(row["captions"])):
-            negative = hard_negative(caption, kind, rng, truth_of(row))
-            if negative:
-                return caption, negative
-        return None
+    def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
+        """One of the row's captions and a negative of it, empty if it offers none."""
+        captions, holds = rng.sample(row["captions"], len(row["captions"])), truth_of(row)
+        if rng.random() < self.settings.drill:
+            kind = rng.choices(KINDS, self.settings.kind_weights)[0]
+            for caption in captions:
+                if negative := hard_negative(caption, kind, rng, holds):
+                    return caption, negative
+        offered = [hard_negative(captions[0], kind, rng, holds) or "" for kind in KINDS]
+        weights = [w if negative else 0.0 for negative, w in zip(offered, self.settings.kind_weights, strict=True)]
+        return captions[0], rng.choices(offered, weights)[0] if any(weights) else ""
 
 
 def truth_of(row: dict[str, Any]) -> Callable[[str], bool] | None:
@@ -240,7 +262,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(settings.seed)
     if settings.dataset == "emoji_scenes":
-        train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, DETAILED_SHARES)
+        train = emoji_scenes(
+            "train", settings.train_size, 100 + settings.seed, 8, CAPTION_STYLES[settings.caption_style]
+        )
         validation = emoji_scenes("validation", 1000, 100 + settings.seed)
     else:
         splits = ensure_splits(load_captions(settings.dataset, settings.image_root))

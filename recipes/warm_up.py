@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -32,11 +31,10 @@ from transformers import (
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.data.emoji_scenes import DETAILED_SHARES, PEOPLE_SHARES, emoji_scenes
-from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.data.emoji_scenes import DETAILED_SHARES, FULL_SHARES, PEOPLE_SHARES, emoji_scenes
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
-from hf_distinct.rollout import caption_logits
+from hf_distinct.rollout import caption_logits, write_captions
 
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
 SMALL_ENCODER = {
@@ -53,6 +51,8 @@ SMALL_ENCODER = {
     "hidden_size": 128,
     "reshape_last_stage": False,
 }
+
+CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES, "full": FULL_SHARES}
 
 
 @dataclass
@@ -72,8 +72,8 @@ class Settings:
     caption_style: str = field(
         default="people",
         metadata={
-            "help": "Captions of emoji scenes: as people write, or detailed.",
-            "choices": ["people", "detailed"],
+            "help": "Captions of emoji scenes: as people write, more detailed, or with all six facts.",
+            "choices": list(CAPTION_STYLES),
         },
     )
     captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
@@ -161,23 +161,12 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
     return model, tokenizer, image_processor
 
 
-@torch.no_grad()
-def write_captions(model: Any, tokenizer: Any, image_processor: Any, dataset: Dataset, size: int = 50) -> list[str]:
-    """A caption of each picture, by the model's own generation config."""
-    captions: list[str] = []
-    for start in range(0, len(dataset), size):
-        images = [decode_image(image) for image in dataset[start : start + size]["image"]]
-        sequences = model.generate(to_pixel_values(images, image_processor).to(model.device))
-        captions += [text.strip() for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)]
-    return captions
-
-
 def main() -> None:
     """Train and save."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
     set_seed(training.seed)
     if settings.dataset == "emoji_scenes":
-        shares = DETAILED_SHARES if settings.caption_style == "detailed" else PEOPLE_SHARES
+        shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 50 + training.seed, shares=shares)
         validation = emoji_scenes("validation", 1000, 50 + training.seed)
     else:
@@ -203,7 +192,7 @@ def main() -> None:
         image_processor.save_pretrained(training.output_dir)
         log = Path(training.output_dir) / "training_log.json"
         log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
-        captions = write_captions(model.eval(), tokenizer, image_processor, validation)
+        captions = write_captions(model.eval(), tokenizer, image_processor, validation, batch_size=50)
         metrics = {"steps": trainer.state.global_step, **Gallery(validation, {}).measure(captions)}
         (Path(training.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 

@@ -11,10 +11,10 @@ from hf_distinct.data.emoji_scenes import (
     BACKGROUNDS,
     CATEGORIES,
     DETAILED_SHARES,
+    FULL_SHARES,
     LARGEST_GALLERY,
     OPENINGS,
     OPPOSITE,
-    PEOPLE_SHARES,
     RELATIONS,
     SIZES,
     STYLES,
@@ -212,23 +212,35 @@ def test_a_scene_told_from_the_other_side_is_the_same(scene):
 
 
 def test_captions_are_as_specific_as_peoples():
-    rows = emoji_scenes("train", 800, seed=11)
+    rows = emoji_scenes("train", 1600, seed=11)
+    drawn = {True: Counter(), False: Counter()}
+    details = {True: 0, False: 0}
+    for captions, facts in zip(rows["captions"], rows["scene"], strict=True):
+        scene = Scene.from_dict(facts)
+        alike = scene.sizes[0] == scene.sizes[1]
+        for caption in captions:
+            judged = judge_caption(caption, scene)
+            assert judged.true
+            drawn[alike][kind_of(caption)] += 1
+            details[alike] += judged.details
+    # One: 0.85 x (1 + 0.1 size) = 0.935; vague 1.1; two 2.2; relation (or background) 3.2; everything 6. By the shares
+    # 0.187 + 0.11 + 0.66 + 0.96 + 0.6 = 2.517 and 0.374 + 0.11 + 0.33 + 0.8 + 0.6 = 2.214.
+    for alike, shares, mean in ((True, (0.2, 0.1, 0.3, 0.3, 0.1), 2.517), (False, (0.4, 0.1, 0.15, 0.25, 0.1), 2.214)):
+        total = sum(drawn[alike].values())
+        # About 4,000 captions each: three standard deviations of a share of 0.4 are 0.023.
+        found = {kind: count / total for kind, count in drawn[alike].items()}
+        assert found == pytest.approx(dict(zip(STYLES, shares, strict=True)), abs=0.025)
+        assert details[alike] / total == pytest.approx(mean, abs=0.08)
     captions = [caption for row in rows["captions"] for caption in row]
-    scenes = [Scene.from_dict(scene) for scene in rows["scene"] for _ in range(5)]
-    judged = [judge_caption(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
-    assert all(each.true for each in judged)
-    share = Counter(kind_of(caption) for caption in captions)
-    expected = {"one": 0.20, "vague": 0.24, "two": 0.26, "relation": 0.20, "everything": 0.10}
-    assert dict(zip(STYLES, PEOPLE_SHARES, strict=True)) == expected and sum(DETAILED_SHARES) == pytest.approx(1)
-    # 4,000 captions: three standard deviations of a share of 0.3 are 0.022
-    assert {kind: count / 4000 for kind, count in share.items()} == pytest.approx(expected, abs=0.025)
-    # One: 0.85 x (1 + 0.1 size) = 0.935; vague 1.1; two 2.2; relation (or background) 3.2; everything 6; by the shares
-    # 0.187 + 0.264 + 0.572 + 0.64 + 0.6 = 2.263.
-    assert sum(each.details for each in judged) / 4000 == pytest.approx(2.263, abs=0.08)
-    assert sum(caption.startswith(OPENINGS) for caption in captions) / 4000 == pytest.approx(0.25, abs=0.025)
+    assert sum(caption.startswith(OPENINGS) for caption in captions) / len(captions) == pytest.approx(0.25, abs=0.025)
+
+
+def test_shares_decide_how_specific_captions_are():
     detailed = emoji_scenes("train", 300, seed=11, captions_per_image=2, shares=DETAILED_SHARES)
     assert all(len(row) == 2 for row in detailed["captions"])
     assert Counter(kind_of(c) for row in detailed["captions"] for c in row)["everything"] / 600 > 0.3
+    full = emoji_scenes("train", 20, seed=11, shares=FULL_SHARES)
+    assert {kind_of(caption) for row in full["captions"] for caption in row} == {"everything"}
 
 
 def kind_of(caption: str) -> str:

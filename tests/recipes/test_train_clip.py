@@ -1,0 +1,88 @@
+"""CLIP training from nothing and from a trained model, on emoji scenes and on one's own pictures."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hf_distinct.data.emoji_scenes import Scene, judge_caption
+from hf_distinct.scorer import ClipScorer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TOWER = json.dumps({"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64})
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_clip", RECIPES / "train_clip.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(RECIPES / "train_clip.py"), "--output_dir", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+BARE, FULL = "a dog and a banana", "a big dog left of a small banana on a red background"
+ROW = {"scene": Scene(("dog", "banana"), ("big", "small"), "left of", "red").to_dict(), "captions": [BARE, FULL]}
+
+
+def test_in_a_drill_the_kind_of_lie_chooses_the_caption(recipe: ModuleType) -> None:
+    images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0))
+    rng = random.Random(0)  # kinds: relation, size, swap, shuffle, drop, cut
+    drawn = Counter(images.draw(ROW, rng)[1] == FULL.replace("left", "right") for _ in range(800))
+    assert drawn[True] / 800 == pytest.approx(0.75, abs=0.05)  # though only one of the captions has a relation
+
+
+def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> None:
+    images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0))
+    rng = random.Random(0)
+    drawn = [images.draw(ROW, rng) for _ in range(800)]
+    assert sum(caption == BARE for caption, _ in drawn) / 800 == pytest.approx(0.5, abs=0.05)
+    flipped = [negative == FULL.replace("left", "right") for caption, negative in drawn if caption == FULL]
+    assert sum(flipped) / len(flipped) == pytest.approx(0.75, abs=0.06)
+    shuffled = {negative for caption, negative in drawn if caption == BARE} - {""}  # now and then the words fall right
+    assert len(shuffled) > 20
+    for negative in shuffled:  # no relation to flip: always the other kind
+        assert sorted(negative.split()) == sorted(BARE.split())
+        assert not judge_caption(negative, Scene.from_dict(ROW["scene"])).true
+
+
+def test_a_caption_that_offers_no_negative_has_none(recipe: ModuleType) -> None:
+    for drill in (0.0, 1.0):
+        images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[1, 0, 0, 0, 0, 0], drill=drill))
+        assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ("dogs", "")
+
+
+def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
+    small = ["--max_steps", "2", "--batch_size", "8", "--eval_steps", "2"]
+    done = train(tmp_path / "new", *small, "--train_size", "32", "--vision_cfg", TOWER)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert {"t2i_R@1", "prefers_truth/relation", "prefers_truth/drop"} <= set(metrics)
+
+    make = [sys.executable, str(RECIPES / "make_example.py"), str(tmp_path / "pictures"), "40"]
+    assert subprocess.run(make).returncode == 0
+    own = ["--dataset", str(tmp_path / "pictures"), "--model", str(tmp_path / "new"), "--hard_negatives", "true"]
+    done = train(tmp_path / "tuned", *small, *own)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert ClipScorer(str(tmp_path / "tuned")).fingerprint != ClipScorer(str(tmp_path / "new")).fingerprint
+
+
+def test_too_few_images_for_a_batch_are_counted(tmp_path: Path) -> None:
+    failed = train(tmp_path, "--train_size", "10", "--batch_size", "16", "--max_steps", "1")
+    assert failed.returncode != 0
+    assert "10 images do not fill a batch of 16" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,37 @@
+"""Teacher forcing from nothing, and on from there with one's own pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
+from hf_distinct.data import load_captions
+from hf_distinct.rollout import write_captions
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def warm_up(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, str(RECIPES / "warm_up.py"), "--output_dir", str(folder), "--max_steps", "2"]
+    command += ["--per_device_train_batch_size", "8", "--captions_per_image", "2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
+    warm_up(tmp_path / "new", "--train_size", "32")
+    metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert {"CIDEr-D", "well_formed", "true", "details"} <= set(metrics)
+
+    pictures = tmp_path / "pictures"
+    make = [sys.executable, str(RECIPES / "make_example.py"), str(pictures), "40"]
+    assert subprocess.run(make).returncode == 0
+    warm_up(tmp_path / "on", "--dataset", str(pictures), "--model_name_or_path", str(tmp_path / "new"))
+    model = VisionEncoderDecoderModel.from_pretrained(tmp_path / "on").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "on")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "on", use_fast=False)
+    dataset = load_captions(str(pictures))["train"].select(range(5))
+    assert len(write_captions(model, tokenizer, processor, dataset, batch_size=2)) == 5
