@@ -145,7 +145,8 @@ def write_captions(
     for start in range(0, len(dataset), batch_size):
         images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
         pixels = to_pixel_values(images, image_processor).to(model.device)
-        captions += decode(tokenizer, model.generate(pixels, synced_gpus=False))
+        sequences: Any = model.generate(pixels, synced_gpus=False)
+        captions += decode(tokenizer, sequences)
     return captions
 
 
