@@ -74,6 +74,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     neighbour_first_rank: int = field(
         default=1, metadata={"help": "The rank that the first of them has; the paper: 4 (and 5)."}
     )
+    hard_batches: bool = field(
+        default=False, metadata={"help": "Build each batch from images that are each other's neighbours."}
+    )
     memory_batches: int = field(default=0, metadata={"help": "Earlier batches whose embeddings stay in the pools."})
     reward_clamp: float = field(default=16.0, metadata={"help": "Upper bound of the log-odds of each direction."})
 

@@ -80,7 +80,8 @@ class ClipScorer:
         embed_dim: d, the width of the embeddings.
         logit_scale: s, the exponential of the learned log scale (about 100 for the published models).
         transform: turns an RGB ``PIL.Image`` into a tensor ``(3, height, width)``.
-        fingerprint: hexadecimal digest of weights and transform; equal only where embeddings are equal.
+        fingerprint: hexadecimal digest of weights, architecture, transform and tokenizer; equal only where embeddings
+            are equal.
 
     Raises:
         ValueError: if no such model can be loaded; the message holds the reason.
@@ -118,6 +119,9 @@ class ClipScorer:
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.transform).encode())
+        # The same weights mean something else under another activation (ViT-B-32 and ViT-B-32-quickgelu).
+        digest.update(repr(self.model).encode())
+        digest.update(self.tokenizer(["Two dogs, 3 red kites & a café."]).numpy().tobytes())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
     PreTrainedTokenizerBase,
@@ -24,6 +25,7 @@ from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
+from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import unsplit
@@ -45,17 +47,19 @@ from hf_distinct.scorer import ClipScorer
 logger = logging.get_logger(__name__)
 
 
-class _EpochOfCollator(TrainerCallback):
-    """Tells the collator which epoch it is, so that the captions it draws depend on nothing else."""
+class _Epoch(TrainerCallback):
+    """Tells those who draw which epoch it is, so that what they draw depends on nothing else."""
 
-    def __init__(self, collator: CaptionCollator):
-        self.collator = collator
+    def __init__(self, *drawing: CaptionCollator | HardBatchSampler):
+        self.drawing = drawing
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.epoch = int(state.epoch or 0)
+        for each in self.drawing:
+            each.epoch = int(state.epoch or 0)
 
 
 STATE_FILE = "rl_state.pt"
+HARD_BATCH_NEIGHBOURS = 4
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
@@ -126,10 +130,12 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         self.caption_metrics = caption_metrics
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
-        if args.pool_neighbours and "neighbours" not in train_dataset.column_names:
-            train_dataset = mine_neighbours(
-                train_dataset, embeddings.image_embeds, args.pool_neighbours, first_rank=args.neighbour_first_rank
-            )
+        if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
+            count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
+            train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
+        self.hard_batches = (
+            HardBatchSampler(train_dataset["neighbours"], batch, args.seed) if args.hard_batches else None
+        )
         collator = CaptionCollator(
             tokenizer=processing_class,
             image_processor=image_processor,
@@ -140,6 +146,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             seed=args.seed,
             epoch=0,
         )
+        drawing = [collator] if self.hard_batches is None else [collator, self.hard_batches]
         super().__init__(
             model=model,
             args=args,
@@ -147,7 +154,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_EpochOfCollator(collator), *(callbacks or [])],
+            callbacks=[_Epoch(*drawing), *(callbacks or [])],
             optimizers=optimizers,
         )
         # The loss is a mean over captions; the Trainer must only divide it by the accumulation steps.
@@ -169,6 +176,10 @@ class RLCaptionTrainer(Seq2SeqTrainer):
                 self.reference_model = copy.deepcopy(whole).eval().requires_grad_(False)
         self.meter = Meter()
         self._samples: list[tuple[str, str]] = []
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """The order of the rows: with `hard_batches`, neighbours beside each other."""
+        return self.hard_batches or super()._get_train_sampler(train_dataset)
 
     # ------------------------------------------------------------------------------------------------------- step
 

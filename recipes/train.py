@@ -25,7 +25,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import embed_dataset, ensure_splits, load_captions
+from hf_distinct.data.embedding_cache import cache_name
+from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, push_folder, write_model_card
@@ -46,12 +49,17 @@ class Settings:
 
     dataset: str = field(
         default="emoji_scenes",
-        metadata={
-            "help": "emoji_scenes; a COCO-Karpathy JSON, a COCO captions JSON, or a folder with metadata.jsonl."
-        },
+        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
+    )
+    caption_column: str | None = field(default=None, metadata={"help": "Column or key of the captions."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
+    mined: str | None = field(
+        default=None, metadata={"help": "Where recipes/mine.py left the embeddings and neighbours of this dataset."}
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
     scorer: str = field(
         default="truth_scorer",
@@ -80,9 +88,25 @@ def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
             "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
         }
         return train, galleries
-    splits = ensure_splits(load_captions(settings.dataset, settings.image_root, strict=settings.strict))
+    splits = ensure_splits(
+        load_captions(
+            settings.dataset, settings.image_root, settings.strict, settings.image_column, settings.caption_column
+        )
+    )
     test = splits[settings.split]
     return splits["train"], {"": test.select(range(min(settings.test_size, len(test))))}
+
+
+def take_mined(
+    train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
+) -> tuple[Dataset, CaptionEmbeddings]:
+    """Embeddings and neighbours as recipes/mine.py left them; refused if they are of anything else."""
+    assert settings.mined is not None
+    found = Neighbours.load(Path(settings.mined) / FILE, cache_name(train, scorer))
+    train, embeddings = embed_dataset(train, scorer, settings.mined, strict=settings.strict)
+    if config.pool_neighbours or config.hard_batches:
+        train = found.add_to(train, config.pool_neighbours or None)
+    return train, embeddings
 
 
 def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
@@ -140,8 +164,11 @@ def main() -> None:
         clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
 
     train, tests = load_data(settings)
-    with config.main_process_first(desc="embedding the data"):
-        train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
+    if settings.mined is not None:
+        train, embeddings = take_mined(train, clips["scorer"], settings, config)
+    else:
+        with config.main_process_first(desc="embedding the data"):
+            train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
     galleries = {prefix: Gallery(test, clips) for prefix, test in tests.items()}
     trainer = RLCaptionTrainer(
         captioner,

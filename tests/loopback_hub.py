@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "tester"
 TOKEN = "hf_loopbackwrite"
-LARGE = (".safetensors", ".bin", ".png")  # what goes by way of LFS
+LARGE = (".safetensors", ".bin", ".png", ".parquet")  # what goes by way of LFS
 
 
 @dataclass
 class Repo:
-    """A model repository with a single branch."""
+    """A repository of a model or a data set, with a single branch."""
 
     name: str
     private: bool
@@ -207,6 +207,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "EntryNotFound", f"no folder {folder}")
         self._answer([repo.entry(path) for path in inside])
 
+    def paths_info(self, body: bytes, name: str, revision: str) -> None:
+        repo, asked = self._repo(name, revision), parse_qs(body.decode()).get("paths", [])
+        folders = [path for path in asked if any(file.startswith(path + "/") for file in repo.files)]
+        found = [repo.entry(path) for path in asked if path in repo.files]
+        self._answer(found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders])
+
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
         repo = self._repo(name, revision)
         if path not in repo.files:
@@ -259,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"(?P<name>[^/]+/[^/]+)"
-_API = rf"/api/models/{_NAME}"
+_API = rf"/api/(?:models|datasets)/{_NAME}"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
@@ -269,8 +275,9 @@ _ROUTES = [
     ("GET", rf"{_API}/revision/{_REVISION}", _Handler.info),
     ("POST", rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"{_API}/commit/{_REVISION}", _Handler.commit),
+    ("POST", rf"{_API}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET", rf"{_API}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/large/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
-    ("GET HEAD", rf"/{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
+    ("GET HEAD", rf"/(?:datasets/)?{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

@@ -115,7 +115,11 @@ class RecordingTrainer(RLCaptionTrainer):
 
 def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, **settings: Any) -> RecordingTrainer:
     """A trainer of the tiny models; what is the trainer's own (``rewards`` ...) is told from settings by its name."""
-    own = {name: settings.pop(name) for name in ("rewards", "caption_metrics", "eval_dataset") if name in settings}
+    own = {
+        name: settings.pop(name)
+        for name in ("rewards", "caption_metrics", "eval_dataset", "embeddings")
+        if name in settings
+    }
     model, tokenizer, image_processor = load_captioner(models)
     defaults: dict[str, Any] = {
         "output_dir": str(output), "per_device_train_batch_size": 4, "max_steps": 1, "learning_rate": 1e-2,

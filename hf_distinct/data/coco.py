@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from hf_distinct.data.table import CaptionTable, read_json, take, take_id
 
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+# The folders that the archives of Flickr8k (its spelling) and Flickr30k unpack to.
+FLICKR_FOLDERS = ("Flicker8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")
+ANNOTATIONS = "annotations"
 
 
 def load_karpathy(
     json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
 ) -> DatasetDict:
-    """Load one of Karpathy's split files (`dataset_coco.json`, `dataset_flickr30k.json`, ...).
+    """Load one of Karpathy's split files (`dataset_coco.json`, `dataset_flickr8k.json`, `dataset_flickr30k.json`).
 
-    Images lie at `image_root/filepath/filename` (`filepath`, e.g. "val2014", only COCO's file has). The image id is
-    `cocoid` where there is one, else `imgid`.
+    Images lie at `image_root/filepath/filename` (`filepath`, "train2014" or "val2014", only COCO's file has), Flickr's
+    also in the folder below `image_root` that the published archive unpacks to. The image id is `cocoid` where there
+    is one, else `imgid`.
 
     Args:
         json_path: `{"images": [{"filepath", "filename", "split", "sentences": [{"raw"}], "cocoid", "imgid"}]}`.
@@ -44,7 +49,8 @@ def load_coco_captions(
 
     Args:
         json_path: `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}`.
-        image_root: Folder of the images; the JSON file's own folder by default.
+        image_root: Folder of the images, or the one that holds it (`train2017/` for `captions_train2017.json`). By
+            default the file's own folder, or the one above if the file lies in `annotations/`.
         strict: As in `load_karpathy`; an annotation of an unknown image and a repeated annotation count as well.
 
     Returns:
@@ -57,6 +63,49 @@ def load_coco_captions(
     return _from_coco_captions(read_json(json_path), json_path, image_root, strict)
 
 
+def find_coco_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Find the caption files of COCO in a folder or in its `annotations/`: `{"train": captions_train2017.json, ...}`.
+
+    Raises:
+        ValueError: There are those of two years.
+    """
+    found: dict[str, Path] = {}
+    for split, name in (("train", "train"), ("validation", "val")):
+        pattern = f"captions_{name}20[0-9][0-9].json"
+        files = [file for place in (Path(folder) / ANNOTATIONS, Path(folder)) for file in sorted(place.glob(pattern))]
+        if len(files) > 1:
+            raise ValueError(
+                f"{str(folder)!r} holds {' and '.join(file.name for file in files)}: give one file instead."
+            )
+        if files:
+            found[split] = files[0]
+    return found
+
+
+def load_coco_folder(
+    folder: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
+) -> DatasetDict:
+    """Load COCO as it unpacks: `train2017/`, `val2017/`, `annotations/captions_train2017.json` and so on.
+
+    Args:
+        folder: It, or its `annotations/`, holds one or both caption files, of 2014 or 2017.
+        image_root: Folder that holds `train2017/` and `val2017/`; `folder` by default.
+        strict: As in `load_coco_captions`.
+
+    Returns:
+        Splits train and validation, as far as there are files; COCO publishes no captions of its test images.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As `load_coco_captions`, or there are files of both years.
+    """
+    files = find_coco_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{str(folder)!r} holds no captions_train2017.json, nor another year's.")
+    loaded = {split: load_coco_captions(file, image_root, strict)["train"] for split, file in files.items()}
+    return DatasetDict(loaded)
+
+
 def load_json_captions(
     json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
 ) -> DatasetDict:
@@ -64,7 +113,7 @@ def load_json_captions(
 
     Args:
         json_path: The file.
-        image_root: Folder of the images; the JSON file's own folder by default.
+        image_root: Folder of the images; see the two loaders.
         strict: Whether a skip is an error.
 
     Returns:
@@ -87,24 +136,26 @@ def load_json_captions(
 
 
 def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
-    root = _root(json_path, image_root)
-    table = CaptionTable(json_path, strict)
+    rows = []
     for index, image in enumerate(take(document, "images", list, str(json_path))):
         where = f"{json_path}: images[{index}]"
         folder = take(image, "filepath", str, where) if isinstance(image, dict) and "filepath" in image else ""
-        file = root / folder / take(image, "filename", str, where)
+        file = os.path.join(folder, take(image, "filename", str, where))
         split = take(image, "split", str, where)
         if split not in KARPATHY_SPLITS:
             raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(KARPATHY_SPLITS)}.")
         sentences = take(image, "sentences", list, where)
         captions = [take(each, "raw", str, f"{where}.sentences[{i}]") for i, each in enumerate(sentences)]
         image_id = take_id(image, "cocoid" if "cocoid" in image else "imgid", where)
-        table.add(image_id, file, captions, KARPATHY_SPLITS[split], where)
+        rows.append((image_id, file, captions, KARPATHY_SPLITS[split], where))
+    root = _folder_of([row[1] for row in rows], json_path, image_root, FLICKR_FOLDERS)
+    table = CaptionTable(json_path, strict)
+    for image_id, file, captions, split, where in rows:
+        table.add(image_id, root / file, captions, split, where)
     return table.finish()
 
 
 def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
-    root = _root(json_path, image_root)
     table = CaptionTable(json_path, strict)
     images = take(document, "images", list, str(json_path))
     captions: dict[str, list[str]] = {
@@ -127,14 +178,27 @@ def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: 
             captions[image_id].append(caption)
         else:
             table.skips.add("annotation of an image that is not listed", image_id)
-    for index, image in enumerate(images):
+    files = [take(image, "file_name", str, f"{json_path}: images[{index}]") for index, image in enumerate(images)]
+    # captions_train2017.json: its images lie in train2017/.
+    root = _folder_of(files, json_path, image_root, [Path(json_path).stem.partition("_")[2]])
+    for index, (image, file) in enumerate(zip(images, files, strict=True)):
         where = f"{json_path}: images[{index}]"
         image_id = take_id(image, "id", where)
-        table.add(image_id, root / take(image, "file_name", str, where), captions[image_id], "train", where)
+        table.add(image_id, root / file, captions[image_id], "train", where)
     return table.finish()
 
 
-def _root(json_path: Any, image_root: Any) -> Path:
-    if image_root is not None and not Path(image_root).is_dir():
-        raise ValueError(f"{json_path}: the image folder {str(image_root)!r} does not exist.")
-    return Path(json_path).parent if image_root is None else Path(image_root)
+def _folder_of(files: Sequence[str], json_path: Any, image_root: Any, subfolders: Sequence[str]) -> Path:
+    """Return the first folder that holds any of the files: the root itself, or a subfolder that archives unpack to."""
+    own = Path(json_path).parent
+    if image_root is not None:
+        if not Path(image_root).is_dir():
+            raise ValueError(f"{json_path}: the image folder {str(image_root)!r} does not exist.")
+        roots = [Path(image_root)]
+    else:
+        roots = [own, own.parent] if own.name == ANNOTATIONS else [own]
+    folders = [root / name for root in roots for name in ("", *subfolders)]
+    holding = (
+        folder for folder in folders if folder.is_dir() and any(os.path.isfile(folder / file) for file in files)
+    )
+    return next(holding, roots[0])

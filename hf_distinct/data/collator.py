@@ -106,7 +106,8 @@ class CaptionCollator:
         place = row["row"]
         if not 0 <= place < len(self.embeddings) or self.image_ids[place] != image_id:
             raise ValueError(f"Row {place} of the embeddings is not image {image_id!r}: they are of another data set.")
-        if len(self.embeddings.captions_of(place)) != num_captions:
+        begin, end = self.embeddings.caption_offsets[place : place + 2].tolist()
+        if end - begin != num_captions:
             raise ValueError(f"Image {image_id!r} has {num_captions} captions, its embeddings are of another number.")
 
     def _draw(self, row: dict[str, Any]) -> list[int]:
@@ -150,9 +151,9 @@ class CaptionCollator:
         if padded.numel() and int(padded.max()) >= len(embeddings):
             raise ValueError(f"A neighbour is row {int(padded.max())}, but only {len(embeddings)} rows are embedded.")
         return {
-            "image_embeds": embeddings.image_embeds[places],
-            "caption_embeds": embeddings.caption_embeds[caption_places],
-            "neighbour_embeds": embeddings.image_embeds[padded] * mask[..., None],
+            "image_embeds": embeddings.images(places),
+            "caption_embeds": embeddings.captions(caption_places),
+            "neighbour_embeds": embeddings.images(padded) * mask[..., None],
             "neighbour_ids": self._hashed_ids[padded] * mask,
             "neighbour_mask": mask,
         }

@@ -1,26 +1,25 @@
-"""CLIP embeddings of a data set's images and captions: computed once, cached in one file."""
+"""CLIP embeddings of a data set's images and captions: computed once, or taken from a cache on disk."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
+import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.parts import this_process
 from hf_distinct.data.skips import Skips
 
 if TYPE_CHECKING:
@@ -29,22 +28,30 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 TEXT_BATCH_SIZE = 256
+PART_ROWS = 512
+"""Rows of one part of the cache: at most so much is lost when a run is killed."""
+POLL_SECONDS = 0.2
 
 
 @dataclass
 class CaptionEmbeddings:
-    """CLIP embeddings of N images and of all C captions of theirs, L2-normalised, float32, on the CPU.
+    """CLIP embeddings of N images and of all C captions of theirs, L2-normalised, on the CPU.
+
+    Fresh ones are float32 in memory. Those of a cache are float16, mapped from their files: a row is read when it is
+    asked for, and processes share what was read. `images` and `captions` give float32 from either.
 
     Attributes:
         image_embeds: (N, dim).
         caption_embeds: (C, dim), the captions of row 0 first, in the order of the data set.
         caption_offsets: (N + 1,) int64; the captions of row r begin at `caption_offsets[r]` and end before
             `caption_offsets[r + 1]`.
+        folder: Where they are mapped from; None in memory.
     """
 
     image_embeds: Tensor
     caption_embeds: Tensor
     caption_offsets: Tensor
+    folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the shapes fit together; raises ValueError."""
@@ -59,21 +66,66 @@ class CaptionEmbeddings:
         """Return N, the number of images."""
         return len(self.image_embeds)
 
-    def captions_of(self, row: int) -> Tensor:
-        """Return the embeddings of row `row`'s captions: (its number of captions, dim)."""
-        return self.caption_embeds[self.caption_offsets[row] : self.caption_offsets[row + 1]]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send a mapped one to another process as its folder, not as its content."""
+        if self.folder is not None:
+            return CaptionEmbeddings.load, (self.folder,)
+        return CaptionEmbeddings, (self.image_embeds, self.caption_embeds, self.caption_offsets)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, whole or not at all."""
-        _write(Path(path), self._tensors(), {})
+    def images(self, rows: Tensor) -> Tensor:
+        """Return the embeddings of images: rows of shape (...) give (..., dim), float32, of length 1."""
+        return _unit(self.image_embeds[rows])
+
+    def captions(self, places: Tensor) -> Tensor:
+        """Return the embeddings of captions, places (...) among all C: (..., dim), float32, of length 1."""
+        return _unit(self.caption_embeds[places])
+
+    def captions_of(self, row: int) -> Tensor:
+        """Return the embeddings of row `row`'s captions: (its number of captions, dim), float32, of length 1."""
+        return _unit(self.caption_embeds[self.caption_offsets[row] : self.caption_offsets[row + 1]])
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write three .npy files into a folder, the embeddings as float16."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            tensor = getattr(self, name)
+            np.save(Path(folder) / f"{name}.npy", (tensor.half() if tensor.is_floating_point() else tensor).numpy())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CaptionEmbeddings:
-        """Read what `save` wrote; raises ValueError naming the file if it is no such file."""
-        return _read(Path(path))[0]
+    def load(cls, folder: str | os.PathLike[str]) -> CaptionEmbeddings:
+        """Map what `save` wrote; raises ValueError naming the folder if there is no such thing in it."""
+        try:
+            # Mode "c": a view that may be written to without the file ever changing, as torch wants it.
+            arrays = [np.load(Path(folder) / f"{name}.npy", mmap_mode="c") for name in ARRAYS]
+            images, captions, offsets = map(torch.from_numpy, arrays)
+            return cls(images, captions, offsets, Path(folder))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{str(folder)!r} holds no caption embeddings: {error}") from error
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("image_embeds", "caption_embeds", "caption_offsets")}
+
+ARRAYS = ("image_embeds", "caption_embeds", "caption_offsets")
+
+
+def _unit(embeds: Tensor) -> Tensor:
+    """Float32 as it is; float16, whose rounding moves the length by up to 1e-4, brought back to length 1."""
+    return embeds if embeds.dtype == torch.float32 else F.normalize(embeds.float(), dim=-1)
+
+
+@dataclass
+class EmbeddedRows:
+    """What came of a range of rows: embeddings of the images that could be decoded, and why the others could not.
+
+    Attributes:
+        image_embeds: (decodable, dim).
+        caption_embeds: (their captions, dim).
+        caption_counts: (decodable,) int64.
+        failures: The reason by row of the data set.
+    """
+
+    image_embeds: Tensor
+    caption_embeds: Tensor
+    caption_counts: Tensor
+    failures: dict[int, str]
 
 
 def embed_dataset(
@@ -82,19 +134,26 @@ def embed_dataset(
     cache_dir: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     strict: bool = False,
+    num_workers: int = 0,
 ) -> tuple[Dataset, CaptionEmbeddings]:
-    """Embed every image and every caption of a data set with CLIP, each image decoded once, each distinct text once.
+    """Embed every image and every caption of a data set with CLIP, or find them embedded.
 
-    Rows whose image cannot be decoded are dropped and told in one warning. With `cache_dir` the result is stored in
-    one safetensors file, found again by the data set's fingerprint, the scorer's fingerprint, and size and time of
-    modification of every image file; a replaced image therefore is embedded anew.
+    Rows whose image cannot be decoded are dropped and told in one warning.
+
+    With `cache_dir` the work is done in parts of 512 rows, each written as it is done, so that a killed run goes on
+    where it was; at the end the parts become one folder of memory-mapped float16 arrays. They are found again by what
+    they were made from: the captions, the image ids, size and time of modification of every image file (or the content
+    of images that the data set itself holds), and weights, architecture and transform of the scorer. Processes of
+    torch.distributed that call this together share the work; runs that know nothing of each other do no harm.
 
     Args:
         dataset: Columns `image` (a `datasets.Image` feature), `captions` and `image_id`.
         scorer: The CLIP model.
-        cache_dir: Folder of the cache, made if needed; None computes anew.
+        cache_dir: Folder of the cache, made if needed, on a disk that all processes share; None computes anew, in
+            memory.
         batch_size: Images per call of the scorer.
         strict: Whether an image that cannot be decoded is an error.
+        num_workers: Processes that decode images while the scorer works; 0: it waits for them.
 
     Returns:
         The data set without dropped rows and with a new int column `row` (0 to N - 1: its place in the embeddings),
@@ -110,117 +169,134 @@ def embed_dataset(
             f"embed_dataset needs rows with the columns image (a datasets.Image feature), captions and image_id; "
             f"found {len(dataset)} rows with {dataset.features}."
         )
-    path = None if cache_dir is None else Path(cache_dir) / f"embeddings-{_cache_key(dataset, scorer)}.safetensors"
-    cached = _read_cache(path) if path is not None else None
-    failures = cached[1] if cached else {}
-    image_embeds = None
-    if cached is None:
-        image_embeds, failures = _embed_images(dataset, scorer, batch_size)
-    kept = [row for row in range(len(dataset)) if row not in failures]
+    embedder = _Embedder(dataset, scorer, batch_size, strict, num_workers)
+    if cache_dir is None:
+        (rows,) = embedder.embed([range(len(dataset))])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rows.caption_counts.cumsum(0)])
+        embeddings, failures = CaptionEmbeddings(rows.image_embeds, rows.caption_embeds, offsets), rows.failures
+    else:
+        embeddings, failures = _through_cache(embedder, Path(cache_dir))
 
     skips = Skips("embed_dataset", strict)
-    image_ids = list(dataset["image_id"])
-    for row, reason in failures.items():
-        skips.add("undecodable image", f"{image_ids[row]}: {reason}")
-    if not kept:
+    if failures:
+        image_ids = list(dataset["image_id"])
+        for row, reason in sorted(failures.items()):
+            skips.add("undecodable image", f"{image_ids[row]}: {reason}")
+    if len(failures) == len(dataset):
         raise ValueError(f"None of the {len(dataset)} images can be decoded: {skips.summary()}")
     skips.warn()
 
     dataset = dataset.remove_columns("row") if "row" in dataset.column_names else dataset
-    # Without dropped rows there is nothing to select, and the table stays memory-mapped as it is.
-    kept_dataset = dataset.select(kept) if failures else dataset
-    if cached is not None:
-        embeddings = cached[0]
-    else:
-        assert image_embeds is not None
-        embeddings = CaptionEmbeddings(image_embeds, *_embed_captions(kept_dataset, scorer))
-        if not all(bool(torch.isfinite(each).all()) for each in (embeddings.image_embeds, embeddings.caption_embeds)):
-            raise ValueError(f"The scorer {scorer.name} gives embeddings with NaN or infinity.")
-        if path is not None:
-            metadata = {"failures": json.dumps({str(row): reason for row, reason in failures.items()})}
-            _write(path, embeddings._tensors(), metadata)
-    return kept_dataset.add_column("row", list(range(len(kept)))), embeddings
+    if failures:  # without dropped rows there is nothing to select, and the table stays memory-mapped as it is
+        dataset = dataset.select([row for row in range(len(dataset)) if row not in failures])
+    return dataset.add_column("row", np.arange(len(dataset))), embeddings
 
 
-def _embed_images(dataset: Dataset, scorer: ClipScorer, batch_size: int) -> tuple[Tensor, dict[int, str]]:
-    """Return the embeddings (decodable images, dim), and why the other rows failed."""
-    # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
-    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
-    batches: list[Tensor] = []
-    failures: dict[int, str] = {}
-    for start in _progress(range(0, len(encoded), batch_size), "Embedding images"):
-        pixel_values = []
-        for offset, value in enumerate(encoded[start : start + batch_size]["image"]):
+def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddings, dict[int, str]]:
+    """Do what is missing, together with whoever else is at it, until the cache is whole."""
+    from hf_distinct.data.embedding_cache import EmbeddingCache
+
+    cache = EmbeddingCache(cache_dir, embedder.dataset, embedder.scorer, PART_ROWS)
+    process, processes = this_process()
+    own = range(process, cache.parts.count, processes)
+    begin, embedded = time.monotonic(), 0
+    while (found := cache.read()) is None:
+        # Own parts first, from the front; then whatever others have left, from the back: nobody waits for a process
+        # that is slow, dead, or not yet here.
+        numbers = cache.parts.missing(own) or cache.parts.missing()[-1:]
+        if numbers:
+            rows = [cache.rows_of(number) for number in numbers]
+            done = sum(map(len, map(cache.rows_of, own))) - sum(map(len, rows))
+            for number, part in zip(numbers, embedder.embed(rows, done), strict=True):
+                cache.write_part(number, part)
+                embedded += len(cache.rows_of(number))
+                if cache.is_whole():  # another run was faster
+                    break
+        elif process == 0:
+            cache.merge()
+        else:
+            time.sleep(POLL_SECONDS)
+    if embedded:
+        seconds = time.monotonic() - begin
+        logger.info(
+            f"Embedded {embedded} images in {seconds:.0f} s, {embedded / seconds:.1f} a second, into {cache_dir}."
+        )
+    return found
+
+
+class _Embedder:
+    """Embeds ranges of rows, decoding ahead."""
+
+    def __init__(self, dataset: Dataset, scorer: ClipScorer, batch_size: int, strict: bool, num_workers: int) -> None:
+        self.dataset, self.scorer = dataset, scorer
+        self.batch_size, self.strict, self.num_workers = batch_size, strict, num_workers
+
+    def embed(self, ranges: Sequence[range], done: int = 0) -> Iterator[EmbeddedRows]:
+        """Yield what comes of each range of rows; `done` rows were there before, for the progress bar."""
+        # Batches end with their range, so that its embeddings do not depend, to the bit, on what else is computed.
+        batches = [each[i : i + self.batch_size] for each in ranges for i in range(0, len(each), self.batch_size)]
+        loader = DataLoader(
+            _DecodedBatches(self.dataset, self.scorer.transform),
+            sampler=batches,
+            batch_size=None,
+            num_workers=min(self.num_workers, len(batches)),
+            prefetch_factor=4 if self.num_workers else None,
+            pin_memory=self.scorer.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        loaded = iter(loader)
+        hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()
+        total = done + sum(map(len, ranges))
+        with tqdm(total=total, initial=done, desc="Embedding images", unit=" images", disable=hidden) as bar:
+            for rows in ranges:
+                embeds = [torch.empty(0, self.scorer.embed_dim)]
+                failures: dict[int, str] = {}
+                for start in range(0, len(rows), self.batch_size):
+                    pixel_values, failed = next(loaded)
+                    if pixel_values is not None:
+                        embeds.append(self.scorer.encode_images(pixel_values.to(self.scorer.device)).float().cpu())
+                    failures |= failed
+                    if failed and self.strict:
+                        row, reason = next(iter(failed.items()))
+                        name = self.dataset.select_columns(["image_id"])[row]["image_id"]
+                        Skips("embed_dataset", strict=True).add("undecodable image", f"{name}: {reason}")
+                    bar.update(min(self.batch_size, len(rows) - start))
+                kept = [row for row in rows if row not in failures]
+                caption_embeds, counts = self._embed_captions(rows, kept)
+                yield self._checked(EmbeddedRows(torch.cat(embeds), caption_embeds, counts, failures))
+
+    def _embed_captions(self, rows: range, kept: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of the kept rows' captions, each distinct text computed once, and their counts."""
+        columns = self.dataset.select_columns(["captions"]).with_format(None)[rows.start : rows.stop]
+        captions = [columns["captions"][row - rows.start] for row in kept]
+        texts = [text for row in captions for text in row]
+        place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(place)
+        embeds = [torch.empty(0, self.scorer.embed_dim)]
+        for start in range(0, len(distinct), TEXT_BATCH_SIZE):
+            embeds.append(self.scorer.encode_texts(distinct[start : start + TEXT_BATCH_SIZE]).float().cpu())
+        order = torch.tensor([place[text] for text in texts], dtype=torch.int64)
+        return torch.cat(embeds)[order], torch.tensor([len(row) for row in captions], dtype=torch.int64)
+
+    def _checked(self, rows: EmbeddedRows) -> EmbeddedRows:
+        if not all(bool(torch.isfinite(each).all()) for each in (rows.image_embeds, rows.caption_embeds)):
+            raise ValueError(f"The scorer {self.scorer.name} gives embeddings with NaN or infinity.")
+        return rows
+
+
+class _DecodedBatches(torch.utils.data.Dataset):
+    """Ranges of rows as pixels (rows, 3, height, width), and the reason by row where there are none."""
+
+    def __init__(self, dataset: Dataset, transform: Any) -> None:
+        # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
+        self.encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
+        self.transform = transform
+
+    def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str]]:
+        pixel_values, failures = [], {}
+        for row, value in zip(rows, self.encoded[rows.start : rows.stop]["image"], strict=True):
             try:
-                pixel_values.append(scorer.transform(decode_image(value)))
+                pixel_values.append(self.transform(decode_image(value)))
             except ImageError as error:
-                failures[start + offset] = str(error)
-        if pixel_values:
-            batches.append(scorer.encode_images(torch.stack(pixel_values).to(scorer.device)).float().cpu())
-    return torch.cat(batches) if batches else torch.empty(0, scorer.embed_dim), failures
-
-
-def _embed_captions(dataset: Dataset, scorer: ClipScorer) -> tuple[Tensor, Tensor]:
-    """Return caption_embeds (C, dim) and caption_offsets (N + 1,)."""
-    captions = dataset.select_columns(["captions"]).with_format(None)[:]["captions"]
-    lengths = torch.tensor([0] + [len(row) for row in captions], dtype=torch.int64)
-    texts = [text for row in captions for text in row]
-    place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    distinct = list(place)
-    batches = [
-        scorer.encode_texts(distinct[start : start + TEXT_BATCH_SIZE]).float().cpu()
-        for start in _progress(range(0, len(distinct), TEXT_BATCH_SIZE), "Embedding captions")
-    ]
-    embeds = torch.cat(batches) if batches else torch.empty(0, scorer.embed_dim)
-    return embeds[torch.tensor([place[text] for text in texts], dtype=torch.int64)], lengths.cumsum(0)
-
-
-def _progress(steps: range, description: str) -> Iterator[int]:
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    return iter(tqdm(steps, desc=description, disable=rank != 0 or not logging.is_progress_bar_enabled()))
-
-
-def _cache_key(dataset: Dataset, scorer: ClipScorer) -> str:
-    digest = hashlib.blake2b(f"{dataset._fingerprint}\n{scorer.fingerprint}\n".encode(), digest_size=16)
-    # The fingerprint covers the images' paths, not what lies there. As Arrow, embedded bytes are not copied.
-    for table in dataset.select_columns(["image"]).with_format("arrow").iter(batch_size=1000):
-        images = table["image"].combine_chunks()
-        embedded = pc.struct_field(images, "bytes").is_valid().to_pylist()
-        for path, has_bytes in zip(pc.struct_field(images, "path").to_pylist(), embedded, strict=True):
-            if path is not None and not has_bytes and os.path.exists(path):
-                state = os.stat(path)
-                digest.update(f"{path}\n{state.st_size} {state.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
-            else:
-                digest.update(b"-\n")
-    return digest.hexdigest()
-
-
-def _read_cache(path: Path) -> tuple[CaptionEmbeddings, dict[int, str]] | None:
-    if not path.is_file():
-        return None
-    try:
-        embeddings, metadata = _read(path)
-        return embeddings, {int(row): reason for row, reason in json.loads(metadata["failures"]).items()}
-    except (ValueError, KeyError) as error:
-        logger.warning(f"The cached embeddings are unusable and are computed anew: {error}")
-        return None
-
-
-def _read(path: Path) -> tuple[CaptionEmbeddings, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = ("image_embeds", "caption_embeds", "caption_offsets")
-            return CaptionEmbeddings(*(file.get_tensor(name) for name in names)), file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} holds no caption embeddings: {error}") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    # Written beside and moved: a killed run leaves no half file, and two processes that write the same do no harm.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                failures[row] = str(error)
+        return torch.stack(pixel_values) if pixel_values else None, failures

@@ -2,122 +2,257 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_distinct.data.embeddings import POLL_SECONDS, CaptionEmbeddings
+from hf_distinct.data.neighbours import Neighbours
+from hf_distinct.data.parts import Parts, this_process
+from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows
+
 logger = logging.get_logger(__name__)
+
+Via = Literal["images", "captions"]
+Search = Literal["auto", "exact", "ivf"]
+EXACT_COMPARISONS = 10**11
+"""Up to so many pairs, "auto" compares all: about a quarter of an hour on two cores at 512 dimensions."""
+PART_ROWS = 16384
+MAX_FLOATS = 2**24  # of candidates' embeddings held at a time: 64 MB
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """What makes an image a neighbour; see `mine_neighbours`."""
+
+    num_neighbours: int = 2
+    first_rank: int = 1
+    min_similarity: float = -1.0
+    max_similarity: float = 0.999
+    via: Via = "images"
+    search: Search = "auto"
+    min_recall: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be; raises ValueError."""
+        if min(self.num_neighbours, self.first_rank) < 1 or self.min_similarity > self.max_similarity:
+            raise ValueError(
+                f"num_neighbours={self.num_neighbours} and first_rank={self.first_rank} should be at least 1, and "
+                f"min_similarity={self.min_similarity} at most max_similarity={self.max_similarity}."
+            )
+        if self.via not in ("images", "captions") or self.search not in ("auto", "exact", "ivf"):
+            raise ValueError(
+                f"via={self.via!r} should be 'images' or 'captions', search={self.search!r} 'auto', 'exact' or 'ivf'."
+            )
+        if not 0 < self.min_recall <= 1:
+            raise ValueError(f"min_recall={self.min_recall} should be above 0 and at most 1.")
+
+    @property
+    def depth(self) -> int:
+        """The last rank taken."""
+        return self.first_rank - 1 + self.num_neighbours
 
 
 def mine_neighbours(
     dataset: Dataset,
-    image_embeds: Tensor,
+    embeddings: Tensor | CaptionEmbeddings,
     num_neighbours: int = 2,
     first_rank: int = 1,
     min_similarity: float = -1.0,
     max_similarity: float = 0.999,
-    chunk_size: int = 1024,
+    **settings: Any,
 ) -> Dataset:
     """Add a column `neighbours`: for each image the rows of the images most similar to it, most similar first.
 
-    The search is exact. Candidates for an image are all images of another image id whose cosine similarity to it lies
-    between the two bounds; they are ranked from 1, equal similarities by lower row, and the ranks `first_rank` to
+    Candidates for an image are all images of another image id whose cosine similarity to it lies between the two
+    bounds; they are ranked from 1, equal similarities by lower row, and the ranks `first_rank` to
     `first_rank + num_neighbours - 1` are taken. (The paper's code takes ranks 4 and 5: the very nearest images may
     show the same thing, and negatives that are too hard make training collapse.) A summary is logged.
 
+    With embeddings of a cache, index and neighbours are kept beside them: a killed search goes on where it was, and a
+    finished one is read.
+
     Args:
-        dataset: N rows with a column `image_id`, in the order of `image_embeds`.
-        image_embeds: (N, dim), L2-normalised; the search runs on their device.
+        dataset: N rows with a column `image_id`, in the order of the embeddings.
+        embeddings: What `embed_dataset` gave, or image embeddings (N, dim), L2-normalised.
         num_neighbours: Neighbours per image; on small data sets an image may get fewer.
         first_rank: The most similar rank taken.
         min_similarity: Candidates less similar are left out.
         max_similarity: Candidates more similar are left out as near duplicates.
-        chunk_size: Images compared with all others at a time; memory grows as chunk_size x N.
+        settings: Further fields of `MiningSettings`. `via`: "images", or "captions": an image's neighbours are the
+            images whose ground-truth captions are most similar to it, each image by its most similar caption (as the
+            paper's code has it; needs `CaptionEmbeddings`). `search`: "exact"; "ivf", which sorts the embeddings into
+            cells and searches the nearest of them; or "auto", exact up to `EXACT_COMPARISONS`. `min_recall`: how many
+            of the true nearest "ivf" must find, measured on a sample.
 
     Returns:
         The data set with the column `neighbours` (lists of int rows); an existing one is replaced.
 
     Raises:
-        ValueError: Arguments out of range, embeddings that are not normalised or do not belong to the data set.
+        ValueError: Arguments out of range, embeddings that are not normalised or do not belong to the data set, or a
+            file beside the cache that belongs to other embeddings.
     """
-    _check(dataset, image_embeds, num_neighbours, first_rank, min_similarity, max_similarity, chunk_size)
-    embeds = image_embeds.float()
+    chosen = MiningSettings(num_neighbours, first_rank, min_similarity, max_similarity, **settings)
+    return find_neighbours(dataset, embeddings, chosen).add_to(dataset)
+
+
+def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, settings: MiningSettings) -> Neighbours:
+    """Find what `mine_neighbours` adds, with its similarities and statistics."""
+    image_embeds = embeddings.image_embeds if isinstance(embeddings, CaptionEmbeddings) else embeddings
+    _check(dataset, image_embeds)
+    if settings.via == "captions" and not isinstance(embeddings, CaptionEmbeddings):
+        raise ValueError("via='captions' needs the embeddings of captions too: give what embed_dataset returns.")
+    folder = embeddings.folder if isinstance(embeddings, CaptionEmbeddings) else None
     codes: dict[str, int] = {}
-    ids = torch.tensor([codes.setdefault(each, len(codes)) for each in dataset["image_id"]], device=embeds.device)
-    depth = min(first_rank - 1 + num_neighbours, len(embeds))
-
-    neighbours: list[list[int]] = []
-    totals, counts = torch.zeros(depth), torch.zeros(depth)
-    num_with_duplicates = 0
-    for start in range(0, len(embeds), chunk_size):
-        # Rounding can bring a cosine above 1, past a bound of exactly 1.
-        similarities = (embeds[start : start + chunk_size] @ embeds.T).clamp(-1.0, 1.0)
-        others = ids[start : start + chunk_size, None] != ids[None, :]
-        duplicates = (similarities > max_similarity) & others
-        num_with_duplicates += int(duplicates.any(dim=1).sum())
-        similarities.masked_fill_(~others | duplicates | (similarities < min_similarity), -torch.inf)
-        values, rows = _top(similarities, depth)
-        values, rows, found = values.cpu(), rows.cpu(), values.isfinite().cpu()
-        totals += values.masked_fill(~found, 0.0).sum(dim=0)
-        counts += found.sum(dim=0)
-        neighbours += [
-            row[mask].tolist() for row, mask in zip(rows[:, first_rank - 1 :], found[:, first_rank - 1 :], strict=True)
-        ]
-
-    _log_summary(neighbours, totals / counts, num_neighbours, first_rank, num_with_duplicates)
-    if "neighbours" in dataset.column_names:
-        dataset = dataset.remove_columns("neighbours")
-    return dataset.add_column("neighbours", neighbours, feature=[Value("int64")])
+    ids = np.array([codes.setdefault(each, len(codes)) for each in dataset["image_id"]])
+    if settings.via == "captions":
+        assert isinstance(embeddings, CaptionEmbeddings)
+        entries, offsets = embeddings.caption_embeds, embeddings.caption_offsets.numpy()
+        owners = np.repeat(np.arange(len(ids)), np.diff(offsets))
+    else:
+        entries, owners = image_embeds, np.arange(len(ids))
+    found = _Search(ids, UnitRows(image_embeds), entries, owners, settings, folder).run()
+    found.log_summary()
+    return found
 
 
-def _top(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """Return the `depth` largest values of each row and their columns, equal values by lower column."""
-    values, columns = similarities.topk(depth, dim=1)
-    columns, order = columns.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, order)
-    # topk takes any of the columns that tie for its last place: rows where some were left out are sorted in full.
-    last = values[:, -1:]
-    left_out = (similarities == last).sum(dim=1) > (values == last).sum(dim=1)
-    for row in (left_out & last[:, 0].isfinite()).nonzero()[:, 0]:
-        full_values, full_columns = similarities[row].sort(descending=True, stable=True)
-        values[row], columns[row] = full_values[:depth], full_columns[:depth]
-    return values, columns
+class _Search:
+    """One search: N images with ids (N,) ask among E entries (E, dim), each of which belongs to a row, its owner."""
 
+    def __init__(
+        self,
+        ids: np.ndarray,
+        queries: UnitRows,
+        entries: Tensor,
+        owners: np.ndarray,
+        settings: MiningSettings,
+        folder: Path | None,
+    ) -> None:
+        self.ids, self.queries, self.owners, self.settings, self.folder = ids, queries, owners, settings, folder
+        kind = settings.search
+        if kind == "auto":
+            kind = "exact" if len(ids) * len(entries) <= EXACT_COMPARISONS else "ivf"
+        own = np.arange(len(ids)) if settings.via == "images" else None
+        self.index = SimilarityIndex(entries, kind, settings.depth, settings.min_recall, queries, own)
+        self.parts = [range(i, min(i + PART_ROWS, len(ids))) for i in range(0, len(ids), PART_ROWS)]
 
-def _check(
-    dataset: Dataset,
-    image_embeds: Tensor,
-    num_neighbours: int,
-    first_rank: int,
-    min_similarity: float,
-    max_similarity: float,
-    chunk_size: int,
-) -> None:
-    if min(num_neighbours, first_rank, chunk_size) < 1 or min_similarity > max_similarity:
-        raise ValueError(
-            f"num_neighbours={num_neighbours}, first_rank={first_rank} and chunk_size={chunk_size} should be at least "
-            f"1, and min_similarity={min_similarity} at most max_similarity={max_similarity}."
+    def run(self) -> Neighbours:
+        """Find all, or read what was found before."""
+        if self.folder is None:
+            self.index.build()
+            return Neighbours.join([self._search(rows) for rows in self._with_progress(self.parts)])
+        told = json.dumps([asdict(self.settings), PART_ROWS]).encode()
+        name = f"neighbours-{hashlib.blake2b(told, digest_size=8).hexdigest()}"
+        path, parts = self.folder / f"{name}.safetensors", Parts(self.folder / f"{name}.parts", len(self.parts))
+        while not path.is_file():
+            if this_process()[0] == 0:
+                self._run_in_parts(parts, path)
+            else:  # one process is enough: faiss uses its cores
+                time.sleep(POLL_SECONDS)
+        if parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
+            parts.remove()
+        return Neighbours.load(path, self.folder.name)
+
+    def _run_in_parts(self, parts: Parts, path: Path) -> None:
+        """Search what is missing and join all; if a faster run has meanwhile, its files are as good."""
+        assert self.folder is not None
+        try:
+            if missing := parts.missing():
+                self.index.open(self.folder / f"index-{self.settings.via}-{self.index.kind}.faiss", parts.folder)
+            for number in self._with_progress(missing):
+                parts.write(number, *self._search(self.parts[number]).to_tensors())
+            try:
+                found = [Neighbours.from_tensors(*parts.read(number)) for number in range(parts.count)]
+            except ValueError as error:  # the part is gone now, and thus missing
+                logger.warning(f"A part of the neighbours is mined anew: {error}")
+                return
+            Neighbours.join(found).save(path, parts.folder)
+        except FileNotFoundError:
+            if not path.is_file():
+                logger.warning(f"{str(parts.folder)!r} was removed while it was written to; searching on.")
+
+    def _with_progress(self, steps: Any) -> Any:
+        hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()
+        return tqdm(steps, desc=f"Mining, {PART_ROWS} images at a time", disable=hidden)
+
+    def _search(self, part: range) -> Neighbours:
+        """Return the neighbours of consecutive rows."""
+        depth, per_image = self.settings.depth, -(-len(self.owners) // len(self.ids))
+        found = Neighbours(
+            rows=np.full((len(part), depth), -1, dtype=np.int64),
+            similarities=np.full((len(part), depth), np.nan, dtype=np.float32),
+            rejected=np.zeros((len(part), 3), dtype=bool),
+            first_rank=self.settings.first_rank,
+            searched={**asdict(self.settings), **asdict(self.index.search_kind)},
+            embeddings="" if self.folder is None else self.folder.name,
         )
+        # Beside those wanted: the image itself, and one more by which a tie for the last place shows.
+        count = min((depth + 1) * per_image + 1, len(self.owners))
+        pending = np.arange(part.start, part.stop)
+        while len(pending):
+            size = max(1, MAX_FLOATS // (count * self.queries.dim))
+            done = [self._take(pending[i : i + size], count, found, part.start) for i in range(0, len(pending), size)]
+            pending = pending[~np.concatenate(done)]
+            count = min(4 * count, len(self.owners))
+        return found
+
+    def _take(self, rows: np.ndarray, count: int, found: Neighbours, start: int) -> np.ndarray:
+        """Write down the neighbours of some rows by the `count` nearest entries; return where these were enough."""
+        s, queries = self.settings, self.queries[rows]
+        scores, entries = self.index.search(queries, count)
+        # faiss orders by sums that round one way or the other: computed alike for all, equal pairs are equal.
+        vectors = self.index.entries[entries.clip(0).reshape(-1)].reshape(*entries.shape, -1)
+        cosines = np.einsum("qcd,qd->qc", vectors, queries).clip(-1.0, 1.0)
+        owners, there = self.owners[entries], entries >= 0
+        same = self.ids[owners] == self.ids[rows, None]
+        too_similar, too_dissimilar = cosines > s.max_similarity, cosines < s.min_similarity
+        good = there & ~same & ~too_similar & ~too_dissimilar
+        owners, cosines = _ranked(owners, np.where(good, cosines, -np.inf))
+
+        taken = np.isfinite(cosines[:, : s.depth])
+        wide = taken.shape[1]
+        found.rows[rows - start, :wide] = np.where(taken, owners[:, : s.depth], -1)
+        found.similarities[rows - start, :wide] = np.where(taken, cosines[:, : s.depth], np.nan)
+        reasons = (same & (self.owners[entries] != rows[:, None]), too_similar & ~same, too_dissimilar & ~same)
+        found.rejected[rows - start] = np.stack([(there & reason).any(axis=1) for reason in reasons], axis=1)
+
+        last = scores[:, -1]  # nothing that was not returned is more similar than this
+        enough = (cosines[:, s.depth - 1] > last + TIE) if wide == s.depth else np.zeros(len(rows), dtype=bool)
+        exhausted = ~there[:, -1] | (count == len(self.owners))
+        return enough | exhausted | (last < s.min_similarity - TIE)
+
+
+def _ranked(owners: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order each row of (queries, candidates) by falling cosine, equal ones by owner, each owner by its best alone."""
+    for by_owner in (False, True, False):
+        order = np.argsort(owners if by_owner else -cosines, axis=1, kind="stable")
+        owners, cosines = np.take_along_axis(owners, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+        if by_owner:  # the best of each owner stands first
+            repeated = np.zeros(owners.shape, dtype=bool)
+            repeated[:, 1:] = owners[:, 1:] == owners[:, :-1]
+            cosines = np.where(repeated, -np.inf, cosines)
+    return owners, cosines
+
+
+def _check(dataset: Dataset, image_embeds: Tensor) -> None:
     if image_embeds.ndim != 2 or len(image_embeds) != len(dataset) or not len(dataset):
-        raise ValueError(f"image_embeds of shape {tuple(image_embeds.shape)} do not fit {len(dataset)} rows.")
-    norms = image_embeds.float().norm(dim=1)
-    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        worst = int((norms - 1).abs().nan_to_num(nan=torch.inf).argmax())
-        raise ValueError(f"image_embeds should have length 1, row {worst} has {float(norms[worst]):.4f}.")
-    if "row" in dataset.column_names and list(dataset["row"]) != list(range(len(dataset))):
+        raise ValueError(f"image embeddings of shape {tuple(image_embeds.shape)} do not fit {len(dataset)} rows.")
+    for start in range(0, len(image_embeds), PART_ROWS):
+        norms = image_embeds[start : start + PART_ROWS].float().norm(dim=1)
+        if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+            worst = int((norms - 1).abs().nan_to_num(nan=torch.inf).argmax())
+            raise ValueError(
+                f"image embeddings should have length 1, row {start + worst} has {float(norms[worst]):.4f}."
+            )
+    if "row" in dataset.column_names and not np.array_equal(dataset["row"], np.arange(len(dataset))):
         raise ValueError("The column 'row' is not 0, 1, 2, ...: mine on the data set as embed_dataset returns it.")
-
-
-def _log_summary(
-    neighbours: list[list[int]], means: Tensor, num_neighbours: int, first_rank: int, num_with_duplicates: int
-) -> None:
-    taken = ", ".join(f"rank {rank}: {means[rank - 1]:.3f}" for rank in range(first_rank, len(means) + 1))
-    num_short = sum(len(rows) < num_neighbours for rows in neighbours)
-    logger.info(
-        f"Mined neighbours of {len(neighbours)} images; mean similarity by rank: {taken or 'none'}; near duplicates "
-        f"left out for {num_with_duplicates / len(neighbours):.1%} of the images."
-    )
-    if num_short:
-        logger.warning(f"{num_short} of {len(neighbours)} images got fewer than {num_neighbours} neighbours.")

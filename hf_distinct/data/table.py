@@ -14,6 +14,11 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from hf_distinct.data.skips import Skips
 
 SPLITS = ("train", "validation", "test")
+# "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
+SPLIT_NAMES = {
+    "train": "train", "restval": "train", "validation": "validation", "val": "validation", "valid": "validation",
+    "dev": "validation", "test": "test",
+}  # fmt: skip
 # A caption longer than this is a pasted article, not a caption: CLIP reads 77 tokens, about 300 characters.
 MAX_CAPTION_CHARACTERS = 1000
 
@@ -165,29 +170,49 @@ class CaptionTable:
         if not os.path.isfile(row.file):
             self.skips.add("missing image file", row.file)
             return False
-        row.captions = [caption.strip() for caption in row.captions if self._is_caption(caption, row.image_id)]
-        if not row.captions:
-            self.skips.add("image without a caption", row.image_id)
+        row.captions = clean_captions(row.captions, row.image_id, self.skips)
         return bool(row.captions)
 
-    def _is_caption(self, caption: str, image_id: str) -> bool:
+
+def clean_captions(captions: Sequence[str | None], image_id: str, skips: Skips) -> list[str]:
+    """Return the captions that can be used, stripped.
+
+    Args:
+        captions: Of one image.
+        image_id: Its id, by which the others are named.
+        skips: Where the others are noted: empty ones, those over `MAX_CAPTION_CHARACTERS`, those that cannot be
+            stored, and the image itself if none is left.
+    """
+    cleaned = []
+    for caption in captions:
         # CLIP reads captions without their final full stop, so a lone full stop is empty as well.
-        if not caption.strip().rstrip(".").strip():
-            self.skips.add("empty caption of image", image_id)
+        if caption is None or not caption.strip().rstrip(".").strip():
+            skips.add("empty caption of image", image_id)
         elif len(caption.strip()) > MAX_CAPTION_CHARACTERS:
-            self.skips.add(f"caption over {MAX_CAPTION_CHARACTERS} characters of image", image_id)
+            skips.add(f"caption over {MAX_CAPTION_CHARACTERS} characters of image", image_id)
         elif not _is_storable(caption):
-            self.skips.add("caption with a broken character (lone surrogate) of image", image_id)
+            skips.add("caption with a broken character (lone surrogate) of image", image_id)
         else:
-            return True
-        return False
+            cleaned.append(caption.strip())
+    if not cleaned:
+        skips.add("image without a caption", image_id)
+    return cleaned
+
+
+def caption_features() -> Features:
+    """Return the columns that every source ends in."""
+    return Features({"image": Image(), "captions": [Value("string")], "image_id": Value("string")})
+
+
+def split_named(name: str) -> str | None:
+    """Return which of train, validation and test a source means by its name for a split; None if unknown."""
+    return SPLIT_NAMES.get(name.lower())
 
 
 def _to_dataset(rows: list[_Row]) -> Dataset:
-    features = Features({"image": Image(), "captions": [Value("string")], "image_id": Value("string")})
     columns = {
         "image": [row.file for row in rows],
         "captions": [row.captions for row in rows],
         "image_id": [row.image_id for row in rows],
     }
-    return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns, features=caption_features())

@@ -5,7 +5,7 @@ import pytest
 from datasets import Image
 from PIL import Image as PILImage
 
-from hf_distinct.data.coco import load_coco_captions, load_karpathy
+from hf_distinct.data.coco import load_coco_captions, load_coco_folder, load_karpathy
 
 RAW = ["A wooden dock leading into the ocean.", "A boat ties up to a dock."]
 
@@ -208,3 +208,51 @@ def test_coco_skips_are_counted_and_named(pictures, write_json, tmp_path, caplog
     assert "1 x repeated annotation ('1')" in record.getMessage()
     with pytest.raises(ValueError, match="'999'"):
         load_coco_captions(path, tmp_path / "val2014", strict=True)
+
+
+@pytest.fixture
+def coco_folder(picture, tmp_path):
+    """annotations/captions_{train,val}2017.json beside train2017/ and val2017/."""
+    (tmp_path / "annotations").mkdir()
+    for split, first in (("train2017", 0), ("val2017", 2)):
+        document = coco(2)
+        for number, image in enumerate(document["images"], start=first):
+            image |= {"id": number, "file_name": f"{number:012d}.jpg"}
+            picture(f"{split}/{number:012d}.jpg", seed=number)
+        for annotation in document["annotations"]:
+            annotation["image_id"] += first - 522000
+        (tmp_path / "annotations" / f"captions_{split}.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_coco_as_it_unpacks(coco_folder, tmp_path, caplog):
+    for place, root in [
+        (coco_folder, None), (coco_folder / "annotations", None), (coco_folder / "annotations", coco_folder),
+    ]:  # fmt: skip
+        loaded = load_coco_folder(place, root)
+        assert {name: rows["image_id"][:] for name, rows in loaded.items()} == {
+            "train": ["0", "1"],
+            "validation": ["2", "3"],
+        }
+        assert loaded["validation"]["captions"][:] == [RAW] * 2
+    one = load_coco_captions(coco_folder / "annotations" / "captions_val2017.json")
+    assert one["train"]["image_id"][:] == ["2", "3"]
+    assert not caplog.records
+
+
+def test_coco_of_two_years_or_none(coco_folder, tmp_path):
+    folder = coco_folder / "annotations"
+    (folder / "captions_train2014.json").write_bytes((folder / "captions_train2017.json").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"holds captions_train2014\.json and captions_train2017\.json: give one file"
+    ):
+        load_coco_folder(coco_folder)
+    with pytest.raises(FileNotFoundError, match=r"holds no captions_train2017\.json"):
+        load_coco_folder(coco_folder / "train2017")
+
+
+def test_missing_images_are_named_in_the_folder_given(coco_folder):
+    for path in (coco_folder / "val2017").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="none of the 2 images is usable: 2 x missing image file"):
+        load_coco_captions(coco_folder / "annotations" / "captions_val2017.json")

@@ -68,3 +68,13 @@ def test_import_loads_nothing_heavy():
         check=True,
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_settings_without_a_use_are_refused(picture, write_json, tmp_path):
+    picture("1.png")
+    with pytest.raises(ValueError, match="a JSON file: leave out caption_column='x'"):
+        load_captions(write_json(COCO), caption_column="x")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": "A cat."}))
+    with pytest.raises(ValueError, match="holds its images: leave out image_column='x'"):
+        load_captions(tmp_path, image_column="x")
+    assert load_captions(tmp_path, caption_column="text")["train"]["captions"][:] == [["A cat."]]

@@ -1,4 +1,5 @@
-import numpy as np
+import pickle
+
 import pytest
 import torch
 from datasets import Image
@@ -53,6 +54,16 @@ def test_each_distinct_text_and_each_image_is_embedded_once(dataset, scorer):
     assert counting.texts == ["A dog.", "A cat.", "A bird.", "Birds fly."]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_numbers_go_on_as_if_nothing_had_been(dataset, scorer, num_workers):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    _, embeddings = embed_dataset(dataset, scorer, batch_size=1, num_workers=num_workers)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(embeddings.image_embeds, embed_dataset(dataset, scorer, batch_size=1)[1].image_embeds)
+
+
 def test_grey_cmyk_transparent_and_tiny_pictures_are_embedded(tmp_path, scorer, rows_to_dataset, caplog):
     for mode, kind in [("L", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("I;16", "png"), ("1", "png")]:
         PILImage.new(mode, (1, 1)).save(tmp_path / f"{mode}.{kind}")
@@ -82,9 +93,10 @@ def test_undecodable_images_are_dropped_and_named(broken_dataset, scorer, tmp_pa
         assert embedded["image_id"][:] == ["id1", "id4"]
         assert embedded["row"][:] == [0, 1]
         assert embeddings.caption_offsets.tolist() == [0, 2, 7]
-        torch.testing.assert_close(embeddings.captions_of(1)[0], scorer.encode_texts(["Caption 4."])[0])
-        pixels = scorer.transform(to_rgb(embedded[1]["image"]))[None]
-        torch.testing.assert_close(embeddings.image_embeds[1], scorer.encode_images(pixels)[0])
+        near = {"atol": 5e-4, "rtol": 0} if cached else {}  # the cache is of half precision
+        torch.testing.assert_close(embeddings.captions_of(1)[0], scorer.encode_texts(["Caption 4."])[0], **near)
+        pixels = scorer.transform(to_rgb(embedded[1]["image"]))
+        torch.testing.assert_close(embeddings.images(torch.tensor([1])), scorer.encode_images(pixels[None]), **near)
         (record,) = caplog.records  # a cached result says it again
         assert "3 x undecodable image" in record.getMessage()
         assert all(name in record.getMessage() for name in ("id0", "id2", "id3", "0.png", "2.png", "3.png"))
@@ -106,11 +118,11 @@ def test_decompression_bomb_is_a_named_skip(dataset, scorer, tmp_path, picture, 
     assert "DecompressionBombWarning" in caplog.text
 
 
-def test_cache_is_one_file_and_is_found_again(dataset, scorer, tmp_path):
+def test_cache_is_one_folder_and_is_found_again(dataset, scorer, tmp_path):
     cache = tmp_path / "deep" / "cache"
     first, expected = embed_dataset(dataset, scorer, cache)
-    (file,) = cache.iterdir()
-    assert file.suffix == ".safetensors"
+    (folder,) = cache.iterdir()
+    assert expected.folder == folder
     counting = Counting(scorer)
     again, found = embed_dataset(dataset, counting, cache)
     assert counting.num_images == 0
@@ -118,6 +130,15 @@ def test_cache_is_one_file_and_is_found_again(dataset, scorer, tmp_path):
     assert again["row"][:] == first["row"][:]
     for name in ("image_embeds", "caption_embeds", "caption_offsets"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_cache_holds_what_is_computed_without_one(dataset, scorer, tmp_path):
+    _, cached = embed_dataset(dataset, scorer, tmp_path)
+    _, fresh = embed_dataset(dataset, scorer)
+    assert cached.image_embeds.dtype == torch.float16 and fresh.image_embeds.dtype == torch.float32
+    assert torch.equal(cached.image_embeds, fresh.image_embeds.half())
+    assert torch.equal(cached.caption_embeds, fresh.caption_embeds.half())
+    assert torch.equal(cached.caption_offsets, fresh.caption_offsets)
 
 
 def test_cache_is_keyed_by_data_scorer_and_files(dataset, scorer, tmp_path, picture):
@@ -137,25 +158,27 @@ def test_cache_is_keyed_by_data_scorer_and_files(dataset, scorer, tmp_path, pict
     assert num_embedded(dataset) == 3
 
 
-def test_a_broken_cache_file_is_computed_anew(dataset, scorer, tmp_path, caplog):
+@pytest.mark.parametrize("name", ["image_embeds.npy", "caption_offsets.npy", "manifest.json"])
+def test_a_broken_cache_is_put_aside_and_computed_anew(dataset, scorer, tmp_path, caplog, name):
     _, expected = embed_dataset(dataset, scorer, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    file = expected.folder / name
     file.write_bytes(file.read_bytes()[:-10])
     _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
-    assert torch.equal(found.image_embeds, expected.image_embeds)
+    _, again = embed_dataset(dataset, scorer)
+    assert torch.equal(found.image_embeds, again.image_embeds.half())
     assert "computed anew" in caplog.text
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [file.name]
-    assert torch.equal(CaptionEmbeddings.load(file).image_embeds, expected.image_embeds)
+    assert sorted(path.name.split(".")[1:] for path in (tmp_path / "cache").iterdir())[0] == []
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_failed_write_leaves_nothing(dataset, scorer, tmp_path, monkeypatch):
+def test_failed_write_leaves_no_half_part(dataset, scorer, tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         embed_dataset(dataset, scorer, tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_images_stored_as_bytes(scorer, tmp_path, dataset):
@@ -166,7 +189,7 @@ def test_images_stored_as_bytes(scorer, tmp_path, dataset):
     from_bytes = embedded_bytes.cast_column("image", Image())
     _, expected = embed_dataset(dataset, scorer)
     _, found = embed_dataset(from_bytes, scorer, tmp_path / "cache")
-    torch.testing.assert_close(found.image_embeds, expected.image_embeds)
+    assert torch.equal(found.image_embeds, expected.image_embeds.half())
 
 
 def test_embedding_again_renumbers_the_rows(dataset, scorer):
@@ -194,14 +217,29 @@ def test_scorer_that_gives_nan(dataset, scorer):
 
 
 def test_save_and_load(tmp_path):
-    embeddings = CaptionEmbeddings(torch.randn(2, 4), torch.randn(3, 4), torch.tensor([0, 1, 3]))
-    embeddings.save(tmp_path / "e.safetensors")
-    loaded = CaptionEmbeddings.load(tmp_path / "e.safetensors")
-    assert torch.equal(loaded.caption_embeds, embeddings.caption_embeds)
-    assert len(loaded) == 2
-    (tmp_path / "no.safetensors").write_bytes(np.zeros(100, np.uint8).tobytes())
-    with pytest.raises(ValueError, match=r"no\.safetensors.*holds no caption embeddings"):
-        CaptionEmbeddings.load(tmp_path / "no.safetensors")
+    embeddings = CaptionEmbeddings(torch.eye(4)[:2], torch.eye(4)[1:], torch.tensor([0, 1, 3]))
+    embeddings.save(tmp_path / "e")
+    loaded = CaptionEmbeddings.load(tmp_path / "e")
+    assert loaded.image_embeds.dtype == torch.float16 and len(loaded) == 2
+    assert torch.equal(loaded.captions_of(1), torch.eye(4)[2:])
+    assert loaded.captions_of(1).dtype == torch.float32
+    sent = pickle.loads(pickle.dumps(loaded))
+    assert sent.folder == tmp_path / "e" and torch.equal(sent.caption_embeds, loaded.caption_embeds)
+    assert len(pickle.dumps(loaded)) < 500  # as its folder, not as its content
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "image_embeds.npy").write_bytes(b"\x93NUMPY nothing")
+    with pytest.raises(ValueError, match="no' holds no caption embeddings"):
+        CaptionEmbeddings.load(tmp_path / "no")
+
+
+def test_rounding_to_half_precision_leaves_the_length_at_one(tmp_path):
+    fresh = torch.nn.functional.normalize(torch.randn(50, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    CaptionEmbeddings(fresh, fresh[:0], torch.zeros(51, dtype=torch.int64)).save(tmp_path)
+    loaded = CaptionEmbeddings.load(tmp_path)
+    rows = torch.tensor([[3, 4], [49, 3]])
+    torch.testing.assert_close(loaded.images(rows), fresh[rows], atol=1e-4, rtol=0)
+    torch.testing.assert_close(loaded.images(rows).norm(dim=-1), torch.ones(2, 2), atol=1e-6, rtol=0)
+    assert loaded.captions(torch.empty(0, dtype=torch.int64)).shape == (0, 512)
 
 
 @pytest.mark.parametrize("offsets", [[0, 1], [0, 1, 2], [1, 2, 3], [0, 1, 2, 3]])

@@ -88,3 +88,36 @@ def test_no_metadata_and_empty_metadata(tmp_path, folder):
         load_image_folder(tmp_path)
     with pytest.raises(ValueError, match="there are no images in it"):
         load_image_folder(folder("", ""))
+
+
+def test_captions_under_another_key(folder):
+    path = folder({"file_name": "pets/0.png", "text": "A pet."}, {"file_name": "pets/1.png", "text": ["One.", "Two."]})
+    assert load_image_folder(path, caption_column="text")["train"]["captions"][:] == [["A pet."], ["One.", "Two."]]
+    with pytest.raises(ValueError, match="line 1: 'captions' .* is missing"):
+        load_image_folder(path)
+
+
+def test_a_table_gathers_its_rows_by_file(picture, tmp_path):
+    for number in range(2):
+        picture(f"{number}.png", seed=number)
+    (tmp_path / "metadata.csv").write_text(
+        'file_name,captions,split\n0.png,"A pet, asleep.",train\n1.png,Another.,test\n0.png,A cat.,train\n'
+    )
+    loaded = load_image_folder(tmp_path)
+    assert loaded["train"]["captions"][:] == [["A pet, asleep.", "A cat."]]
+    assert loaded["test"]["image_id"][:] == ["1.png"]
+    (tmp_path / "metadata.csv").write_text("file_name,captions\n0.png,\n1.png\n")
+    with pytest.raises(ValueError, match="line 3: 'captions' .* is missing"):
+        load_image_folder(tmp_path)
+
+
+def test_a_folder_for_each_split(picture, tmp_path):
+    for split in ("train", "val", "test"):
+        picture(f"{split}/0.png")
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "captions": split}))
+    loaded = load_image_folder(tmp_path)
+    assert {name: (rows["image_id"][0], rows["captions"][0]) for name, rows in loaded.items()} == {
+        "train": ("train/0.png", ["train"]),
+        "validation": ("val/0.png", ["val"]),
+        "test": ("test/0.png", ["test"]),
+    }

@@ -1,0 +1,156 @@
+"""Embeddings on disk, found by what they were made from: parts while they grow, one mapped folder when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers.utils import logging
+
+from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
+from hf_distinct.data.parts import Parts
+
+if TYPE_CHECKING:
+    from hf_distinct.scorer import ClipScorer
+
+logger = logging.get_logger(__name__)
+
+FORM = 1  # a number of its own for each form of what is stored: older files are not found, instead of misread
+MANIFEST = "manifest.json"
+
+
+class EmbeddingCache:
+    """The place of one data set's embeddings under one scorer.
+
+    `embeddings-KEY/` holds them whole; it appears in one move. Before that `embeddings-KEY.parts-of-N/` holds parts.
+
+    Args:
+        cache_dir: Folder that may hold the caches of many data sets and scorers.
+        dataset: Columns `image`, `captions` and `image_id`.
+        scorer: The CLIP model.
+        part_rows: Rows of a part.
+    """
+
+    def __init__(self, cache_dir: Path, dataset: Dataset, scorer: ClipScorer, part_rows: int) -> None:
+        self.num_rows, self.part_rows, self.scorer = len(dataset), part_rows, scorer
+        self.folder = cache_dir / cache_name(dataset, scorer)
+        # Parts of another size are other parts.
+        self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
+
+    def rows_of(self, number: int) -> range:
+        """Return the rows of a part."""
+        return range(number * self.part_rows, min((number + 1) * self.part_rows, self.num_rows))
+
+    def is_whole(self) -> bool:
+        """Return whether nothing is left to do."""
+        return (self.folder / MANIFEST).is_file()
+
+    def read(self) -> tuple[CaptionEmbeddings, dict[int, str]] | None:
+        """Map the embeddings and read the reason by dropped row; None while they are not whole."""
+        if not self.is_whole():
+            return None
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_text())
+            embeddings = CaptionEmbeddings.load(self.folder)
+            failures = {int(row): reason for row, reason in manifest["failures"].items()}
+            if len(embeddings) + len(failures) != self.num_rows:
+                raise ValueError(f"{len(embeddings)} embeddings and {len(failures)} failures for {self.num_rows} rows")
+        except (OSError, ValueError, KeyError) as error:
+            # Moved, not removed: another process may be reading it, and nothing that is cached is lost in silence.
+            broken = self.folder.with_name(f"{self.folder.name}.broken-{uuid.uuid4().hex[:8]}")
+            logger.warning(f"The cached embeddings are unusable, moved to {broken} and computed anew: {error}")
+            with contextlib.suppress(FileNotFoundError):  # another process has moved it
+                self.folder.rename(broken)
+            return None
+        if self.parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
+            self.parts.remove()
+        return embeddings, failures
+
+    def write_part(self, number: int, rows: EmbeddedRows) -> None:
+        """Write a part, as float16."""
+        tensors = {
+            "image_embeds": rows.image_embeds.half(),
+            "caption_embeds": rows.caption_embeds.half(),
+            "caption_counts": rows.caption_counts,
+        }
+        failures = {str(row): reason for row, reason in rows.failures.items()}
+        self.parts.write(number, tensors, {"failures": json.dumps(failures)})
+
+    def merge(self) -> None:
+        """Join the parts in one folder; where a part turns out to be missing or broken, leave that to be mended."""
+        # Beside the parts, so that what a killed merge leaves goes with them.
+        merged = self.parts.folder / f"merged-{uuid.uuid4().hex}"
+        try:
+            self._merge_into(merged)
+            os.rename(merged, self.folder)
+        except (OSError, ValueError) as error:
+            if self.is_whole() or isinstance(error, FileNotFoundError):  # another run was faster
+                return
+            if isinstance(error, OSError):
+                raise
+            logger.warning(f"A part of the embeddings is computed anew: {error}")
+            return
+        finally:
+            shutil.rmtree(merged, ignore_errors=True)  # gone already, if all went well
+        self.parts.remove()
+
+    def _merge_into(self, folder: Path) -> None:
+        counts, num_images = [], 0
+        failures: dict[str, str] = {}
+        for number in range(self.parts.count):
+            tensors, metadata = self.parts.read(number)
+            counts.append(tensors["caption_counts"].numpy())
+            failures |= json.loads(metadata["failures"])
+            num_images += len(tensors["image_embeds"])
+        offsets = np.concatenate([[0], np.concatenate(counts).cumsum()]).astype(np.int64)
+        folder.mkdir()
+        np.save(folder / "caption_offsets.npy", offsets)
+        for name, length in (("image_embeds", num_images), ("caption_embeds", int(offsets[-1]))):
+            shape = (length, self.scorer.embed_dim)
+            # Written through a map, part by part: all of it may be larger than the memory.
+            if length:
+                array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+            else:  # an empty file cannot be mapped
+                np.save(folder / f"{name}.npy", np.empty(shape, np.float16))
+                continue
+            start = 0
+            for number in range(self.parts.count):
+                part = self.parts.read(number)[0][name].numpy()
+                array[start : start + len(part)] = part
+                start += len(part)
+            array.flush()
+        manifest = {"scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "failures": failures}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
+    """Return the name of the folder of a data set's embeddings, with a digest of all that they depend on.
+
+    Captions and image ids count by content, image files by path, size and time of modification, images that the data
+    set holds itself by content. Neither other columns nor the way in which the data set was made count.
+    """
+    digest = hashlib.blake2b(f"{FORM}\n{scorer.fingerprint}\n".encode(), digest_size=12)
+    columns = dataset.select_columns(["image", "captions", "image_id"]).with_format("arrow")
+    for table in columns.iter(batch_size=256):
+        digest.update(json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode())
+        images = table["image"].combine_chunks()
+        paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
+        for path, content in zip(paths, contents, strict=True):
+            if content is not None:
+                digest.update(b"\nheld " + hashlib.blake2b(content).digest())
+            elif path is not None and os.path.exists(path):
+                state = os.stat(path)
+                name = path.encode("utf-8", "surrogatepass")
+                digest.update(b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name)
+            else:
+                digest.update(b"\nnone")
+    return f"embeddings-{digest.hexdigest()}"

@@ -1,0 +1,87 @@
+"""A sheet of images beside their mined neighbours: people would rather look than read similarities."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from .contrast_sheet import fit_image
+
+SIZE = 160
+"""Longest side of a picture, in pixels."""
+
+_STYLE = """
+body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff;
+       max-width: 1200px; margin: 2em auto; padding: 0 1.5em; }
+article { display: flex; flex-wrap: wrap; gap: 16px; padding: 16px 0; border-top: 1px solid #999; }
+figure { margin: 0; width: 180px; font-size: 13px; color: #444; overflow-wrap: anywhere; }
+img { display: block; border: 1px solid #999; } .own img { border: 3px solid #111; }
+pre { overflow-x: auto; }
+"""
+
+
+@dataclass(frozen=True)
+class SheetPicture:
+    """One picture of the sheet.
+
+    Args:
+        image: of any mode and size.
+        caption: what a person said of it.
+        label: a line under it: its image id, rank and similarity.
+    """
+
+    image: Image.Image
+    caption: str
+    label: str
+
+
+def write_neighbour_sheet(
+    rows: Sequence[Sequence[SheetPicture]],
+    path: str | os.PathLike[str],
+    title: str = "Images and their neighbours",
+    summary: str = "",
+) -> None:
+    """Write one HTML file, pictures included.
+
+    Args:
+        rows: for each image itself, then its neighbours, the most similar first.
+        path: the file to write; its folder is made where it is missing.
+        title: the heading.
+        summary: text under it, shown line by line as it stands.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("a sheet of neighbours needs at least one image.")
+    articles = []
+    for own, *neighbours in rows:
+        figures = [_figure(own, "own"), *(_figure(each, "neighbour") for each in neighbours)]
+        if not neighbours:
+            figures.append("<p>no neighbours</p>")
+        articles.append(f"<article>{''.join(figures)}</article>")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<pre>{escape(summary)}</pre>\n" + "\n".join(articles) + "\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
+
+
+def _figure(picture: SheetPicture, kind: str) -> str:
+    fitted, buffer = fit_image(picture.image, SIZE), BytesIO()
+    fitted.save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return (
+        f'<figure class="{kind}"><img width="{fitted.width}" height="{fitted.height}" '
+        f'alt="{escape(picture.caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption><b>{escape(picture.label)}</b><br>{escape(picture.caption)}</figcaption></figure>"
+    )

@@ -1,0 +1,205 @@
+"""Measure what mining costs on this machine, beside the bare work that it cannot do without.
+
+    python recipes/benchmark_mining.py exact       # 118,287 x 512 (COCO), every pair, beside a bare faiss search
+    python recipes/benchmark_mining.py ivf         # 1,000,000 x 512, in trained cells, with recall against every pair
+    python recipes/benchmark_mining.py embedding   # JPEG files to embeddings, beside a bare loop over decoded pixels
+
+`--rows N` makes it smaller. Seconds are those of the clock and, behind them, of the processor, which other jobs on the
+machine change less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import open_clip
+import torch
+from datasets import Dataset, disable_progress_bars
+from PIL import Image
+
+from hf_distinct.data import embed_dataset
+from hf_distinct.data.images import decode_image
+from hf_distinct.data.mining import MiningSettings, find_neighbours
+from hf_distinct.data.neighbours import Neighbours
+from hf_distinct.data.similarity_index import UnitRows, nearest
+from hf_distinct.data.table import caption_features
+from hf_distinct.scorer import ClipScorer, save_open_clip
+
+DIM, K, GROUP = 512, 5, 6
+SPREAD = 0.6  # of a group around its centre: the cosine of two members is about 1 / (1 + SPREAD^2) = 0.74
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What the work returns, the seconds of the clock, and those of the processor, over all threads and children."""
+    wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = work()
+    seconds = time.perf_counter() - wall
+    cpu = 0.0
+    for kind, earlier in ((resource.RUSAGE_SELF, before), (resource.RUSAGE_CHILDREN, children)):
+        now = resource.getrusage(kind)
+        cpu += now.ru_utime + now.ru_stime - earlier.ru_utime - earlier.ru_stime
+    return result, seconds, cpu
+
+
+def gigabytes() -> float:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def planted(rows: int) -> torch.Tensor:
+    """Random unit vectors (rows, 512), float16 as a cache holds them; the rows i, i + rows / 6, ... are a group.
+
+    Each row has five true neighbours, far from it in the order, and no other structure that cells could follow.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.empty(rows, DIM, dtype=torch.float16)
+    groups = -(-rows // GROUP)
+    block = 16384
+    for start in range(0, groups, block):
+        centres = torch.randn(min(block, groups - start), DIM, generator=generator)
+        for member in range(GROUP):
+            first = member * groups + start
+            wanted = max(0, min(len(centres), rows - first))
+            noisy = centres[:wanted] + SPREAD * torch.randn(wanted, DIM, generator=generator)
+            vectors[first : first + wanted] = torch.nn.functional.normalize(noisy, dim=1).half()
+    return vectors
+
+
+def share_of_planted_found(found: Neighbours) -> float:
+    """Share of each row's group among its neighbours."""
+    count = len(found.rows)
+    groups = -(-count // GROUP)
+    own = np.arange(count)[:, None] % groups
+    sizes = np.bincount(np.arange(count) % groups, minlength=groups)[own[:, 0]] - 1
+    return float(((found.rows >= 0) & (found.rows % groups == own)).sum() / sizes.sum())
+
+
+def mine(vectors: torch.Tensor, search: str) -> Neighbours:
+    """Mining as recipes/mine.py does it, in memory."""
+    dataset = Dataset.from_dict({"image_id": np.arange(len(vectors)).astype(str)})
+    return find_neighbours(dataset, vectors, MiningSettings(K, search=search))  # type: ignore[arg-type]
+
+
+def exact(rows: int) -> None:
+    """Every pair, beside faiss alone."""
+    vectors = planted(rows)
+    base = gigabytes()
+    found, seconds, cpu = measured(lambda: mine(vectors, "exact"))
+    peak = gigabytes()
+
+    def bare() -> np.ndarray:
+        plain = UnitRows(vectors)[0:rows]
+        index = faiss.IndexFlatIP(DIM)
+        index.add(plain)
+        return index.search(plain, K + 1)[1]
+
+    entries, bare_seconds, bare_cpu = measured(bare)
+    own = np.arange(rows)[:, None]
+    others = np.array([row[row != number][:K] for number, row in zip(own[:, 0], entries, strict=True)])
+    print(f"{rows} x {DIM}, k = {K}, {faiss.omp_get_max_threads()} threads, exact")
+    print(
+        f"  mined:      {seconds:7.1f} s ({cpu:.1f} s of processor), peak memory {peak:.2f} GB, {base:.2f} GB before"
+    )
+    print(f"  bare faiss: {bare_seconds:7.1f} s ({bare_cpu:.1f} s of processor), peak memory {gigabytes():.2f} GB")
+    print(f"  ratio {seconds / bare_seconds:.3f} by the clock, {cpu / bare_cpu:.3f} by the processor")
+    print(
+        f"  planted neighbours found {share_of_planted_found(found):.4f}; as faiss {(others == found.rows).mean():.4f}"
+    )
+
+
+def ivf(rows: int) -> None:
+    """In trained cells, beside every pair on a sample."""
+    vectors = planted(rows)
+    base = gigabytes()
+    found, seconds, cpu = measured(lambda: mine(vectors, "ivf"))
+    peak, how = gigabytes(), found.searched
+    sample = np.sort(np.random.default_rng(7).permutation(rows)[:1000])
+    queries = UnitRows(vectors)
+    scores, entries = nearest(queries[sample], queries, K + 1)
+    scores[entries == sample[:, None]] = -np.inf
+    true = np.sort(scores, axis=1)[:, -K:]
+    recall = float((found.similarities[sample] >= true[:, :1] - 1e-6).mean())
+    print(f"{rows} x {DIM}, k = {K}, {faiss.omp_get_max_threads()} threads, {how['probes']} of {how['cells']} cells")
+    print(f"  mined: {seconds:.1f} s ({cpu:.1f} s of processor), peak memory {peak:.2f} GB, {base:.2f} GB before")
+    print(f"  recall@{K} {recall:.4f} on {len(sample)} other rows (its own measure: {how['recall']:.4f})")
+    print(f"  planted neighbours found {share_of_planted_found(found):.4f}")
+
+
+def photograph(generator: np.random.Generator) -> bytes:
+    """A JPEG of 640 x 480 with large shapes and fine grain, about as large as one of COCO."""
+    coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480))
+    grain = generator.normal(0, 8, (480, 640, 1))
+    pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def embedding(rows: int) -> None:
+    """JPEG files to embeddings with a ViT-B/32 (weights do not matter here), beside CLIP on ready pixels."""
+    with tempfile.TemporaryDirectory() as place:
+        config = open_clip.get_model_config("ViT-B-32")
+        preprocess = {
+            "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711],
+            "size": [224, 224], "interpolation": "bicubic", "resize_mode": "shortest",
+        }  # fmt: skip
+        save_open_clip(open_clip.create_model("ViT-B-32"), Path(place) / "clip", config, preprocess)
+        scorer = ClipScorer(str(Path(place) / "clip"))
+        generator = np.random.default_rng(0)
+        paths = [Path(place) / f"{row}.jpg" for row in range(rows)]
+        for path in paths:
+            path.write_bytes(photograph(generator))
+        texts = [f"a photograph of a thing that has the number {row}" for row in range(rows)]
+        columns = {"image": [str(path) for path in paths], "captions": [[text] for text in texts], "image_id": texts}
+        dataset = Dataset.from_dict(columns, features=caption_features())
+        images = [decode_image({"path": str(path), "bytes": None}) for path in paths]
+        pixels = [scorer.transform(image) for image in images]
+
+        def bare(ready: bool) -> None:
+            for start in range(0, rows, 64):
+                batch = pixels[start : start + 64] if ready else map(scorer.transform, images[start : start + 64])
+                scorer.encode_images(torch.stack(list(batch)))
+            scorer.encode_texts(texts)
+
+        bare(ready=True)  # the first call is slower
+        workers = torch.get_num_threads()
+        ways = ("CLIP alone, on ready pixels", "bare loop over decoded images", "files to cached embeddings")
+        times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for turn in range(2):  # in turns, so that what else runs on the machine meets all
+            embed = partial(embed_dataset, dataset, scorer, Path(place) / f"cache{turn}", num_workers=workers)
+            for way, work in zip(ways, (partial(bare, ready=True), partial(bare, ready=False), embed), strict=True):
+                times[way].append(measured(work)[1:])
+        size = sum(path.stat().st_size for path in paths) / rows / 1000
+        print(f"{rows} JPEGs of 640 x 480 ({size:.0f} kB), a caption each, ViT-B/32, {workers} threads and workers")
+        best = {way: [min(each) for each in zip(*seconds, strict=True)] for way, seconds in times.items()}
+        for way, (seconds, cpu) in best.items():
+            print(f"  {way}: {rows / seconds:.1f} images a second, {1000 * cpu / rows:.1f} ms of processor an image")
+        for way in ways[:2]:
+            wall, processor = (a / b for a, b in zip(best[way], best[ways[2]], strict=True))
+            print(f"  of the speed of: {way}: {wall:.3f} by the clock, {processor:.3f} by the processor")
+
+
+def main() -> None:
+    """Run one of the three."""
+    sizes = {"exact": 118_287, "ivf": 1_000_000, "embedding": 512}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=sizes)
+    parser.add_argument("--rows", type=int)
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    {"exact": exact, "ivf": ivf, "embedding": embedding}[arguments.what](arguments.rows or sizes[arguments.what])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Embed captioned pictures with CLIP, see whether that CLIP knows them, and mine similar images: before training.
+
+    python recipes/mine.py --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
+    accelerate launch recipes/mine.py ...                                # several processes share the embedding
+    accelerate launch recipes/train.py --dataset captions.json --image_root images \
+        --scorer ViT-B-32:openai --mined mined --pool_neighbours 2       # training takes it all from there
+
+Leaves in OUT the embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and
+neighbours.html: images beside their neighbours. Killed and started again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import torch
+from accelerate.state import PartialState
+from datasets import Dataset, Image
+
+from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.data import embed_dataset, ensure_splits, load_captions
+from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.images import decode_image
+from hf_distinct.data.mining import MiningSettings, find_neighbours
+from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.scorer_check import ScorerCheck, check_scorer
+from hf_distinct.reporting import format_table
+from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
+from hf_distinct.scorer import SHIPPED, ClipScorer, shipped
+
+STATISTICS, SHEET = "statistics.json", "neighbours.html"
+SHEET_ROWS = 24
+
+
+@dataclass
+class Settings:
+    """Which pictures, under which CLIP, and what counts as a neighbour."""
+
+    dataset: str = field(
+        default="emoji_scenes",
+        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
+    )
+    caption_column: str | None = field(default=None, metadata={"help": "Column or key of the captions."})
+    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
+    train_size: int = field(default=4000, metadata={"help": "Emoji scenes."})
+    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    scorer: str = field(
+        default="truth_scorer",
+        metadata={"help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."},
+    )
+    output_dir: str = field(default="outputs/mined", metadata={"help": "Where everything goes."})
+    batch_size: int = field(default=64, metadata={"help": "Images embedded at a time."})
+    num_workers: int = field(
+        default=min(8, os.cpu_count() or 1),
+        metadata={"help": "Processes that decode images, beside each that embeds."},
+    )
+    num_neighbours: int = field(default=2, metadata={"help": "Neighbours of each image; the paper: 2."})
+    first_rank: int = field(default=1, metadata={"help": "Rank of the first of them; the paper: 4 (and 5)."})
+    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar are no neighbours."})
+    max_similarity: float = field(default=0.999, metadata={"help": "Images more similar are near duplicates: none."})
+    via: Literal["images", "captions"] = field(
+        default="images", metadata={"help": "Similar to the image itself, or (the paper's code) to its caption."}
+    )
+    search: Literal["auto", "exact", "ivf"] = field(
+        default="auto", metadata={"help": "Compare all, or search in trained cells; auto: cells for large data."}
+    )
+    min_recall: float = field(default=0.95, metadata={"help": "Share of the true nearest that cells have to find."})
+
+
+def load_train(settings: Settings) -> Dataset:
+    """The pictures that training will see."""
+    if settings.dataset == "emoji_scenes":
+        return emoji_scenes("train", settings.train_size, settings.scenes_seed)
+    splits = load_captions(
+        settings.dataset, settings.image_root, settings.strict, settings.image_column, settings.caption_column
+    )
+    return ensure_splits(splits)["train"]
+
+
+def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:
+    """Images evenly spread over the data, each with its neighbours: nobody picked them."""
+    encoded = dataset.select_columns(["image", "captions", "image_id"]).cast_column("image", Image(decode=False))
+
+    def picture(row: int, label: str) -> SheetPicture:
+        example = encoded[row]
+        return SheetPicture(decode_image(example["image"]), example["captions"][0], f"{label}{example['image_id']}")
+
+    rows = []
+    for row in range(0, len(dataset), max(len(dataset) // SHEET_ROWS, 1))[:SHEET_ROWS]:
+        taken = zip(found.taken[row].tolist(), found.similarities[row, found.first_rank - 1 :].tolist(), strict=True)
+        neighbours = [
+            picture(neighbour, f"rank {found.first_rank + place}, {similarity:.3f}: ")
+            for place, (neighbour, similarity) in enumerate(taken)
+            if neighbour >= 0
+        ]
+        rows.append([picture(row, ""), *neighbours])
+    return rows
+
+
+def report(check: ScorerCheck, statistics: dict[str, Any]) -> str:
+    """What the screen and the sheet say."""
+    search = statistics["search"]
+    how = "exact" if search["kind"] == "exact" else f"in {search['probes']} of {search['cells']} cells"
+    recall = "" if search["kind"] == "exact" else f", recall@{search['recall_depth']} {search['recall']:.3f}"
+    rejected = statistics["share of images with rejected candidates"]
+    table = format_table(statistics["similarity"]) if statistics["similarity"] else "no image has a neighbour"
+    return "\n".join(
+        [
+            f"R@1 of people's captions: {check.recall_at_1:.3f} among {check.gallery} pictures",
+            f"{statistics['images']} images, search {how}{recall}; ranks {search['first_rank']} to "
+            f"{statistics['ranks taken'][1]} taken, {statistics['images with fewer neighbours']} images have fewer",
+            "images with candidates rejected: " + ", ".join(f"{k} {v:.1%}" for k, v in rejected.items()),
+            "",
+            "similarity",
+            table,
+        ]
+    )
+
+
+def main() -> None:
+    """Embed, check, mine, show."""
+    (settings,) = parse_settings(Settings, description=__doc__)
+    mining = MiningSettings(
+        num_neighbours=settings.num_neighbours, first_rank=settings.first_rank, via=settings.via,
+        min_similarity=settings.min_similarity, max_similarity=settings.max_similarity, search=settings.search,
+        min_recall=settings.min_recall,
+    )  # fmt: skip
+    process = PartialState(cpu=not torch.accelerator.is_available())
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_distinct").setLevel(logging.INFO if process.is_main_process else logging.ERROR)
+    output = Path(settings.output_dir)
+    name = shipped(settings.scorer) if (SHIPPED / settings.scorer).is_dir() else settings.scorer
+    scorer = ClipScorer(name, device=process.device)
+    dataset, embeddings = embed_dataset(
+        load_train(settings), scorer, output, settings.batch_size, settings.strict, settings.num_workers
+    )
+    if not process.is_main_process:
+        return
+    check = check_scorer(embeddings, dataset["image_id"])
+    check.warn(settings.scorer)
+    if process.num_processes > 1:  # launchers give each process one thread; the others are done
+        faiss.omp_set_num_threads(os.cpu_count() or 1)
+    found = find_neighbours(dataset, embeddings, mining)
+    found.save(output / FILE)
+    statistics = {"R@1 of people's captions": check.recall_at_1, "gallery": check.gallery, **found.statistics()}
+    (output / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
+    summary = report(check, statistics)
+    write_neighbour_sheet(sheet_rows(dataset, found), output / SHEET, summary=summary)
+    print(summary)
+    print(f"\nembeddings, {FILE}, {STATISTICS}, {SHEET}: {os.path.relpath(output)}")
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

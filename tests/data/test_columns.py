@@ -1,0 +1,169 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import published_forms
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from loopback_hub import LoopbackHub, Repo
+
+from hf_distinct.data import load_captions
+from hf_distinct.data.columns import load_columns
+
+PICTURES = published_forms.jpegs(4)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes columns with `save_to_disk` and returns the folder; an `image` of bytes becomes an image."""
+
+    def write(features: dict | None = None, **columns) -> str:
+        if "image" in columns:
+            columns["image"] = [None if each is None else {"bytes": each, "path": None} for each in columns["image"]]
+            features = (features or {}) | {"image": Image()}
+        dataset = Dataset.from_dict(columns)
+        for name, feature in (features or {}).items():
+            dataset = dataset.cast_column(name, feature)
+        DatasetDict({"train": dataset}).save_to_disk(str(tmp_path / "saved"))
+        return str(tmp_path / "saved")
+
+    return write
+
+
+def test_columns_of_other_names(save):
+    path = save(
+        {"photo": Image()}, photo=[{"bytes": each, "path": None} for each in PICTURES], text=list("abcd"), n=[1] * 4
+    )
+    train = load_captions(path, image_column="photo", caption_column="text")["train"]
+    assert train.column_names == ["image", "captions", "image_id"]
+    assert train["captions"][:] == [["a"], ["b"], ["c"], ["d"]]
+    assert train["image_id"][:] == ["train-0", "train-1", "train-2", "train-3"]
+    assert train[2]["image"].size == (40, 32)
+    for settings, message in [
+        ({}, r"no column 'image'; set --image_column to one of photo, text, n\."),
+        ({"image_column": "photo"}, "no column 'captions'; set --caption_column to one of"),
+        ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, it is Value"),
+        ({"image_column": "n", "caption_column": "text"}, "the image column should hold images"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_captions(path, **settings)
+
+
+@pytest.mark.parametrize("name", ["image_id", "cocoid", "img_id", "imgid"])
+def test_published_names_of_the_id(save, name):
+    path = save(image=PICTURES, captions=list("abcd"), **{name: [7, 8, 9, 7]})
+    assert load_captions(path)["train"]["image_id"][:] == ["7", "8", "9", "7"]
+
+
+def test_paths_are_relative_to_the_image_root(save, tmp_path, caplog):
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "pictures" / "a" / "1.jpg").write_bytes(PICTURES[0])
+    path = save(photo=["a/1.jpg", "a/2.jpg"], captions=["one", "two"])
+    train = load_captions(path, tmp_path / "pictures", image_column="photo")["train"]
+    assert train["captions"][:] == [["one"]]
+    assert train.cast_column("image", Image(decode=False))[0]["image"]["path"] == str(tmp_path / "pictures/a/1.jpg")
+    assert "1 x missing image file" in caplog.text and "a/2.jpg" in caplog.text
+    with pytest.raises(ValueError, match=r"missing image file .*a/2\.jpg"):
+        load_captions(path, tmp_path / "pictures", image_column="photo", strict=True)
+
+
+def test_plain_parquet_with_bytes(tmp_path):
+    """As other tools write it: nothing in the file says that the bytes are images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"jpg": PICTURES, "caption": ["a", "b", "c", "d"]})
+    pq.write_table(table, tmp_path / "some.parquet")
+    train = load_captions(tmp_path / "some.parquet", image_column="jpg", caption_column="caption")["train"]
+    assert train["captions"][:] == [["a"], ["b"], ["c"], ["d"]] and train[3]["image"].size == (40, 32)
+
+
+def test_skips_are_counted_and_named(save, caplog):
+    path = save(
+        image=[PICTURES[0], None, PICTURES[2], PICTURES[3]],
+        captions=[["a", ""], ["b"], [], ["x" * 1001, "d "]],
+        image_id=["p", "q", "r", "s"],
+    )
+    train = load_captions(path)["train"]
+    assert train["image_id"][:] == ["p", "s"] and train["captions"][:] == [["a"], ["d"]]
+    encoded = train.cast_column("image", Image(decode=False))
+    assert [row["image"]["bytes"] for row in encoded] == [PICTURES[0], PICTURES[3]]
+    (record,) = caplog.records
+    assert "1 x empty caption of image ('p')" in record.getMessage()
+    assert "1 x row without an image ('q')" in record.getMessage()
+    assert "1 x image without a caption ('r')" in record.getMessage()
+    with pytest.raises(ValueError, match="empty caption of image: 'p'"):
+        load_captions(path, strict=True)
+
+
+def test_nothing_usable(save):
+    with pytest.raises(ValueError, match="no row is usable: 2 x row without an image"):
+        load_captions(save(image=[None, None], captions=["a", "b"]))
+
+
+def test_split_names(tmp_path):
+    features = Features({"image": Image(), "captions": Value("string")})
+    rows = [
+        Dataset.from_dict({"image": [{"bytes": each, "path": None}], "captions": ["a"]}, features=features)
+        for each in PICTURES
+    ]
+    DatasetDict({"train": rows[0], "restval": rows[1], "val": rows[2], "test": rows[3]}).save_to_disk(
+        str(tmp_path / "a")
+    )
+    loaded = load_captions(tmp_path / "a")
+    assert {name: rows["image_id"][:] for name, rows in loaded.items()} == {
+        "train": ["train-0", "restval-0"],
+        "validation": ["val-0"],
+        "test": ["test-0"],
+    }
+    DatasetDict({"test": rows[0]}).save_to_disk(str(tmp_path / "b"))
+    assert list(load_captions(tmp_path / "b")) == ["train"]  # all that there is
+    rows[0].save_to_disk(str(tmp_path / "c"))
+    assert list(load_captions(tmp_path / "c")) == ["train"]
+    DatasetDict({"train": rows[0], "hard": rows[1]}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match="unknown split 'hard'"):
+        load_captions(tmp_path / "d")
+
+
+def test_a_label_is_no_caption(save):
+    path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, it is ClassLabel"):
+        load_captions(path, caption_column="label")
+
+
+LOAD = """
+import json, sys
+from hf_distinct.data import load_captions
+splits = load_captions("tester/pictures")
+found = {name: [rows["image_id"][:], rows["captions"][:], rows[0]["image"].size] for name, rows in splits.items()}
+print(json.dumps(found))
+"""
+
+
+def test_a_data_set_on_the_hub(tmp_path):
+    folder, _ = published_forms.parquet(tmp_path, published_forms.jpegs(6), [[f"Caption {row}."] for row in range(6)])
+    with LoopbackHub() as hub:
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.parquet")}
+        hub.repos["tester/pictures"] = Repo("tester/pictures", private=False, files=files)
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout)
+    assert loaded["train"] == [["0", "1", "2", "3"], [[f"Caption {row}."] for row in range(4)], [40, 32]]
+    assert (loaded["validation"][0], loaded["test"][0]) == (["4"], ["5"])
+
+
+def test_the_hub_without_a_network(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such data set.*Hub"):
+        load_columns("nobody/nothing")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from hf_distinct.data.parts import Parts, this_process, write_tensors
+
+
+def test_what_is_missing_is_what_was_not_written(tmp_path):
+    parts = Parts(tmp_path / "deep" / "parts", 4)
+    assert parts.missing() == [0, 1, 2, 3]
+    parts.write(2, {"a": torch.arange(3)}, {"note": "x"})
+    parts.write(0, {"a": torch.zeros(0, 5)})
+    assert parts.missing() == [1, 3]
+    assert parts.missing(range(0, 4, 2)) == []
+    tensors, metadata = parts.read(2)
+    assert tensors["a"].tolist() == [0, 1, 2] and metadata == {"note": "x"}
+    assert parts.read(0)[0]["a"].shape == (0, 5)
+    parts.remove()
+    assert parts.missing() == [0, 1, 2, 3]
+    parts.remove()  # nothing there is no error
+
+
+def test_what_a_killed_writer_left_is_no_part(tmp_path):
+    parts = Parts(tmp_path, 1)
+    (tmp_path / ".000000.safetensors.0123").write_bytes(b"half of")
+    assert parts.missing() == [0]
+    with pytest.raises(FileNotFoundError, match=r"000000\.safetensors"):
+        parts.read(0)
+
+
+def test_a_broken_part_is_removed_and_missing_again(tmp_path):
+    parts = Parts(tmp_path, 1)
+    parts.write(0, {"a": torch.arange(30)})
+    path = parts.path(0)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert parts.missing() == []
+    with pytest.raises(ValueError, match=r"000000\.safetensors' is broken"):
+        parts.read(0)
+    assert parts.missing() == [0]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    before = (tmp_path / "a.safetensors").read_bytes()
+
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_alone_a_process_is_the_first_of_one():
+    assert this_process() == (0, 1)

@@ -1,0 +1,103 @@
+"""recipes/mine.py as a person runs it, by two processes; and recipes/train.py that takes what it left."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from hf_distinct import ClipScorer, RLCaptionConfig, load_captions
+from hf_distinct.data.embeddings import CaptionEmbeddings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of captioned pictures; one cannot be decoded."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for number, row in enumerate(tiny.scenes(COUNT)):
+        row["image"].save(folder / f"{number}.png")
+        split = "test" if number >= COUNT - 8 else "train"
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": row["captions"], "split": split}))
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:200])
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def run(launcher: list[str], *flags: object) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ, "PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    command = [*launcher, *map(str, flags)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def mined(pictures: Path, tiny_models: Path, tmp_path_factory) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("mined") / "deep"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    done = run(
+        launcher, "--config_file", RECIPES / "accelerate" / "ddp.yaml", RECIPES / "mine.py", "--dataset", pictures,
+        "--caption_column", "text", "--scorer", tiny_models / "scorer", "--output_dir", output, "--num_neighbours", 3,
+        "--first_rank", 2, "--num_workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout + done.stderr
+
+
+def test_it_leaves_what_it_says(mined):
+    output, told = mined
+    (folder,) = output.glob("embeddings-*")
+    embeddings = CaptionEmbeddings.load(folder)
+    # An eighth of what is no test picture is held out for validation: 52 - 5 = 47 to train on, of which one is broken.
+    assert len(embeddings) == 46 or len(embeddings) == 47
+    neighbours = load_file(output / "neighbours.safetensors")
+    assert neighbours["rows"].shape == (len(embeddings), 4)
+    statistics = json.loads((output / "statistics.json").read_text())
+    assert statistics["ranks taken"] == [2, 4] and statistics["images"] == len(embeddings)
+    html = (output / "neighbours.html").read_text()
+    assert html.count("<article>") == 24 and html.count("data:image/png;base64,") == 24 * 4
+    assert "rank 2, 0." in html
+    assert told.count("similarity\n") == 1  # one of the two processes speaks
+    assert "R@1 of people's captions" in told
+
+
+def test_a_scorer_that_cannot_retrieve_here_is_warned_about(mined):
+    """The tiny scorer is random."""
+    _, told = mined
+    assert "It can hardly retrieve in this domain" in told and "recipes/train_clip.py" in told
+
+
+def test_training_takes_it_all_from_there(mined, pictures, tiny_models, tmp_path):
+    output, _ = mined
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    done = run(
+        [sys.executable], RECIPES / "train.py", "--dataset", pictures, "--caption_column", "text", "--mined", output,
+        "--scorer", tiny_models / "scorer", "--judge", tiny_models / "scorer", "--pool_neighbours", 2,
+        "--model_name_or_path", tiny_models / "captioner", "--output_dir", tmp_path / "run", "--max_steps", 1,
+        "--per_device_train_batch_size", 4, "--max_reference_length", tiny.MAX_LENGTH, "--num_rollouts", 2,
+        "--discriminator_pretrain_steps", 0, "--hard_batches", "true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_it_is_refused_for_anything_else(mined, pictures, tiny_models):
+    output, _ = mined
+    train = runpy.run_path(str(RECIPES / "train.py"), run_name="recipe")
+    scorer = ClipScorer(str(tiny_models / "scorer"))
+    rows = load_captions(pictures, caption_column="text")["train"]
+    settings, config = train["Settings"](mined=str(output)), RLCaptionConfig(output_dir=None)
+    with pytest.raises(ValueError, match="neighbours of another data set, other pictures or another scorer"):
+        train["take_mined"](rows.select(range(9)), scorer, settings, config)
+    with pytest.raises(FileNotFoundError, match=r"neighbours\.safetensors"):
+        train["take_mined"](rows, scorer, train["Settings"](mined=str(pictures)), config)
