@@ -30,8 +30,7 @@ from tqdm.auto import tqdm
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.emoji_scenes import (
-    DETAILED_SHARES,
-    PEOPLE_SHARES,
+    CAPTION_STYLES,
     Scene,
     emoji_scenes,
     full_caption,
@@ -45,8 +44,6 @@ from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.scorer import ClipScorer, encode_token_ids, save_open_clip
 
 logger = logging.getLogger("train_clip")
-
-CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES}
 
 
 @dataclass
@@ -66,7 +63,10 @@ class Settings:
     train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
     caption_style: str = field(
         default="detailed",
-        metadata={"help": "Captions of emoji scenes: as people write, or detailed.", "choices": list(CAPTION_STYLES)},
+        metadata={
+            "help": "Captions of emoji scenes: as people write, more detailed, or with all six facts.",
+            "choices": list(CAPTION_STYLES),
+        },
     )
     curriculum_steps: int = field(
         default=0, metadata={"help": "First steps, on scenes of few nouns alone: relations show on few things sooner."}

@@ -31,7 +31,7 @@ from transformers import (
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.data.emoji_scenes import DETAILED_SHARES, FULL_SHARES, PEOPLE_SHARES, emoji_scenes
+from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
 from hf_distinct.rollout import caption_logits, write_captions
@@ -51,8 +51,6 @@ SMALL_ENCODER = {
     "hidden_size": 128,
     "reshape_last_stage": False,
 }
-
-CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES, "full": FULL_SHARES}
 
 
 @dataclass

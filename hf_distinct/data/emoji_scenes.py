@@ -71,6 +71,7 @@ class Shares(NamedTuple):
 PEOPLE_SHARES = Shares((0.20, 0.10, 0.30, 0.30, 0.10), (0.40, 0.10, 0.15, 0.25, 0.10))
 DETAILED_SHARES = Shares(*[(0.10, 0.10, 0.15, 0.25, 0.40)] * 2)
 FULL_SHARES = Shares(*[(0.0, 0.0, 0.0, 0.0, 1.0)] * 2)
+CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES, "full": FULL_SHARES}
 FACTS = 6
 # A held-out split has a few thousand scenes at ease; towards its end the draw finds new ones ever more rarely.
 LARGEST_GALLERY = 4000
