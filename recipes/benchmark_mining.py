@@ -248,7 +248,9 @@ def embedding(rows: int) -> None:
 def main() -> None:
     """Run one of them."""
     sizes = {"exact": 118_287, "ivf": 1_000_000, "ivf_even": 100_000, "embedding": 512}
-    works = {"exact": exact, "ivf": ivf, "ivf_even": partial(ivf, data=even), "embedding": embedding}
+    works: dict[str, Callable[[int], None]] = {
+        "exact": exact, "ivf": ivf, "ivf_even": partial(ivf, data=even), "embedding": embedding,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sizes)
     parser.add_argument("--rows", type=int)

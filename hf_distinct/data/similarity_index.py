@@ -84,10 +84,10 @@ class SimilarityIndex:
     """A faiss index over E entries, by cosine.
 
     "exact" compares a query with every entry. "ivf" sorts the entries into about 2 sqrt(E) cells around trained
-    centres and holds of each a code, 4 bits for 4 of its numbers (faiss's fast-scan product quantisation of what it
-    differs by from its centre): an eighth of a byte for a byte of float16. A query is compared by codes with the
-    entries of the nearest cells, and with the best of these in full. How many cells and how many of the best is
-    measured on a sample of the queries: the fewest that reach `min_recall`.
+    centres and holds of each a code, a sixteenth as long as float16: 4 bits for 4 numbers of what it differs by from
+    its centre (faiss's product quantisation in its fast-scan form). A query is compared by codes with the entries of
+    the nearest cells, and with the best of these in full. How many cells, and how many of the best, is measured on a
+    sample of the queries: the fewest by which `min_recall` is surely reached.
 
     Args:
         entries: (E, dim), float32 or float16, L2-normalised up to rounding; may be memory-mapped.
