@@ -149,8 +149,12 @@ class SimilarityIndex:
         """Return cosines and entries (queries, count), most similar first; entry -1: no more were found."""
         if self.kind == "exact":
             return self._by_faiss(queries, count)
-        candidates = self._by_faiss(queries, min(count * self.search_kind.refined, len(self.entries)))[1]
-        return self._best(queries, candidates, count)
+        wanted = count * self.search_kind.refined
+        if wanted < len(self.entries):
+            return self._best(queries, self._by_faiss(queries, wanted)[1], count)
+        # faiss passes over an entry whose code is the worst there is, which shows if all are wanted.
+        everything = np.broadcast_to(np.arange(len(self.entries)), (len(queries), len(self.entries)))
+        return self._best(queries, everything, count)
 
     def _by_faiss(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         results = self._holder.search_batch(NAME, queries, count)
