@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
 
 Rollouts = Literal["sample", "beam"]
@@ -24,7 +25,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
 
     Raises:
-        ValueError: if settings contradict each other; the message names them.
+        ValueError: if settings contradict each other, the message names them; or if the launcher was asked for another
+            number of processes than there are.
     """
 
     # ------------------------------------------------------------------------------------------------ parent's
@@ -105,7 +107,13 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
         self._run_on_what_there_is()
+        if self.gradient_checkpointing:
+            # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
+            # is used, as the reentrant ones of the parent's default do.
+            self.gradient_checkpointing_kwargs = self.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            self.ddp_find_unused_parameters = self.ddp_find_unused_parameters is not False
         super().__post_init__()
+        check_number_of_processes(self.world_size)
         if self.rollouts == "beam":
             self.num_rollouts = 1
         for name, kind in (
