@@ -18,8 +18,8 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     step needs: the policy that is scored has no dropout. So each layer is in train mode while it is asked, and in eval
     mode while it runs; the modules within it stay as they are. Where nothing was enabled, nothing happens.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-    layers = [layer for layer in layers if not layer.training]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = [layer for layer in layers if layer.gradient_checkpointing and not layer.training]
     functions = [layer._gradient_checkpointing_func for layer in layers]
     for layer, function in zip(layers, functions, strict=True):
         layer.training, layer._gradient_checkpointing_func = True, _run_in_eval(layer, function)

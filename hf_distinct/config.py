@@ -114,6 +114,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             self.ddp_find_unused_parameters = self.ddp_find_unused_parameters is not False
         super().__post_init__()
         check_number_of_processes(self.world_size)
+        self._check_offload()
         if self.rollouts == "beam":
             self.num_rollouts = 1
         for name, kind in (
@@ -147,6 +148,17 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
+
+    def _check_offload(self) -> None:
+        """Accelerate replaces an optimiser that is offloaded by one of DeepSpeed's own, in silence: by Adam mostly."""
+        config = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+        device = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+        replaced = device != "none" and config.get("zero_force_ds_cpu_optimizer", True) and "optimizer" not in config
+        if replaced and self.optim not in ("adamw_torch", "adamw_torch_fused", "adagrad"):
+            raise ValueError(
+                f"optim={self.optim} cannot be offloaded: DeepSpeed would train with its Adam instead. Choose "
+                "adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
+            )
 
     def _run_on_what_there_is(self) -> None:
         """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""

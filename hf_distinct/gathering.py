@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
+from hf_distinct.losses import IGNORED_LABEL
+
 
 def check_number_of_processes(found: int) -> None:
     """Raise ValueError if this run has another number of processes than its launcher was asked for.
@@ -76,21 +78,27 @@ def share(count: int | Tensor, accelerator: Accelerator) -> Tensor:
     return mine * accelerator.num_processes / accelerator.reduce(mine.clone(), reduction="sum").clamp(min=1)
 
 
-def rows_of_its_own(count: int, accelerator: Accelerator) -> int:
-    """How many of the ``count`` rows of the batch that was just fetched belong to this process.
+def own_rows(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """The batch that was just fetched, without the rows that it is filled up with.
 
-    All of them, but for the last batch of an epoch that is not dropped: Accelerate fills it with rows from the epoch's
-    beginning until every process has as many. They stand behind the others, in the order of processes.
+    Accelerate fills the last batch of an epoch with rows from the epoch's beginning, behind the others in the order of
+    processes, until every process has as many. A process that is left without any row of its own keeps the pixels of
+    one, for it has to take part in every exchange of the step, and the model in its place needs something to run on: a
+    caption without a token, which weighs nothing in any loss.
     """
-    state = accelerator.gradient_state
+    count, state = len(batch["captions"]), accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-        return count
-    return min(max(state.remainder - accelerator.process_index * count, 0), count)
+        return batch
+    kept = min(max(state.remainder - accelerator.process_index * count, 0), count)
+    own = _first_rows(batch, kept)
+    if not kept:
+        own["pixel_values"] = batch["pixel_values"][:1]
+        own["labels"] = torch.full_like(batch["labels"][:1], IGNORED_LABEL)
+    return own
 
 
-def first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """The first rows of a batch: of its tensors and lists, and of those in dictionaries within it."""
-    return {name: first_rows(v, count) if isinstance(v, dict) else v[:count] for name, v in batch.items()}
+def _first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    return {name: _first_rows(v, count) if isinstance(v, dict) else v[:count] for name, v in batch.items()}
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BaseImageProcessor, GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.gathering import gather_rows
 from hf_distinct.losses import IGNORED_LABEL
 
 
@@ -130,6 +132,26 @@ def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
     """Captions as text, special tokens left out."""
     rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def rollout_figures(labels: Tensor, captions: list[str], end: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
+
+    Args:
+        labels: ``(N, L)`` of this process; those behind the captions are a stand-in's.
+        captions: their texts, at most N.
+        end: the end token.
+        accelerator: knows the other processes.
+
+    Returns:
+        ``length`` in tokens, ``ended``, and ``unique``, the number of different captions over that of captions.
+    """
+    labels = labels[: len(captions)]
+    ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
+    columns = torch.stack([(labels != IGNORED_LABEL).sum(dim=1), (labels == end).any(dim=1).long(), ids], dim=1)
+    lengths, ended, ids = gather_rows(columns, accelerator).unbind(dim=1)
+    unique = 1 + ids.sort().values.diff().ne(0).sum()  # `Tensor.unique` would wait for the device
+    return {"length": lengths.float().mean(), "ended": ended.float().mean(), "unique": unique / len(ids)}
 
 
 @torch.no_grad()

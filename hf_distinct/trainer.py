@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,10 @@ from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
-from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
-from hf_distinct.gathering import first_rows, gather_rows, rows_of_its_own, share, unsplit
-from hf_distinct.metering import Meter
+from hf_distinct.gathering import own_rows, share, unsplit
+from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
     caption_logits,
@@ -45,6 +45,7 @@ from hf_distinct.rollout import (
     generation_ready,
     join_labels,
     rollout_config,
+    rollout_figures,
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer
@@ -200,20 +201,8 @@ class RLCaptionTrainer(Seq2SeqTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
-        return super().get_batch_samples(map(self._own_rows, epoch_iterator), *args, **kwargs)
-
-    def _own_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch without filling. A process that is left without an image keeps pixels and labels of one.
-
-        It has to take part in every exchange of the step, so the model needs something to run on: a caption without a
-        token, which weighs nothing in any loss.
-        """
-        count = rows_of_its_own(len(batch["captions"]), self.accelerator)
-        own = first_rows(batch, count)
-        if not count:
-            own["pixel_values"] = batch["pixel_values"][:1]
-            own["labels"] = torch.full_like(batch["labels"][:1], losses.IGNORED_LABEL)
-        return own
+        batches = map(partial(own_rows, accelerator=self.accelerator), epoch_iterator)
+        return super().get_batch_samples(batches, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -237,10 +226,16 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
             loss, logits = self._score(model, hidden, labels, inputs, appraisal)
-        self._measure(appraisal.figures | self._shape_of(labels, captions))
+        self._measure(appraisal.figures)
+        self._measure(rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator))
         first = captions[:: self.args.num_rollouts]
         self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's; but embeddings, which make the rewards, are not rounded to DeepSpeed's half precision."""
+        embeds = {name: value.to(self.args.device) for name, value in inputs.items() if name.endswith("_embeds")}
+        return super()._prepare_inputs({k: v for k, v in inputs.items() if k not in embeds}) | embeds
 
     def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
         """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
@@ -252,7 +247,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
     def _roll_out(self, model: Any, hidden: Tensor, images: int) -> tuple[Tensor, list[str], list[str]]:
         """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed.
 
-        ``images`` is B, or 0 where B = 1 is a stand-in (see `_own_rows`): its caption has no token and no text.
+        ``images`` is B, or 0 where B = 1 is a stand-in (see `own_rows`): its caption has no token and no text.
         """
         a = self.args
         with (
@@ -328,10 +323,10 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         """Let it see the warm-started captioner's rollouts before its score counts."""
         if not self.args.discriminator_pretrain_steps:
             return
-        loader = self.get_train_dataloader()
+        loader: Any = self.get_train_dataloader()
         batches = chain.from_iterable(repeat(loader))
         for batch in islice(batches, self.args.discriminator_pretrain_steps):
-            inputs = self._prepare_inputs(self._own_rows(batch))
+            inputs = self._prepare_inputs(own_rows(batch, self.accelerator))
             with torch.no_grad():
                 hidden = self._encode(model, inputs["pixel_values"])
                 _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
@@ -344,23 +339,11 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         for name, value in figures.items():
             self.meter.add(name, value)
 
-    def _shape_of(self, labels: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """How long the rollouts are, and which share of them ends by itself and which is unlike every other one."""
-        labels = labels[: len(captions)]
-        ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
-        ended = (labels == self.processing_class.eos_token_id).any(dim=1)
-        columns = torch.stack([(labels != losses.IGNORED_LABEL).sum(dim=1), ended.long(), ids], dim=1)
-        lengths, ended, ids = gather_rows(columns, self.accelerator).unbind(dim=1)
-        return {
-            "length": lengths.float().mean(),
-            "ended": ended.float().mean(),
-            "unique": (1 + ids.sort().values.diff().ne(0).sum()) / len(ids),  # `unique` would wait for the device
-        }
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes, and show samples."""
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
+            logs["memory/peak_gib"] = peak_memory(self.accelerator)
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)

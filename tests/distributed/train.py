@@ -3,7 +3,7 @@
 accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
 
 One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
-data set, ``same_samples``, and ``lora``.
+data set, and ``same_samples`` and ``lora``, see below.
 """
 
 from __future__ import annotations
@@ -55,6 +55,16 @@ def adapted(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=layers))
 
 
+def gathers(trainer: Trainer, tokens: int) -> list[int]:
+    """How many exchanges of "give me your part of this" a rollout of so many tokens takes, and how long it became."""
+    trainer.args.max_new_tokens = tokens
+    hidden = trainer._encode(trainer.model_wrapped, tiny.a_batch(trainer)["pixel_values"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
+    found = sum(e.count for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key)
+    return [found, labels.shape[1]]
+
+
 def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     kind = SameSamples if settings.pop("same_samples", False) else Trainer
     dataset = tiny.scenes(settings.pop("images", 12))
@@ -73,6 +83,7 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         "weights": accelerator.get_state_dict(trainer.model_wrapped),
         "discriminator": trainer.discriminator.discriminator.state_dict(),
         "memory": list(trainer.appraiser.memory),
+        "gathers": [gathers(trainer, tokens) for tokens in (2, 12)],
         "log": [line for line in trainer.state.log_history if "loss" in line],
     }
 
@@ -82,6 +93,11 @@ def main() -> None:
     found = {name: train(models, output / name, settings) for name, settings in cases.items()}
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(found, output / "found.pt")
+    if os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none":
+        try:
+            tiny.make_trainer(models, output, use_cpu=False, optim="sgd")
+        except ValueError as error:
+            (output / "refused.txt").write_text(str(error))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
