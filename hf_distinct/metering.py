@@ -1,4 +1,4 @@
-"""Meter: means of what a step measures, and the time of its phases, without waiting for the device."""
+"""Meter: means of what a step measures, and the time of its phases, without waiting for the device; peak memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,17 @@ class Meter:
         self._values.clear()
         self._times.clear()
         return figures | {f"time/{name}": seconds for name, seconds in times.items()}
+
+
+def peak_memory(accelerator: Accelerator) -> float:
+    """The most GiB that one process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
+        lines = status.read_text().splitlines() if status.is_file() else []
+        peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return float(accelerator.gather(torch.tensor([peak / 2**30], device=accelerator.device)).max())
 
 
 def _seconds(span: Any) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
@@ -22,17 +25,19 @@ from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.appraisal import Appraisal, Appraiser
+from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
-from hf_distinct.gathering import unsplit
-from hf_distinct.metering import Meter
+from hf_distinct.gathering import own_rows, share, unsplit
+from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
     caption_logits,
+    captioner_in,
     check_captioner,
     decode,
     decoder_positions,
@@ -40,6 +45,7 @@ from hf_distinct.rollout import (
     generation_ready,
     join_labels,
     rollout_config,
+    rollout_figures,
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer
@@ -72,7 +78,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         L = - mean(A(c) l(c)) - alpha mean(w(g) l(g)) + beta KL,   R(c) = (1 - lambda) r(c) + lambda D(c)
 
     Args:
-        model: any ``VisionEncoderDecoderModel``.
+        model: any ``VisionEncoderDecoderModel``, or one that ``peft.get_peft_model`` gave adapters.
         args: the settings.
         scorer: the CLIP that rewards: a [`ClipScorer`] or its name.
         train_dataset: ``image``, ``captions``, ``image_id``; further columns reach the rewards. Images that cannot be
@@ -181,7 +187,22 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         """The order of the rows: with `hard_batches`, neighbours beside each other."""
         return self.hard_batches or super()._get_train_sampler(train_dataset)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The parent's, without groups of no parameter.
+
+        Low-rank adapters have no bias: the group without weight decay is empty, and DeepSpeed would take it away from
+        the optimiser after the scheduler has counted it.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     # ------------------------------------------------------------------------------------------------------- step
+
+    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
+        batches = map(partial(own_rows, accelerator=self.accelerator), epoch_iterator)
+        return super().get_batch_samples(batches, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -200,24 +221,34 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             self._pretrain_discriminator(model)
         with self.meter.phase("encode"):
             hidden = self._encode(model, inputs["pixel_values"])
-        labels, captions, greedy = self._roll_out(model, hidden)
+        labels, captions, greedy = self._roll_out(model, hidden, len(inputs["captions"]))
         with self.meter.phase("reward"):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
             loss, logits = self._score(model, hidden, labels, inputs, appraisal)
-        self._measure(appraisal.figures | self._shape_of(labels, captions))
+        self._measure(appraisal.figures)
+        self._measure(rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator))
         first = captions[:: self.args.num_rollouts]
         self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         return (loss, {"logits": logits}) if return_outputs else loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's; but embeddings, which make the rewards, are not rounded to DeepSpeed's half precision."""
+        embeds = {name: value.to(self.args.device) for name, value in inputs.items() if name.endswith("_embeds")}
+        return super()._prepare_inputs({k: v for k, v in inputs.items() if k not in embeds}) | embeds
+
     def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
         """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
-        encoder = self.accelerator.unwrap_model(model).encoder
-        with torch.set_grad_enabled(not self.args.freeze_encoder), self.compute_loss_context_manager():
+        encoder = captioner_in(model, self.accelerator).encoder
+        learns = torch.is_grad_enabled() and not self.args.freeze_encoder
+        with torch.set_grad_enabled(learns), checkpointing(encoder), self.compute_loss_context_manager():
             return encoder(pixel_values).last_hidden_state
 
-    def _roll_out(self, model: Any, hidden: Tensor) -> tuple[Tensor, list[str], list[str]]:
-        """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed."""
+    def _roll_out(self, model: Any, hidden: Tensor, images: int) -> tuple[Tensor, list[str], list[str]]:
+        """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed.
+
+        ``images`` is B, or 0 where B = 1 is a stand-in (see `own_rows`): its caption has no token and no text.
+        """
         a = self.args
         with (
             self.meter.phase("generate"),
@@ -234,12 +265,16 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             if self.appraiser.needs_greedy:
                 config = rollout_config(captioner, max_new_tokens=a.max_new_tokens)
                 greedy = decode(self.processing_class, generate_labels(captioner, hidden, config))
-        return labels, decode(self.processing_class, labels), greedy
+        labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
+        return labels, decode(self.processing_class, labels)[: images * a.num_rollouts], greedy[:images]
 
     def _score(
         self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], appraisal: Appraisal
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of rollouts and references in one decoder pass, and the loss they make."""
+        """Log-probabilities of rollouts and references in one decoder pass, and this process's part of the loss.
+
+        Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
+        """
         a = self.args
         references = inputs["labels"]
         rollouts, per_image = len(labels), references.shape[1]
@@ -247,7 +282,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         rows = [hidden.repeat_interleave(a.num_rollouts, dim=0)]
         if a.wtf_weight:
             rows.append(hidden.repeat_interleave(per_image, dim=0))
-        with self.compute_loss_context_manager():
+        with checkpointing(model), self.compute_loss_context_manager():
             logits = caption_logits(model, torch.cat(rows), joined)
         log_probs = losses.sequence_log_probs(
             losses.token_log_probs(logits, joined),
@@ -255,14 +290,19 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             normalize=a.length_normalization,
             constant=a.max_new_tokens or a.max_reference_length,
         )
-        loss = losses.policy_gradient_loss(log_probs[:rollouts], appraisal.advantages)
+        part = share(len(inputs["captions"]), self.accelerator)
+        advantages = F.pad(appraisal.advantages, (0, rollouts - len(appraisal.advantages)))  # of a stand-in: 0
+        loss = part * losses.policy_gradient_loss(log_probs[:rollouts], advantages)
         self.meter.add("loss/policy_gradient", loss)
         if a.wtf_weight:
-            term = losses.weighted_teacher_forcing_loss(log_probs[rollouts:], appraisal.reference_weights)
+            log_probs = log_probs[rollouts:]
+            weights = F.pad(appraisal.reference_weights, (0, len(log_probs) - len(appraisal.reference_weights)))
+            term = part * losses.weighted_teacher_forcing_loss(log_probs, weights)
             self.meter.add("loss/weighted_teacher_forcing", term)
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
             divergence = self._divergence(logits[:rollouts], inputs["pixel_values"], joined[:rollouts])
+            divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
             self.meter.add("kl", divergence)
             loss = loss + a.kl_weight * divergence
         return loss, logits
@@ -281,16 +321,17 @@ class RLCaptionTrainer(Seq2SeqTrainer):
 
     def _pretrain_discriminator(self, model: Any) -> None:
         """Let it see the warm-started captioner's rollouts before its score counts."""
-        batches = iter(self.get_train_dataloader())
-        for _ in range(self.args.discriminator_pretrain_steps):
-            try:
-                inputs = self._prepare_inputs(next(batches))
-            except StopIteration:
-                batches = iter(self.get_train_dataloader())
-                inputs = self._prepare_inputs(next(batches))
+        if not self.args.discriminator_pretrain_steps:
+            return
+        loader: Any = self.get_train_dataloader()
+        batches = chain.from_iterable(repeat(loader))
+        for batch in islice(batches, self.args.discriminator_pretrain_steps):
+            inputs = self._prepare_inputs(own_rows(batch, self.accelerator))
             with torch.no_grad():
-                _, captions, _ = self._roll_out(model, self._encode(model, inputs["pixel_values"]))
+                hidden = self._encode(model, inputs["pixel_values"])
+                _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
             self._measure(self.appraiser.teach_discriminator(inputs, captions))
+        loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
 
     # ----------------------------------------------------------------------------------------------------- metrics
 
@@ -298,19 +339,11 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         for name, value in figures.items():
             self.meter.add(name, value)
 
-    def _shape_of(self, labels: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """How long the rollouts are, and which share of them ends by itself and which is unlike every other one."""
-        lengths = (labels != losses.IGNORED_LABEL).sum(dim=1)
-        return {
-            "length": lengths.float().mean(),
-            "ended": (labels == self.processing_class.eos_token_id).any(dim=1).float().mean(),
-            "unique": torch.tensor(len(set(captions)) / len(captions), device=labels.device),
-        }
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes, and show samples."""
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
+            logs["memory/peak_gib"] = peak_memory(self.accelerator)
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)

@@ -1,6 +1,9 @@
-"""What test_two_processes.py launches: train on this process's share, and let process 0 write down what came of it.
+"""What the tests of this folder launch: train on this process's share, and let process 0 write down what came of it.
 
-accelerate launch ... train.py MODELS OUTPUT '{"max_steps": 3, ...}'
+accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
+
+One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
+data set, and ``same_samples`` and ``lora``, see below.
 """
 
 from __future__ import annotations
@@ -9,32 +12,92 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
 from accelerate.utils import gather_object
+from peft import LoraConfig, get_peft_model
+
+from hf_distinct.rollout import join_labels
+
+
+class Trainer(tiny.RecordingTrainer):
+    """Notes the longest caption of each rollout, in tokens."""
+
+    def _roll_out(self, *args: Any) -> Any:
+        found = super()._roll_out(*args)
+        self.lengths = [*getattr(self, "lengths", []), found[0].shape[1]]
+        return found
+
+
+class SameSamples(Trainer):
+    """The samples of an image depend on the image alone, not on who holds it in which company."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.seeds = inputs["image_ids"].abs().tolist() or [0]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _roll_out(self, model: Any, hidden: torch.Tensor, images: int) -> Any:
+        labels, captions = [], []
+        for row, seed in zip(hidden, self.seeds, strict=True):
+            torch.manual_seed(seed)
+            of_one, texts, _ = super()._roll_out(model, row[None], min(images, 1))
+            labels.append(of_one)
+            captions += texts
+        return join_labels(*labels), captions, []
+
+
+def adapted(model: Any) -> Any:
+    """The captioner with low-rank adapters, the same in every process."""
+    torch.manual_seed(1)
+    layers = ["query", "value", "c_attn", "c_proj"]  # of the ViT and of the GPT-2
+    return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=layers))
+
+
+def gathers(trainer: Trainer, tokens: int) -> list[int]:
+    """How many exchanges of "give me your part of this" a rollout of so many tokens takes, and how long it became."""
+    trainer.args.max_new_tokens = tokens
+    hidden = trainer._encode(trainer.model_wrapped, tiny.a_batch(trainer)["pixel_values"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
+    found = sum(e.count for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key)
+    return [found, labels.shape[1]]
+
+
+def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    kind = SameSamples if settings.pop("same_samples", False) else Trainer
+    dataset = tiny.scenes(settings.pop("images", 12))
+    if settings.pop("lora", False):
+        settings["adapt"] = adapted
+    # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
+    trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
+    trainer.train()
+    accelerator = trainer.accelerator
+    return {
+        "processes": gather_object([os.getpid()]),
+        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
+        "losses": accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0),
+        "captions": gather_object([trainer.caption(tiny.scenes(5))]),
+        "lengths": gather_object([trainer.lengths]),
+        "weights": accelerator.get_state_dict(trainer.model_wrapped),
+        "discriminator": trainer.discriminator.discriminator.state_dict(),
+        "memory": list(trainer.appraiser.memory),
+        "gathers": [gathers(trainer, tokens) for tokens in (2, 12)],
+        "log": [line for line in trainer.state.log_history if "loss" in line],
+    }
 
 
 def main() -> None:
-    models, output, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
-    trainer = tiny.make_trainer(models, output, use_cpu=False, **settings)
-    trainer.train()
-    accelerator = trainer.accelerator
-    losses = accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0)
-    captions = trainer.caption(tiny.scenes(5))
-    found = {
-        "processes": gather_object([os.getpid()]),
-        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
-        "losses": losses,
-        "captions": gather_object([captions]),
-        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
-        "discriminator": trainer.discriminator.discriminator.state_dict(),
-        "memory": list(trainer.appraiser.memory),
-        "log": [line for line in trainer.state.log_history if "loss" in line],
-    }
-    if accelerator.is_main_process:
+    models, output, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    found = {name: train(models, output / name, settings) for name, settings in cases.items()}
+    if int(os.environ.get("RANK", 0)) == 0:
         torch.save(found, output / "found.pt")
+    if os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none":
+        try:
+            tiny.make_trainer(models, output, use_cpu=False, optim="sgd")
+        except ValueError as error:
+            (output / "refused.txt").write_text(str(error))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
