@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -139,6 +139,10 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
+        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
 
     def _run_on_what_there_is(self) -> None:
         """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""

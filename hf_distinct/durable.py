@@ -52,7 +52,7 @@ class _StopWhenAsked(TrainerCallback):
 def _let_torch_load_to_numbered_cpus() -> None:
     """Let torch load onto "cpu:0", which it knows everywhere else.
 
-    Several processes on the CPU have devices of that kind, by Accelerate, and the Trainer loads its optimiser to there.
+    Several processes on the CPU have such devices, by Accelerate, and the Trainer loads its optimiser to there.
     """
     torch.serialization.register_package(
         0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
@@ -64,10 +64,10 @@ class NotFinite(Exception):  # noqa: N818  no error: the step is left out and tr
 
 
 class DurableTrainer(Seq2SeqTrainer):
-    """What [`RLCaptionTrainer`] does so that nothing that was saved is lost, and nothing that is resumed differs.
+    """What [`RLCaptionTrainer`] does so that nothing saved is lost, and a run that is resumed is the same run.
 
-    - A checkpoint holds, beside what is the Trainer's, discriminator, memory, the counts of skipped steps, and what was
-      measured since the last log line. It is sealed when it is whole; older ones are removed only then.
+    - A checkpoint holds, beside what is the Trainer's, discriminator, memory, the counts of skipped steps, and what
+      was measured since the last log line. It is sealed when it is whole; older ones are removed only then.
     - SIGTERM, Ctrl-C or the death of the launcher end a run after the step at hand, with a checkpoint.
     - A step whose rewards or loss are not finite in any process is left out in all.
 
@@ -154,8 +154,8 @@ class DurableTrainer(Seq2SeqTrainer):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings above "
-                f"tell which), the last at step {self.state.global_step + 1} with the images {', '.join(ids)}."
+                f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings "
+                f"above tell which), the last one step {self.state.global_step + 1} with the images {', '.join(ids)}."
             )
         model.zero_grad()
         if self.accelerator.scaler is not None:
@@ -291,8 +291,8 @@ class DurableTrainer(Seq2SeqTrainer):
             return
         if self.is_deepspeed_enabled:
             raise ValueError(
-                f"{checkpoint} was written by {then} processes and there are {now}: DeepSpeed divides the state of its "
-                f"optimiser among {then}. Start {then}, or begin a new training from its weights with "
+                f"{checkpoint} was written by {then} processes and there are {now}: DeepSpeed divides the state of "
+                f"its optimiser among {then}. Start {then}, or begin a new training from its weights with "
                 f"--model_name_or_path {checkpoint}."
             )
         logger.warning(

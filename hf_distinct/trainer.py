@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -128,6 +128,8 @@ class RLCaptionTrainer(DurableTrainer):
         self.caption_metrics = caption_metrics
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
+        # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
+        train_dataset = train_dataset.cast_column("image", Image(decode=False))
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)

@@ -3,8 +3,9 @@
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 50
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 50 --processes 2
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 3 --config_file recipes/accelerate/zero2.yaml
+    PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 10 --signals SIGTERM SIGINT
 
-Of several processes one, drawn at random, is killed; the others have to end by themselves. A run that comes to its end is
+Of several processes one, drawn at random, gets the signal; the others have to end by themselves. A run that comes to its end is
 compared and another one begins, until there were enough kills. Compared, to the bit: the final weights; the last
 checkpoint's optimiser, schedule, random states, discriminator with its optimiser, and memory; the log of the losses and
 of all else that is no time; best metric and step. Without --config_file everything is imported once and each run is a
@@ -43,8 +44,8 @@ SETTINGS: dict[str, Any] = {
     "max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVE_STEPS, "save_total_limit": 2, "logging_steps": 4,
     "eval_strategy": "steps", "eval_steps": SAVE_STEPS, "metric_for_best_model": "eval_words",
     "memory_batches": 2, "pool_neighbours": 1, "hard_batches": True, "kl_weight": 0.1, "discriminator_weight": 0.3,
-    "discriminator_lr": 1e-2, "discriminator_pretrain_steps": 1, "lr_scheduler_type": "linear", "wtf_policy": "softmax",
-    "references_per_image": 2, "use_cpu": False, "learning_rate": 3e-3,
+    "discriminator_lr": 1e-2, "discriminator_pretrain_steps": 1, "lr_scheduler_type": "linear",
+    "wtf_policy": "softmax", "references_per_image": 2, "use_cpu": False, "learning_rate": 3e-3,
 }  # fmt: skip
 
 
@@ -64,10 +65,10 @@ class Tell(TrainerCallback):
 
 def train(models: Path, output: Path, telling: Path) -> None:
     """What is killed: take up whatever checkpoint there is, train to the end, save."""
-    settings = SETTINGS | {"per_device_train_batch_size": BATCH // int(os.environ.get("WORLD_SIZE", 1))}
     trainer = tiny.make_trainer(
         models, output, dataset=tiny.scenes(IMAGES), eval_dataset=tiny.scenes(5),
-        caption_metrics=lambda captions, _: {"words": sum(map(len, map(str.split, captions))) / len(captions)}, **settings,
+        caption_metrics=lambda captions, _: {"words": sum(map(len, map(str.split, captions))) / len(captions)},
+        per_device_train_batch_size=BATCH // int(os.environ.get("WORLD_SIZE", "1")), **SETTINGS,
     )  # fmt: skip
     trainer.add_callback(Tell(telling))
     trainer.train(resume_from_checkpoint="true")
@@ -127,6 +128,7 @@ class Run:
             work()
             code = 0
         except BaseException as error:  # noqa: BLE001  the end of this process, whatever it is
+            code = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
             os.write(2, f"\n{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)
@@ -145,11 +147,11 @@ class Run:
             return self.launcher.poll() is not None
         return all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in self.children)
 
-    def kill_one(self, generator: random.Random) -> None:
-        """SIGKILL to one of the processes that train; none if it has ended already."""
-        numbers = self.children or [int(path.read_text() or 0) for path in sorted(self.telling.glob("process-*"))]
-        if numbers and (number := generator.choice(numbers)):
-            os.kill(number, signal.SIGKILL)
+    def send_one(self, number: int, generator: random.Random) -> None:
+        """A signal to one of the processes that train; none if it has ended already."""
+        children = self.children or [int(path.read_text() or 0) for path in sorted(self.telling.glob("process-*"))]
+        if children and (child := generator.choice(children)):
+            os.kill(child, number)
 
     def end(self) -> tuple[list[int], float]:
         """The statuses of all processes, and the seconds until the last has ended."""
@@ -176,15 +178,18 @@ def main(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pace = (time.monotonic() - begin) / (2 * STEPS)
     events = (folder / "telling" / "events").stat().st_size
     undisturbed = content(folder / "undisturbed")
-    report: dict[str, Any] = {"kills": 0, "torn": 0, "slowest_end": 0.0, "same": [], "checksum": undisturbed["model.safetensors"]}
+    report: dict[str, Any] = {"kills": 0, "torn": 0, "slowest_end": 0.0, "statuses": {}, "same": []}
     output = folder / "killed"
     while report["kills"] < arguments.kills or output.exists():
         run = Run(models, output, folder / "telling", arguments)
         # A third of a run at most, so that kills fall all over it and it ends some day.
-        happened = report["kills"] < arguments.kills and run.wait_for(generator.randint(0, math.ceil(events / 3)))
+        name = arguments.signals[report["kills"] % len(arguments.signals)]
+        # Only SIGKILL means anything before training begins.
+        happenings = generator.randint(name != "SIGKILL", math.ceil(events / 3))
+        happened = report["kills"] < arguments.kills and run.wait_for(happenings)
         if happened:
             time.sleep(generator.uniform(0, pace))
-            run.kill_one(generator)
+            run.send_one(signal.Signals[name], generator)
         codes, seconds = run.end()
         if set(codes) == {0}:
             found = content(output)
@@ -196,14 +201,16 @@ def main(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             continue
         assert happened, (folder / "telling" / "log").read_text()
         report["kills"] += 1
+        report["statuses"][name] = sorted({*report["statuses"].get(name, []), *codes})
         report["slowest_end"] = max(report["slowest_end"], seconds)
         report["torn"] += any(checkpoints.damage(path) for path in output.glob("checkpoint-*"))
-    return report
+    return report | {"checksum": undisturbed["model.safetensors"]}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--signals", nargs="+", default=["SIGKILL"], help="in turn")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--config_file", help="launch with accelerate instead")
     parser.add_argument("--seed", type=int, default=0)
