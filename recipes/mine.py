@@ -24,12 +24,13 @@ from accelerate.state import PartialState
 from datasets import Dataset, Image
 
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data import embed_dataset, ensure_splits, load_captions
+from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck, check_scorer
+from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
 from hf_distinct.scorer import SHIPPED, ClipScorer, shipped
@@ -39,19 +40,9 @@ SHEET_ROWS = 24
 
 
 @dataclass
-class Settings:
+class Settings(DatasetSettings):
     """Which pictures, under which CLIP, and what counts as a neighbour."""
 
-    dataset: str = field(
-        default="emoji_scenes",
-        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
-    )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
-    )
-    caption_column: str | None = field(default=None, metadata={"help": "Column or key of the captions."})
-    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
     train_size: int = field(default=4000, metadata={"help": "Emoji scenes."})
     scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
     scorer: str = field(
@@ -79,12 +70,9 @@ class Settings:
 
 def load_train(settings: Settings) -> Dataset:
     """The pictures that training will see."""
-    if settings.dataset == "emoji_scenes":
+    if settings.drawn:
         return emoji_scenes("train", settings.train_size, settings.scenes_seed)
-    splits = load_captions(
-        settings.dataset, settings.image_root, settings.strict, settings.image_column, settings.caption_column
-    )
-    return ensure_splits(splits)["train"]
+    return settings.load()["train"]
 
 
 def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:

@@ -24,11 +24,12 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data import embed_dataset, ensure_splits, load_captions
+from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_name
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, push_folder, write_model_card
@@ -44,19 +45,9 @@ SHOWN = (
 
 
 @dataclass
-class Settings:
+class Settings(DatasetSettings):
     """What to train on, and with which models."""
 
-    dataset: str = field(
-        default="emoji_scenes",
-        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
-    )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
-    )
-    caption_column: str | None = field(default=None, metadata={"help": "Column or key of the captions."})
-    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
     mined: str | None = field(
         default=None, metadata={"help": "Where recipes/mine.py left the embeddings and neighbours of this dataset."}
     )
@@ -81,18 +72,14 @@ def load_clip(name: str) -> ClipScorer:
 
 def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
     """Training data, and the test galleries by the prefix of their figures."""
-    if settings.dataset == "emoji_scenes":
+    if settings.drawn:
         train = emoji_scenes("train", settings.train_size, settings.scenes_seed)
         galleries = {
             "": emoji_scenes(settings.split, settings.test_size, settings.scenes_seed),
             "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
         }
         return train, galleries
-    splits = ensure_splits(
-        load_captions(
-            settings.dataset, settings.image_root, settings.strict, settings.image_column, settings.caption_column
-        )
-    )
+    splits = settings.load()
     test = splits[settings.split]
     return splits["train"], {"": test.select(range(min(settings.test_size, len(test))))}
 

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.emoji_scenes import (
     CAPTION_STYLES,
     Scene,
@@ -39,6 +38,7 @@ from hf_distinct.data.emoji_scenes import (
 )
 from hf_distinct.data.images import to_rgb
 from hf_distinct.data.negatives import KINDS, hard_negative
+from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.scorer import ClipScorer, encode_token_ids, save_open_clip
@@ -47,12 +47,10 @@ logger = logging.getLogger("train_clip")
 
 
 @dataclass
-class Settings:
+class Settings(DatasetSettings):
     """What to train, on what, for how long."""
 
     output_dir: str = field(default="outputs/clip", metadata={"help": "Where the model goes."})
-    dataset: str = field(default="emoji_scenes", metadata={"help": "emoji_scenes, or the path of captioned pictures."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
     model: str | None = field(default=None, metadata={"help": "Fine-tune this scorer instead of a new model."})
     vision_cfg: str = field(
         default='{"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}',
@@ -261,13 +259,13 @@ def main() -> None:
     (settings,) = parse_settings(Settings, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(settings.seed)
-    if settings.dataset == "emoji_scenes":
+    if settings.drawn:
         train = emoji_scenes(
             "train", settings.train_size, 100 + settings.seed, 8, CAPTION_STYLES[settings.caption_style]
         )
         validation = emoji_scenes("validation", 1000, 100 + settings.seed)
     else:
-        splits = ensure_splits(load_captions(settings.dataset, settings.image_root))
+        splits = settings.load()
         train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
     if settings.model is None:
         captions = [caption for row in train["captions"] for caption in row]

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
+from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
 from hf_distinct.rollout import caption_logits, write_captions
@@ -54,11 +54,9 @@ SMALL_ENCODER = {
 
 
 @dataclass
-class Settings:
+class Settings(DatasetSettings):
     """Which model, on what."""
 
-    dataset: str = field(default="emoji_scenes", metadata={"help": "emoji_scenes, or the path of captioned pictures."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
     encoder: str | None = field(default=None, metadata={"help": "Published image encoder; none: a small new one."})
     decoder: str | None = field(default=None, metadata={"help": "Published language model; none: a small new one."})
     encoder_config: str = field(
@@ -163,12 +161,12 @@ def main() -> None:
     """Train and save."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
     set_seed(training.seed)
-    if settings.dataset == "emoji_scenes":
+    if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 50 + training.seed, shares=shares)
         validation = emoji_scenes("validation", 1000, 50 + training.seed)
     else:
-        splits = ensure_splits(load_captions(settings.dataset, settings.image_root))
+        splits = settings.load()
         train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
     captions = [caption for row in train["captions"] for caption in row]
     model, tokenizer, image_processor = build_captioner(settings, captions)

@@ -41,7 +41,8 @@ def load_columns(
 
     Returns:
         Splits among train, validation and test; columns `image`, `captions`, `image_id`. A single split, whatever its
-        name, is "train". The id is that of a column `image_id`, `cocoid`, `img_id` or `imgid`, else split and row.
+        name, is "train", unless its rows name theirs in a column `split`, as Flickr30k's do on the Hub. The id is that
+        of a column `image_id`, `cocoid`, `img_id` or `imgid`, else split and row.
 
     Raises:
         FileNotFoundError: There is nothing at that path, and no such data set on the Hub.
@@ -49,7 +50,7 @@ def load_columns(
     """
     source, raw = str(path), _open(path)
     if len(raw) == 1:
-        raw = DatasetDict({"train": next(iter(raw.values()))})
+        raw = _by_split_column(next(iter(raw.values())))
     unknown = [name for name in raw if split_named(str(name)) is None]
     if unknown:
         raise ValueError(f"{source}: unknown split {unknown[0]!r}; expected train, validation (val, dev) and test.")
@@ -92,6 +93,16 @@ def _open(path: str | os.PathLike[str]) -> DatasetDict:
         raise FileNotFoundError(
             f"There is no file or folder {str(path)!r}, and no such data set is to be had from the Hub: {error}"
         ) from error
+
+
+def _by_split_column(rows: Dataset) -> DatasetDict:
+    """The only split of a data set as the splits that a column `split` names; all of it is "train" without one."""
+    if rows.features.get("split") != Value("string"):
+        return DatasetDict({"train": rows})
+    members: dict[str, list[int]] = {}
+    for row, name in enumerate(rows["split"]):
+        members.setdefault(str(name), []).append(row)
+    return DatasetDict({name: rows.select(chosen) for name, chosen in members.items()})
 
 
 def _check_columns(rows: Dataset, source: str, image_column: str, caption_column: str) -> None:

@@ -1,9 +1,11 @@
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import published_forms
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -130,6 +132,23 @@ def test_split_names(tmp_path):
     DatasetDict({"train": rows[0], "hard": rows[1]}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(ValueError, match="unknown split 'hard'"):
         load_captions(tmp_path / "d")
+
+
+def test_a_column_names_the_splits(save):
+    columns = {"captions": list("abcd"), "img_id": [7, 8, 9, 10]}
+    loaded = load_captions(save(image=PICTURES, split=["train", "test", "restval", "val"], **columns))
+    assert {name: (rows["image_id"][:], rows["captions"][:]) for name, rows in loaded.items()} == {
+        "train": (["7", "9"], [["a"], ["c"]]),
+        "validation": (["10"], [["d"]]),
+        "test": (["8"], [["b"]]),
+    }
+    with PIL.Image.open(io.BytesIO(PICTURES[1])) as picture:
+        assert loaded["test"][0]["image"].tobytes() == picture.tobytes()
+
+
+def test_a_column_names_a_split_that_nobody_knows(save):
+    with pytest.raises(ValueError, match="unknown split 'hard'"):
+        load_captions(save(image=PICTURES[:2], captions=["a", "b"], split=["train", "hard"]))
 
 
 def test_a_label_is_no_caption(save):

@@ -1,0 +1,25 @@
+"""The settings by which recipes are told their pictures."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from hf_distinct.data.settings import DatasetSettings
+
+
+def test_reads_the_splits_of_a_persons_pictures(tmp_path):
+    names = ("train", "val", "test")
+    rows = [{"file_name": f"{i}.png", "text": [f"picture {i}"], "split": name} for i, name in enumerate(names)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    for i in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    splits = DatasetSettings(dataset=str(tmp_path), caption_column="text").load()
+    assert splits["train"]["captions"][:] == [["picture 0"]]
+    assert splits["test"]["captions"][:] == [["picture 2"]]
+
+
+@pytest.mark.parametrize("name", ["image_root", "image_column", "caption_column"])
+def test_refuses_to_read_what_is_drawn(name):
+    with pytest.raises(ValueError, match=f"{name} says how to read pictures"):
+        DatasetSettings(**{name: "here"})
