@@ -105,9 +105,14 @@ class DurableTrainer(Seq2SeqTrainer):
         checkpoint = broadcast_object_list(choice)[0]  # whatever another process saw of a shared disk
         if checkpoint is not None:
             self._tell_what_is_not_exact(Path(checkpoint))
-        self.stop_signal = 0
+        self.stop_signal = self.skipped_steps = self._skipped_in_a_row = 0
+        self._carried = self._void = None
         with self._interruption:
             found = super().train(checkpoint, *args, **kwargs)
+            if not self.stop_signal:
+                self._agree()
+                if self.stop_signal:  # it came too late for a step to see it
+                    self._save_checkpoint(self.model_wrapped, None)
         if self.stop_signal:
             name = signal.Signals(self.stop_signal).name
             logger.warning(
@@ -175,12 +180,7 @@ class DurableTrainer(Seq2SeqTrainer):
             NotFinite: in every process, if loss or rewards are not finite in any.
         """
         finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()
-        asked = torch.tensor(self._interruption.signal, device=loss.device)
-        agreed = torch.stack([asked, (~finite).to(asked)])
-        if self.args.world_size > 1:
-            agreed = self.accelerator.gather(agreed[None]).amax(dim=0)
-        self.stop_signal, void = agreed.tolist()
-        if not void:
+        if not self._agree(~finite):
             return
         if not finite:
             logger.warning(
@@ -188,6 +188,15 @@ class DurableTrainer(Seq2SeqTrainer):
             )
         self._void = gather_object([str(image_id) for image_id in inputs["columns"]["image_id"]])
         raise NotFinite
+
+    def _agree(self, void: Tensor | bool = False) -> bool:
+        """Tell all processes whether one is asked to stop (`stop_signal`), and whether for one its batch is void."""
+        device = self.accelerator.device
+        told = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.signal, void)])
+        if self.args.world_size > 1:
+            told = self.accelerator.gather(told[None]).amax(dim=0)
+        self.stop_signal, anywhere = told.tolist()
+        return bool(anywhere)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 

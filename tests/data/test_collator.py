@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from datasets import Image
@@ -167,15 +169,11 @@ def test_undecodable_image_is_left_out_by_its_name(embedded, tokenizer, image_pr
     encoded = dataset.cast_column("image", Image(decode=False))
     collator = CaptionCollator(tokenizer, image_processor)
     assert collator([encoded[0]])["pixel_values"].shape == (1, 3, 8, 8)
-    logging.enable_propagation()
-    try:
-        batch = collator([encoded[0], encoded[1], encoded[2]])
-    finally:
-        logging.disable_propagation()
+    batch = collator([encoded[0], encoded[1], encoded[2]])
     assert batch["columns"]["image_id"] == ["id0", "id2"]
     assert len(batch["pixel_values"]) == len(batch["labels"]) == len(batch["references"]) == 2
     assert re.search(r"Image 'id1': image .*1\.png.* cannot be decoded.*left out of its batch", caplog.text)
-    with pytest.raises(ValueError, match=r"No image of a batch of 1 .* Image 'id1': image .*1\.png.* cannot be decoded"):
+    with pytest.raises(ValueError, match=r"No image of a batch of 1 can be decoded. Image 'id1': image .*1\.png"):
         collator([encoded[1]])
 
 

@@ -1,15 +1,15 @@
-"""A training that is killed (SIGKILL) at random moments, taken up each time, and held against one that nobody disturbed.
+"""A training that is killed (SIGKILL) at random moments and taken up, held against one that nobody disturbed.
 
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 50
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 50 --processes 2
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 3 --config_file recipes/accelerate/zero2.yaml
     PYTHONPATH=tests python tests/faults/kill_and_resume.py --kills 10 --signals SIGTERM SIGINT
 
-Of several processes one, drawn at random, gets the signal; the others have to end by themselves. A run that comes to its end is
-compared and another one begins, until there were enough kills. Compared, to the bit: the final weights; the last
-checkpoint's optimiser, schedule, random states, discriminator with its optimiser, and memory; the log of the losses and
-of all else that is no time; best metric and step. Without --config_file everything is imported once and each run is a
-fork, so that what is killed is a run and not Python's start.
+Of several processes one, drawn at random, gets the signal; the others have to end by themselves. A run that comes
+to its end is compared and another one begins, until there were enough kills. Compared, to the bit: final weights; the
+last checkpoint's optimiser, schedule, random states, discriminator with its optimiser, and memory; the log of the
+losses and of all else that is no time; best metric and step. Without --config_file everything is imported once and
+each run is a fork, so that what is killed is a run and not Python's start.
 """
 
 from __future__ import annotations
