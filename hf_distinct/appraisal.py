@@ -28,11 +28,25 @@ class Appraisal:
         advantages: ``(B * K,)``, A(c) of each rollout.
         reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
         figures: scalar tensors to be logged, by name; those of all processes together.
+        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each.
+        captions: those N captions.
+        image_ids: of the image of each.
     """
 
     advantages: Tensor
     reference_weights: Tensor
     figures: dict[str, Tensor]
+    rewards: dict[str, Tensor]
+    captions: list[str]
+    image_ids: list[str]
+
+    def trouble(self) -> str | None:
+        """Name the first reward that is NaN or infinite, and what it rewards; None if there is none."""
+        for name, values in self.rewards.items():
+            for row in values.isfinite().logical_not().nonzero().flatten().tolist():
+                where = f"image {self.image_ids[row]!r}, caption {self.captions[row]!r}"
+                return f"reward {name!r} is {values[row].item()} for {where}"
+        return None
 
 
 class Appraiser:
@@ -144,7 +158,8 @@ class Appraiser:
         if a.discriminator_weight:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
-        return Appraisal(advantages.flatten(), weights, figures)
+        ids = [str(image_id) for image_id in batch.columns["image_id"]]
+        return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
@@ -245,16 +260,13 @@ class Appraiser:
         """Take up the state that `state_dict` gave."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.memory.clear()
-        self.memory.extend(state["memory"])
+        device = self.accelerator.device
+        self.memory.extend({name: part.to(device) for name, part in batch.items()} for batch in state["memory"])
 
 
 def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:
-    """The values of a reward, which may be anybody's class; a NaN would reach the weights, and no log would tell."""
+    """The values of a reward, which may be anybody's class."""
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"reward {name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption")
-    finite = values.isfinite()
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"reward {name!r} gave {values[row].item()} for row {row}, caption {batch.captions[row]!r}")
     return values

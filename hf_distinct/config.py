@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -159,6 +159,10 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 f"optim={self.optim} cannot be offloaded: DeepSpeed would train with its Adam instead. Choose "
                 "adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
+        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
 
     def _run_on_what_there_is(self) -> None:
         """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""

@@ -28,6 +28,14 @@ class Meter:
         """Note a scalar tensor; nothing is copied to the host."""
         self._values[name].append(value.detach().float())
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The values noted since the last `flush`, by name; times are not among them, for no run repeats them."""
+        return {name: torch.stack(values).cpu() for name, values in self._values.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the values that `state_dict` gave."""
+        self._values = defaultdict(list, {name: list(values.unbind()) for name, values in state.items()})
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what happens inside, in seconds, as ``time/NAME``."""

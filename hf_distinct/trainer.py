@@ -6,18 +6,16 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
     TrainerCallback,
     VisionEncoderDecoderModel,
 )
@@ -32,6 +30,7 @@ from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.durable import DurableTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
@@ -64,12 +63,11 @@ class _Epoch(TrainerCallback):
             each.epoch = int(state.epoch or 0)
 
 
-STATE_FILE = "rl_state.pt"
 HARD_BATCH_NEIGHBOURS = 4
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
-class RLCaptionTrainer(Seq2SeqTrainer):
+class RLCaptionTrainer(DurableTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -136,6 +134,8 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         self.caption_metrics = caption_metrics
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
+        # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
+        train_dataset = train_dataset.cast_column("image", Image(decode=False))
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
@@ -225,9 +225,10 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         with self.meter.phase("reward"):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
-            loss, logits = self._score(model, hidden, labels, inputs, appraisal)
-        self._measure(appraisal.figures)
-        self._measure(rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator))
+            loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
+        self.stop_or_skip(loss, appraisal, inputs)
+        figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
+        self._measure(appraisal.figures | terms | figures)
         first = captions[:: self.args.num_rollouts]
         self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         return (loss, {"logits": logits}) if return_outputs else loss
@@ -270,8 +271,8 @@ class RLCaptionTrainer(Seq2SeqTrainer):
 
     def _score(
         self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], appraisal: Appraisal
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of rollouts and references in one decoder pass, and this process's part of the loss.
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Log-probabilities of all captions in one decoder pass; this process's part of the loss; its terms by name.
 
         Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
         """
@@ -293,19 +294,19 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         part = share(len(inputs["captions"]), self.accelerator)
         advantages = F.pad(appraisal.advantages, (0, rollouts - len(appraisal.advantages)))  # of a stand-in: 0
         loss = part * losses.policy_gradient_loss(log_probs[:rollouts], advantages)
-        self.meter.add("loss/policy_gradient", loss)
+        terms = {"loss/policy_gradient": loss}
         if a.wtf_weight:
             log_probs = log_probs[rollouts:]
             weights = F.pad(appraisal.reference_weights, (0, len(log_probs) - len(appraisal.reference_weights)))
             term = part * losses.weighted_teacher_forcing_loss(log_probs, weights)
-            self.meter.add("loss/weighted_teacher_forcing", term)
+            terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
             divergence = self._divergence(logits[:rollouts], inputs["pixel_values"], joined[:rollouts])
             divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
-            self.meter.add("kl", divergence)
+            terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence
-        return loss, logits
+        return loss, logits, terms
 
     def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """KL of the policy from the captioner that training began with, its encoder included, on the rollouts."""
@@ -344,6 +345,8 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
             logs["memory/peak_gib"] = peak_memory(self.accelerator)
+            if self.skipped_steps:
+                logs["skipped_steps"] = self.skipped_steps
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)
@@ -415,28 +418,3 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         """Save the captioner with both of its processors, so that ``pipeline`` loads the folder."""
         super()._save(output_dir, state_dict)
         self.image_processor.save_pretrained(str(output_dir or self.args.output_dir))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save, beside optimiser and schedule, the discriminator and the memory."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        path = self._state_file(output_dir)
-        if self.args.should_save or path.name != STATE_FILE:
-            path.parent.mkdir(parents=True, exist_ok=True)  # process 0 may not have come to it
-            torch.save(self.appraiser.state_dict(), path)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Take discriminator and memory up again."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = self._state_file(checkpoint)
-        if not path.is_file():
-            logger.warning("%s is missing: discriminator and memory start anew", path)
-            return
-        self.appraiser.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
-
-    def _state_file(self, folder: str) -> Path:
-        """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""
-        a = self.args
-        alone = a.memory_batches and not a.pool_other_processes and a.process_index
-        return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else STATE_FILE)

@@ -144,8 +144,9 @@ def main() -> None:
 
     source = settings.model_name_or_path or shipped("captioner")
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
+    # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
     names = {"scorer": settings.scorer, "judge": settings.judge}
     with unsplit(config):
         clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}

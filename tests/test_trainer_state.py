@@ -51,7 +51,8 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
 def test_a_checkpoint_of_another_trainer_is_taken_up_with_a_warning(make_trainer, tmp_path, caplog):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
-    (tmp_path / "run" / "checkpoint-1" / "rl_state.pt").unlink()
+    for ours in ("rl_state.pt", "complete.json"):
+        (tmp_path / "run" / "checkpoint-1" / ours).unlink()
     again = make_trainer(max_steps=2)
     from transformers.utils import logging
 
