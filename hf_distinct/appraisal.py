@@ -260,8 +260,7 @@ class Appraiser:
         """Take up the state that `state_dict` gave."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.memory.clear()
-        device = self.accelerator.device
-        self.memory.extend({name: part.to(device) for name, part in batch.items()} for batch in state["memory"])
+        self.memory.extend(state["memory"])
 
 
 def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:

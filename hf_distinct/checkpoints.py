@@ -42,18 +42,13 @@ def seal(folder: Path, processes: int) -> None:
     unfinished.replace(folder / SEAL)
 
 
-def unseal(folder: Path) -> None:
-    """Declare a checkpoint not whole: it is about to be written anew."""
-    (folder / SEAL).unlink(missing_ok=True)
-
-
 def damage(folder: Path) -> str | None:
     """What keeps a checkpoint from being whole; None if nothing does."""
     try:
         found = json.loads((folder / SEAL).read_text())
         files = dict(found["files"])
     except (OSError, ValueError, LookupError, TypeError):
-        return f"it was never finished ({SEAL} is missing)"
+        return f"it was never finished ({SEAL} is missing or broken)"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -68,12 +63,18 @@ def processes_of(folder: Path) -> int | None:
     return json.loads((folder / SEAL).read_text())["processes"] if (folder / SEAL).is_file() else None
 
 
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint was saved after, by its name; None if it is named otherwise."""
+    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
 def newest_whole(folder: Path, before: int | None = None) -> Path | None:
     """The whole checkpoint of the most steps in a folder (of fewer steps than ``before``); None if there is none.
 
     Each torn one that is passed over is named in a warning.
     """
-    found = {int(match[1]): path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := _step(path))}
+    found = {step: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := step_of(path)) is not None}
     for step in sorted(found, reverse=True):
         if before is not None and step >= before:
             continue
@@ -112,8 +113,8 @@ def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
     reason = damage(named)
     if reason is None or _is_of_another_trainer(named):
         return str(named)
-    match = _step(named)
-    before = newest_whole(named.parent, int(match[1])) if match else None
+    step = step_of(named)
+    before = None if step is None else newest_whole(named.parent, step)
     if before is None:
         raise ValueError(f"{named} is torn: {reason}. There is no whole checkpoint before it.")
     logger.warning("%s is torn: %s. Training goes on from %s, the one before it", named, reason, before)
@@ -141,10 +142,6 @@ def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
             f"{folder} could not be written: {reason}. Make room or mend the disk, then go on with "
             f"--resume_from_checkpoint true; {left}."
         ) from error
-
-
-def _step(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
 
 
 def _is_of_another_trainer(folder: Path) -> bool:

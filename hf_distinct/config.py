@@ -160,6 +160,15 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 "adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; a CPU without a number.
+
+        Accelerate numbers the CPU of several processes ("cpu:1"), and `torch.load` knows no such place.
+        """
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
         return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}

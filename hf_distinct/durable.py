@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -26,39 +25,6 @@ SKIPPED_IN_A_ROW = 5
 """So many steps without a finite loss, one after the other, are no accident: they end the training."""
 
 
-class _StopWhenAsked(TrainerCallback):
-    """Ends training behind the step in which the processes agreed to stop, with a checkpoint."""
-
-    def __init__(self, trainer: DurableTrainer) -> None:
-        self.trainer = trainer
-        self.at_step = -1
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop; but what belongs to an epoch's end is done first, for whoever resumes begins with the next epoch."""
-        if self.trainer.stop_signal and not float(state.epoch).is_integer():
-            control.should_save = control.should_training_stop = True
-            self.at_step = state.global_step
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop at an epoch's end; the Trainer takes a stop within one for its end, too, and must not act on that."""
-        if self.trainer.stop_signal:
-            control.should_training_stop = True
-            control.should_save = self.at_step != state.global_step
-            if not control.should_save:
-                control.should_log = control.should_evaluate = False
-
-
-@functools.cache
-def _let_torch_load_to_numbered_cpus() -> None:
-    """Let torch load onto "cpu:0", which it knows everywhere else.
-
-    Several processes on the CPU have such devices, by Accelerate, and the Trainer loads its optimiser to there.
-    """
-    torch.serialization.register_package(
-        0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
-    )
-
-
 class NotFinite(Exception):  # noqa: N818  no error: the step is left out and training goes on
     """Raised in every process at once, between forward and backward, where the loss of one is NaN or infinite."""
 
@@ -68,14 +34,13 @@ class DurableTrainer(Seq2SeqTrainer):
 
     - A checkpoint holds, beside what is the Trainer's, discriminator, memory, the counts of skipped steps, and what
       was measured since the last log line. It is sealed when it is whole; older ones are removed only then.
-    - SIGTERM, Ctrl-C or the death of the launcher end a run after the step at hand, with a checkpoint.
+    - SIGTERM, Ctrl-C or the death of the launcher end a run behind the step at hand, with a checkpoint.
     - A step whose rewards or loss are not finite in any process is left out in all.
 
     Attributes:
         appraiser: holds discriminator and memory.
         meter: holds what has been measured since the last log line.
         skipped_steps: how many were left out so far.
-        stop_signal: the signal that all processes agreed to stop at, or 0.
     """
 
     appraiser: Appraiser
@@ -83,14 +48,17 @@ class DurableTrainer(Seq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
-        self._void: list[str] | None = None  # the image ids of a batch that makes the present step void
         self._interruption = Interruption()
-        self.stop_signal = 0
-        self._carried: dict[str, Any] | None = None
+        self._begin(None)
+
+    def _begin(self, step: int | None) -> None:
+        """Know nothing of earlier runs; ``step`` is that of the checkpoint that is taken up."""
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._void: list[str] | None = None  # the image ids of a batch that makes the present step void
+        self._stop_signal = 0  # what all processes agreed to stop at
+        self._saved_step, self._seen_step = step, step
         self._unlogged_loss = torch.tensor(0.0)
-        self.add_callback(_StopWhenAsked(self))
+        self._carried: dict[str, Any] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; see `hf_distinct.checkpoints.choose` for ``resume_from_checkpoint``.
@@ -101,25 +69,18 @@ class DurableTrainer(Seq2SeqTrainer):
             ValueError: there is no checkpoint to resume from, or too many steps in a row were not finite.
             OSError: a checkpoint could not be written.
         """
-        choice = [checkpoints.choose(resume_from_checkpoint, self.args.output_dir)]
-        checkpoint = broadcast_object_list(choice)[0]  # whatever another process saw of a shared disk
+        choice = None
+        if self.is_world_process_zero():  # another may see an older state of a shared disk
+            choice = checkpoints.choose(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = broadcast_object_list([choice])[0]
         if checkpoint is not None:
             self._tell_what_is_not_exact(Path(checkpoint))
-        self.stop_signal = self.skipped_steps = self._skipped_in_a_row = 0
-        self._carried = self._void = None
-        with self._interruption:
+        self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
+        with self._interruption.watched():
             found = super().train(checkpoint, *args, **kwargs)
-            if not self.stop_signal:
-                self._agree()
-                if self.stop_signal:  # it came too late for a step to see it
-                    self._save_checkpoint(self.model_wrapped, None)
-        if self.stop_signal:
-            name = signal.Signals(self.stop_signal).name
-            logger.warning(
-                "stopped by %s after step %d, which is saved in %s: go on with --resume_from_checkpoint true",
-                name, self.state.global_step, self.args.output_dir,
-            )  # fmt: skip
-            leave(self.stop_signal)
+            self._agree()
+            if self._stop_signal:  # it came too late for a step to see it
+                self._stop(self.model_wrapped, None)
         return found
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,11 +103,13 @@ class DurableTrainer(Seq2SeqTrainer):
         Raises:
             ValueError: after `SKIPPED_IN_A_ROW` void steps in a row, with the image ids of the last one.
         """
-        try:
-            loss = super().training_step(model, *args, **kwargs)
-        except NotFinite:
-            loss = torch.tensor(float("nan"), device=self.args.device)
-        if self.accelerator.sync_gradients:  # else more batches of this step will follow
+        loss = torch.tensor(float("nan"), device=self.args.device)
+        if self._void is None:  # else an earlier one of the batches that make this step made it void
+            try:
+                loss = super().training_step(model, *args, **kwargs)
+            except NotFinite:
+                model.zero_grad()
+        if self.accelerator.sync_gradients:
             self._close_step(model)
         return loss
 
@@ -162,13 +125,12 @@ class DurableTrainer(Seq2SeqTrainer):
                 f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings "
                 f"above tell which), the last one step {self.state.global_step + 1} with the images {', '.join(ids)}."
             )
-        model.zero_grad()
         if self.accelerator.scaler is not None:
             # A scaler of fp16 insists on gradients; an infinite one makes it leave the step out by itself.
             parameter = next(each for each in model.parameters() if each.requires_grad)
             parameter.grad = torch.full_like(parameter, float("inf"))
 
-    def stop_or_skip(self, loss: Tensor, appraisal: Appraisal, inputs: dict[str, Any]) -> None:
+    def skip_unless_finite(self, loss: Tensor, appraisal: Appraisal, inputs: dict[str, Any]) -> None:
         """Agree with the other processes on what none may decide alone. Call it between forward and backward.
 
         Args:
@@ -182,33 +144,53 @@ class DurableTrainer(Seq2SeqTrainer):
         finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()
         if not self._agree(~finite):
             return
-        if not finite:
-            logger.warning(
-                "step %d is left out: %s", self.state.global_step + 1, appraisal.trouble() or f"the loss is {loss}"
-            )
-        self._void = gather_object([str(image_id) for image_id in inputs["columns"]["image_id"]])
+        ids = [str(image_id) for image_id in inputs["columns"]["image_id"]]
+        reason = "" if finite else appraisal.trouble() or f"the loss is {loss}"
+        told = gather_object([(ids, reason)])
+        self._void = [image_id for theirs, _ in told for image_id in theirs]
+        if self.is_world_process_zero():
+            reasons = "; ".join(reason for _, reason in told if reason)
+            logger.warning("step %d is left out: %s", self.state.global_step + 1, reasons)
         raise NotFinite
 
     def _agree(self, void: Tensor | bool = False) -> bool:
-        """Tell all processes whether one is asked to stop (`stop_signal`), and whether for one its batch is void."""
+        """Tell all processes whether one is asked to stop, and whether for one its batch is void."""
         device = self.accelerator.device
-        told = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.signal, void)])
+        told = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.asked, void)])
         if self.args.world_size > 1:
             told = self.accelerator.gather(told[None]).amax(dim=0)
-        self.stop_signal, anywhere = told.tolist()
+        self._stop_signal, anywhere = told.tolist()
         return bool(anywhere)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
-    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As the parent's; takes up what had not been logged at the checkpoint, and saves when asked to stop."""
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """As the parent's; takes up what had not been logged at the checkpoint, and stops when asked to."""
         if self._carried is not None:
             carried, self._carried = self._carried, None
             self._total_loss_scalar = carried["total_loss"]
-            tr_loss += carried["loss"].to(tr_loss.device)
+            tr_loss += carried["loss"]
             self._globalstep_last_logged = carried["logged_step"]
         self._unlogged_loss = tr_loss
-        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        # Whoever resumes behind an epoch's last step begins with the next epoch: what is due at its end comes first,
+        # by a second call for the same step.
+        epoch_is_over = self._seen_step == self.state.global_step
+        self._seen_step = self.state.global_step
+        if self._stop_signal and (epoch_is_over or not float(self.state.epoch or 0).is_integer()):
+            self._stop(model, trial)
+
+    def _stop(self, model: Any, trial: Any) -> None:
+        """Leave as asked, with a checkpoint of this step."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+        logger.warning(
+            "stopped by %s after step %d, which is saved in %s: go on with --resume_from_checkpoint true",
+            signal.Signals(self._stop_signal).name, self.state.global_step, self.args.output_dir,
+        )  # fmt: skip
+        leave(self._stop_signal)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, seal, and only then remove older ones; what cannot be finished does not stay.
@@ -219,7 +201,7 @@ class DurableTrainer(Seq2SeqTrainer):
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            checkpoints.unseal(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what a kill may have left there
         self.accelerator.wait_for_everyone()
         with checkpoints.written_to(folder, run):
             try:
@@ -230,6 +212,7 @@ class DurableTrainer(Seq2SeqTrainer):
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+        self._saved_step = self.state.global_step
         if self.args.should_save:
             super()._rotate_checkpoints(use_mtime=True, output_dir=str(run))
         self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
@@ -267,8 +250,6 @@ class DurableTrainer(Seq2SeqTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take it all up again."""
-        if checkpoint is not None:
-            _let_torch_load_to_numbered_cpus()
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -276,7 +257,7 @@ class DurableTrainer(Seq2SeqTrainer):
         if not path.is_file():
             logger.warning("%s is missing: discriminator and memory start anew", path)
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
         self.appraiser.load_state_dict(state)
         self.skipped_steps, self._skipped_in_a_row = state["skipped"]
         if len(state["unlogged"]) == self.args.world_size:

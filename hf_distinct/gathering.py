@@ -78,18 +78,23 @@ def share(count: int | Tensor, accelerator: Accelerator) -> Tensor:
     return mine * accelerator.num_processes / accelerator.reduce(mine.clone(), reduction="sum").clamp(min=1)
 
 
-def own_rows(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+def own_rows(batch: dict[str, Any], size: int, accelerator: Accelerator) -> dict[str, Any]:
     """The batch that was just fetched, without the rows that it is filled up with.
 
     Accelerate fills the last batch of an epoch with rows from the epoch's beginning, behind the others in the order of
     processes, until every process has as many. A process that is left without any row of its own keeps the pixels of
     one, for it has to take part in every exchange of the step, and the model in its place needs something to run on: a
     caption without a token, which weighs nothing in any loss.
+
+    Args:
+        batch: what [`hf_distinct.data.CaptionCollator`] makes.
+        size: how many rows each process asks for.
+        accelerator: knows the other processes, and which batch is the last.
     """
-    count, state = len(batch["captions"]), accelerator.gradient_state
+    state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    kept = min(max(state.remainder - accelerator.process_index * count, 0), count)
+    kept = min(max(state.remainder - accelerator.process_index * size, 0), size)
     own = _first_rows(batch, kept)
     if not kept:
         own["pixel_values"] = batch["pixel_values"][:1]

@@ -201,7 +201,7 @@ class RLCaptionTrainer(DurableTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
-        batches = map(partial(own_rows, accelerator=self.accelerator), epoch_iterator)
+        batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
         return super().get_batch_samples(batches, *args, **kwargs)
 
     def compute_loss(
@@ -226,7 +226,7 @@ class RLCaptionTrainer(DurableTrainer):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
             loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
-        self.stop_or_skip(loss, appraisal, inputs)
+        self.skip_unless_finite(loss, appraisal, inputs)
         figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
         self._measure(appraisal.figures | terms | figures)
         first = captions[:: self.args.num_rollouts]
@@ -327,7 +327,7 @@ class RLCaptionTrainer(DurableTrainer):
         loader: Any = self.get_train_dataloader()
         batches = chain.from_iterable(repeat(loader))
         for batch in islice(batches, self.args.discriminator_pretrain_steps):
-            inputs = self._prepare_inputs(own_rows(batch, self.accelerator))
+            inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
                 hidden = self._encode(model, inputs["pixel_values"])
                 _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))

@@ -29,7 +29,7 @@ def test_a_sealed_checkpoint_is_whole_and_knows_who_wrote_it(tmp_path):
 @pytest.mark.parametrize(
     ("tear", "reason"),
     [
-        (lambda folder: checkpoints.unseal(folder), "never finished"),
+        (lambda folder: (folder / "complete.json").unlink(), "never finished"),
         (lambda folder: (folder / "complete.json").write_text('{"processes": 2, "fi'), "never finished"),
         (lambda folder: (folder / "rl_state.pt").unlink(), "rl_state.pt is missing"),
         (lambda folder: (folder / "global_step" / "shard.pt").write_text("of"), r"shard.pt has 2 bytes instead of 30"),

@@ -3,12 +3,13 @@
 accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
 
 One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
-data set, and ``same_samples`` and ``lora``, see below.
+data set, and ``same_samples``, ``lora`` and ``spoil``, see below.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,15 @@ def adapted(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=layers))
 
 
+def spoiled(by: str) -> Any:
+    """A reward that is NaN for the captions of one image, and nothing for all others."""
+
+    def spoiling(captions: list[str], image_id: list[str]) -> list[float]:
+        return [math.nan if each == by else 0.0 for each in image_id]
+
+    return spoiling
+
+
 def gathers(trainer: Trainer, tokens: int) -> list[int]:
     """How many exchanges of "give me your part of this" a rollout of so many tokens takes, and how long it became."""
     trainer.args.max_new_tokens = tokens
@@ -70,6 +80,8 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
     dataset = tiny.scenes(settings.pop("images", 12))
     if settings.pop("lora", False):
         settings["adapt"] = adapted
+    if spoil := settings.pop("spoil", None):
+        settings["rewards"] = ["contrastive", spoiled(spoil)]
     # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
     trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
     trainer.train()
