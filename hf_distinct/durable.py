@@ -83,6 +83,12 @@ class DurableTrainer(Seq2SeqTrainer):
                 self._stop(self.model_wrapped, None)
         return found
 
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, which would take the checkpoint's batch of a process for whatever number of them."""
+        if not self.args.auto_find_batch_size:
+            batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; nothing once the last step is done.
 

@@ -131,6 +131,7 @@ def main() -> None:
     set_seed(config.seed)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_distinct").setLevel(logging.INFO if config.process_index == 0 else logging.ERROR)
+    logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own
     output = Path(config.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)

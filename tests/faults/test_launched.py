@@ -16,9 +16,10 @@ from hf_distinct import checkpoints
 RECIPES = Path(__file__).parents[2] / "recipes"
 DDP = ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]
 ALONE = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-# Every process leaves its number, and a byte for each step; in one of them the third step fails, if asked to.
+# Every process leaves its number, and a byte for each step; the second dies in its third, in the way that it is told.
 REWARD = """
 import os
+import signal
 from pathlib import Path
 here = Path(__file__).parent
 rank = os.environ.get("RANK", "0")
@@ -27,8 +28,11 @@ def watched(captions):
     (here / f"process-{rank}").write_text(str(os.getpid()))
     with (here / f"steps-{rank}").open("a") as file:
         file.write(".")
-    if (here / "fail").exists() and rank == "1" and (here / "steps-1").stat().st_size == 3:
-        raise RuntimeError("the reward service is gone")
+    if rank == "1" and (here / "steps-1").stat().st_size == 3:
+        if (here / "raise").exists():
+            raise RuntimeError("the reward service is gone")
+        if (here / "kill").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
     return [len(caption) / 10 for caption in captions]
 """
 
@@ -105,11 +109,18 @@ def test_a_launcher_that_gets_sigterm_leaves_a_checkpoint_and_no_orphan(launch, 
     assert Path(checkpoints.choose("true", tmp_path / "out")).name == f"checkpoint-{done}"
 
 
-def test_a_process_that_dies_takes_the_others_with_it_and_says_why(launch, tmp_path):
-    (tmp_path / "fail").touch()
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("raise", "RuntimeError: the reward service is gone"), ("kill", "Signal 9 (SIGKILL) received by PID {second}")],
+)
+def test_a_process_that_dies_takes_the_others_with_it_and_says_why(launch, tmp_path, how, message):
+    (tmp_path / how).touch()
     launcher = launch(*DDP)
-    assert launcher.wait(timeout=240) != 0
-    assert (tmp_path / "steps-1").stat().st_size == 3  # so far it came
+    died = tmp_path / "steps-1"
+    wait_for(lambda: died.exists() and died.stat().st_size == 3, launcher, tmp_path / "said")
+    assert launcher.wait(timeout=60) != 0  # a minute for all of them to end in
+    assert died.stat().st_size == 3
     assert len(processes(tmp_path)) == 2 and not any(map(alive, processes(tmp_path)))
-    assert "RuntimeError: the reward service is gone" in (tmp_path / "said").read_text()
+    second = (tmp_path / "process-1").read_text()
+    assert message.format(second=second) in (tmp_path / "said").read_text()
     assert Path(checkpoints.choose("true", tmp_path / "out")).name == "checkpoint-2"
