@@ -74,7 +74,7 @@ class DurableTrainer(Seq2SeqTrainer):
             choice = checkpoints.choose(resume_from_checkpoint, self.args.output_dir)
         checkpoint = broadcast_object_list([choice])[0]
         if checkpoint is not None:
-            self._tell_what_is_not_exact(Path(checkpoint))
+            self._compare_launches(Path(checkpoint))
         self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
         with self._interruption.watched():
             found = super().train(checkpoint, *args, **kwargs)
@@ -276,12 +276,19 @@ class DurableTrainer(Seq2SeqTrainer):
         alone = a.memory_batches and not a.pool_other_processes and a.process_index
         return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else checkpoints.RL_STATE)
 
-    def _tell_what_is_not_exact(self, checkpoint: Path) -> None:
+    def _compare_launches(self, checkpoint: Path) -> None:
         """Say what cannot be taken up exactly by another number of processes.
 
         Raises:
-            ValueError: DeepSpeed cannot divide the checkpoint anew.
+            ValueError: only one of both launches, then and now, is DeepSpeed's, or the number of its processes changed.
         """
+        of_deepspeed = any(checkpoint.glob("global_step*"))
+        if of_deepspeed != self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{checkpoint} was written {'with' if of_deepspeed else 'without'} DeepSpeed, which keeps an optimiser in a "
+                "form of its own. Launch the run as it was launched then, or begin a new training from its weights with "
+                f"--model_name_or_path {checkpoint}."
+            )
         then, now = checkpoints.processes_of(checkpoint), self.args.world_size
         if then is None or then == now:
             return

@@ -80,3 +80,11 @@ def test_a_saved_captioner_gives_the_same_captions_in_a_plain_pipeline(make_trai
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == captions
+
+
+def test_a_checkpoint_of_deepspeed_is_not_taken_up_without_its_optimiser(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "global_step1").mkdir()
+    with pytest.raises(ValueError, match=f"written with DeepSpeed.*--model_name_or_path {checkpoint}"):
+        make_trainer(max_steps=2).train(resume_from_checkpoint=str(checkpoint))
