@@ -280,13 +280,14 @@ class DurableTrainer(Seq2SeqTrainer):
         """Say what cannot be taken up exactly by another number of processes.
 
         Raises:
-            ValueError: only one of both launches, then and now, is DeepSpeed's, or the number of its processes changed.
+            ValueError: only one of the launches, then and now, is DeepSpeed's, or their numbers of processes differ.
         """
         of_deepspeed = any(checkpoint.glob("global_step*"))
+        how = "with" if of_deepspeed else "without"
         if of_deepspeed != self.is_deepspeed_enabled:
             raise ValueError(
-                f"{checkpoint} was written {'with' if of_deepspeed else 'without'} DeepSpeed, which keeps an optimiser in a "
-                "form of its own. Launch the run as it was launched then, or begin a new training from its weights with "
+                f"{checkpoint} was written {how} DeepSpeed, whose optimisers have a form of "
+                "their own. Launch the run as it was launched then, or begin a new training from its weights with "
                 f"--model_name_or_path {checkpoint}."
             )
         then, now = checkpoints.processes_of(checkpoint), self.args.world_size
