@@ -32,7 +32,7 @@ def test_a_sealed_checkpoint_is_whole_and_knows_who_wrote_it(tmp_path):
         (lambda folder: (folder / "complete.json").unlink(), "never finished"),
         (lambda folder: (folder / "complete.json").write_text('{"processes": 2, "fi'), "never finished"),
         (lambda folder: (folder / "rl_state.pt").unlink(), "rl_state.pt is missing"),
-        (lambda folder: (folder / "global_step" / "shard.pt").write_text("of"), r"shard.pt has 2 bytes instead of 30"),
+        (lambda folder: (folder / "global_step" / "shard.pt").write_text("of"), r"shard.pt has 2 bytes instead of 31"),
     ],
 )
 def test_a_torn_one_is_recognised_and_the_one_before_it_is_taken(tmp_path, caplog, tear, reason):

@@ -85,9 +85,9 @@ def test_one_short_of_a_run_does_not(make_trainer):
 
 
 def test_a_loss_that_is_not_finite_counts_too(make_trainer, caplog):
-    trainer = make_trainer(rewards=[flaky()], max_steps=20)
+    trainer = make_trainer(rewards=[flaky()], max_steps=20, kl_weight=0.1)
     with torch.no_grad():
-        trainer.model.decoder.transformer.h[0].mlp.c_proj.bias[0] = math.nan
+        trainer.reference_model.decoder.transformer.h[0].mlp.c_proj.bias[0] = math.nan
     with pytest.raises(ValueError, match=f"{SKIPPED_IN_A_ROW} steps in a row"):
         trainer.train()
     assert "step 1 is left out: the loss is nan" in caplog.text
