@@ -8,8 +8,8 @@
 Of several processes one, drawn at random, gets the signal; the others have to end by themselves. A run that comes
 to its end is compared and another one begins, until there were enough kills. Compared, to the bit: final weights; the
 last checkpoint's optimiser, schedule, random states, discriminator with its optimiser, and memory; the log of the
-losses and of all else that is neither time nor memory; best metric and step. Without --config_file everything is imported once and
-each run is a fork, so that what is killed is a run and not Python's start.
+losses and of all else that is neither time nor memory; best metric and step. Without --config_file everything is
+imported once and each run is a fork, so that what is killed is a run and not Python's start.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def content(output: Path) -> dict[str, Any]:
         path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
     }
     state = json.loads((output / "trainer_state.json").read_text())
+    of_the_machine = ("time/", "memory/")
     found["log"] = [
-        {name: value for name, value in line.items() if not name.startswith(("time/", "memory/")) and "_per_second" not in name}
+        {name: v for name, v in line.items() if not name.startswith(of_the_machine) and "_per_second" not in name}
         for line in state["log_history"] if "train_runtime" not in line
     ]  # fmt: skip
     return found | {name: state[name] for name in ("global_step", "best_metric", "best_global_step")}
