@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
@@ -156,7 +157,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         replaced = device != "none" and config.get("zero_force_ds_cpu_optimizer", True) and "optimizer" not in config
         if replaced and self.optim not in ("adamw_torch", "adamw_torch_fused", "adagrad"):
             raise ValueError(
-                f"optim={self.optim} cannot be offloaded: DeepSpeed would train with its Adam instead. Choose "
+                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam instead. Choose "
                 "adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
 

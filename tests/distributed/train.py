@@ -65,14 +65,17 @@ def spoiled(by: str) -> Any:
     return spoiling
 
 
-def gathers(trainer: Trainer, tokens: int) -> list[int]:
-    """How many exchanges of "give me your part of this" a rollout of so many tokens takes, and how long it became."""
-    trainer.args.max_new_tokens = tokens
+def gathers(trainer: Trainer) -> list[list[int]]:
+    """How many exchanges of "give me your part of this" rollouts of 2 and 12 tokens take, and how long they became."""
     hidden = trainer._encode(trainer.model_wrapped, tiny.a_batch(trainer)["pixel_values"])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
-    found = sum(e.count for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key)
-    return [found, labels.shape[1]]
+    trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))  # lets go of what encoding has gathered
+    found = []
+    for trainer.args.max_new_tokens in (2, 12):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
+        events = [e for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key]
+        found.append([sum(e.count for e in events), labels.shape[1]])
+    return found
 
 
 def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         "weights": accelerator.get_state_dict(trainer.model_wrapped),
         "discriminator": trainer.discriminator.discriminator.state_dict(),
         "memory": list(trainer.appraiser.memory),
-        "gathers": [gathers(trainer, tokens) for tokens in (2, 12)],
+        "gathers": gathers(trainer),
         "log": [line for line in trainer.state.log_history if "loss" in line],
     }
 
