@@ -157,8 +157,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         replaced = device != "none" and config.get("zero_force_ds_cpu_optimizer", True) and "optimizer" not in config
         if replaced and self.optim not in ("adamw_torch", "adamw_torch_fused", "adagrad"):
             raise ValueError(
-                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam instead. Choose "
-                "adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
+                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its "
+                "Adam instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
 
     @property
