@@ -157,8 +157,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         replaced = device != "none" and config.get("zero_force_ds_cpu_optimizer", True) and "optimizer" not in config
         if replaced and self.optim not in ("adamw_torch", "adamw_torch_fused", "adagrad"):
             raise ValueError(
-                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its "
-                "Adam instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
+                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam "
+                "instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
 
     @property
@@ -169,6 +169,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         """
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+    # A dataclass writes one that shows the token.
+    __repr__ = Seq2SeqTrainingArguments.__str__
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
