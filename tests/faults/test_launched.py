@@ -47,8 +47,9 @@ def launch(tiny_models, tmp_path):
         settings = {
             "dataset": "emoji_scenes", "train_size": 64, "test_size": 8, "per_device_train_batch_size": 2,
             "max_steps": 4000, "num_rollouts": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
-            "reward": f"{tmp_path / 'reward.py'}:watched", "max_reference_length": 14, "lr_scheduler_type": "constant",
-            "discriminator_pretrain_steps": 0, "pool_neighbours": 0, "model_name_or_path": tiny_models / "captioner",
+            "reward": f"{tmp_path / 'reward.py'}:watched", "reward_weights": 1, "max_reference_length": 14,
+            "lr_scheduler_type": "constant", "discriminator_pretrain_steps": 0, "pool_neighbours": 0,
+            "model_name_or_path": tiny_models / "captioner",
             "scorer": tiny_models / "scorer", "judge": tiny_models / "scorer", "output_dir": tmp_path / "out",
         }  # fmt: skip
         flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
