@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from hf_distinct import checkpoints
 from hf_distinct.appraisal import Appraisal, Appraiser
+from hf_distinct.config import RLCaptionConfig
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
 
@@ -43,6 +44,7 @@ class DurableTrainer(Seq2SeqTrainer):
         skipped_steps: how many were left out so far.
     """
 
+    args: RLCaptionConfig
     appraiser: Appraiser
     meter: Meter
 
@@ -71,7 +73,7 @@ class DurableTrainer(Seq2SeqTrainer):
         """
         choice = None
         if self.is_world_process_zero():  # another may see an older state of a shared disk
-            choice = checkpoints.choose(resume_from_checkpoint, self.args.output_dir)
+            choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
         checkpoint = broadcast_object_list([choice])[0]
         if checkpoint is not None:
             self._compare_launches(Path(checkpoint))
