@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from hf_distinct.data.images import decode_image
 from hf_distinct.evaluation.captions import CiderD
 from hf_distinct.rewards import TextKind
 
@@ -86,7 +87,7 @@ def plain_loss(trainer, inputs):
     per_image, references = a.num_rollouts, inputs["captions"]
 
     def vector(picture):
-        return scorer.encode_images(scorer.transform(picture.convert("RGB"))[None])[0].tolist()
+        return scorer.encode_images(scorer.transform(decode_image(picture))[None])[0].tolist()
 
     dataset = trainer.train_dataset
     images = [(vector(dataset[i]["image"]), dataset[i]["image_id"]) for i in range(number)]

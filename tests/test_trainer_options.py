@@ -18,9 +18,9 @@ ADAPTED = ["c_attn", "c_proj", "query"]
 
 
 def layer_calls(trainer, part):
-    """How often the first layer runs with gradient while the trainer trains."""
+    """How often a part begins to run with gradient: a second run ends as soon as it has what it needs."""
     calls = []
-    part.register_forward_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
+    part.register_forward_pre_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
     trainer.train()
     return len(calls)
 

@@ -106,7 +106,7 @@ def _as_float(value: Any, row: int, caption: str, name: str) -> float:
         try:
             return float(value)
         except OverflowError:  # an integer beyond all floats
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
         except (TypeError, ValueError):
             pass
     raise ValueError(
