@@ -146,7 +146,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
-            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
+            raise ValueError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards; set as many of both"
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
 

@@ -20,29 +20,21 @@ ROOT = Path(__file__).parent.parent
 MODELS = {
     "captioner": (
         "A captioner of emoji scenes by teacher forcing: the model that reinforcement learning starts from.",
-        ["python recipes/warm_up.py recipes/configs/captioner_detailed.yaml",
-         "python recipes/warm_up.py recipes/configs/captioner_detailed_longer.yaml",
-         "python recipes/warm_up.py recipes/configs/captioner_full.yaml",
-         "python recipes/warm_up.py recipes/configs/captioner.yaml"],
+        ["for part in recipes/configs/captioner/*.yaml; do python recipes/warm_up.py $part; done"],
     ),
     "scorer": (
         "A plain CLIP of emoji scenes, trained as the CLIP models are that one downloads. It gives rewards.",
-        ["python recipes/train_clip.py recipes/configs/clip_scorer.yaml"],
+        ["python recipes/train_clip.py recipes/configs/scorer.yaml"],
     ),
     "truth_scorer": (
         "A CLIP of emoji scenes that was also trained against false and broken captions. It gives rewards.",
-        ["python recipes/train_clip.py recipes/configs/clip_scorer.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_truth_scorer_drilled.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_truth_scorer_mixed.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_truth_scorer.yaml"],
+        ["python recipes/train_clip.py recipes/configs/scorer.yaml",
+         "for part in recipes/configs/truth_scorer/*.yaml; do python recipes/train_clip.py $part; done"],
     ),
     "judge": (
         "A CLIP of emoji scenes that no training of a captioner sees: another architecture than the scorers, other "
         "scenes, another seed, trained against false and broken captions. It measures.",
-        ["python recipes/train_clip.py recipes/configs/clip_judge_drilled.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_judge_mixed.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_judge_people.yaml",
-         "python recipes/train_clip.py recipes/configs/clip_judge.yaml"],
+        ["for part in recipes/configs/judge/*.yaml; do python recipes/train_clip.py $part; done"],
     ),
 }  # fmt: skip
 KEPT = (

@@ -196,18 +196,18 @@ def main() -> None:
     write_contrast_sheet(
         sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
     )
+    shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     defaults = RLCaptionConfig(output_dir=config.output_dir).to_dict()
     write_model_card(
         output,
         model_name=output.name,
         settings={name: value for name, value in config.to_dict().items() if value != defaults[name]},
-        metrics=metrics,
+        metrics={system: {k: values[k] for k in shown if k in values} for system, values in metrics.items()},
         data=settings.dataset,
         scorer=settings.scorer,
         base_model=settings.model_name_or_path,
         samples=[{"before": row.before, "after": row.after, "a person": row.reference} for row in sheet],
     )
-    shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
     print(format_table(rows))  # noqa: T201  the one thing this script is run for
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201

@@ -1,6 +1,6 @@
 """Train a small CLIP from nothing, or fine-tune a published one, on captioned pictures.
 
-    python recipes/train_clip.py recipes/configs/clip_judge.yaml                      # on emoji scenes
+    python recipes/train_clip.py recipes/configs/scorer.yaml                          # on emoji scenes
     python recipes/train_clip.py --model ViT-B-32:openai --dataset captions.json --image_root images --lr 1e-5
 
 With `hard_negatives` each caption also stands against a false or broken twin of itself, which teaches the model what a
@@ -309,7 +309,7 @@ def main() -> None:
             metrics = evaluate(model, validation, transform, tokenize)
             logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
-    report = {"steps": step, "logit_scale": float(model.logit_scale.exp()), **metrics}
+    report = {"steps": step, "logit_scale": model.logit_scale.exp().item(), **metrics}
     (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     ClipScorer(settings.output_dir)  # it loads as others will load it
 

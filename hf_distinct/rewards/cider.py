@@ -15,6 +15,7 @@ class CiderReward:
     """CIDEr-D (arXiv 1411.5726) of each caption against the references of its image.
 
     It is no advantage: use it with the greedy baseline for self-critical sequence training. Embeddings play no part.
+    A ground-truth caption is scored against all references of its image, itself among them.
 
     Args:
         references_corpus: for each training image all its references. How rare an n-gram is, is counted here, once:

@@ -323,5 +323,5 @@ def test_captioner_that_does_not_exist(refusal, tmp_path):
 def test_a_reward_of_ones_own_that_fails(refusal, tmp_path, body, expected):
     file = tmp_path / "own.py"
     file.write_text(f"def reward(captions, references, **columns):\n    return {body}\n")
-    message = refusal(reward=f"{file}:reward", baseline="leave_one_out")
+    message = refusal(reward=f"{file}:reward", reward_weights=1, baseline="leave_one_out")
     assert expected in message and "reward" in message
