@@ -105,7 +105,7 @@ def test_arrays_are_searched_too(batch):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, float("-1e39"), 10**400, -(10**400)])
 def test_what_is_not_finite_is_left_to_the_trainer(batch, value):
-    expected = value if math.isnan(value) else math.inf if value > 0 else -math.inf
+    expected = math.inf if value > 0 else -math.inf if value < 0 else math.nan
     for given in ([1.0, value], np.array([1.0, value])):
         found = CallableReward(lambda captions, given=given: given, "odd")(batch)
         torch.testing.assert_close(found, torch.tensor([1.0, expected]), equal_nan=True)
