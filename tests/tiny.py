@@ -187,9 +187,14 @@ def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
         command = [sys.executable, script, str(rank), *map(str, own)]
         environment = {**os.environ, **shared, **place}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    finish(processes)
+
+
+def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> None:
+    """Wait until processes that need each other have ended well; whatever happens, none is left."""
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=timeout)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch.testing import assert_close
 
@@ -82,13 +83,7 @@ def run(tiny_models, folder):
             place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", "29577"]
             meeting = [[*place, "--machine_rank", str(rank)] for rank in range(2)]
         started = [start(tiny_models, folder / kind, kind, *flags) for flags in meeting]
-        try:
-            for process in started:
-                _, errors = process.communicate(timeout=600)
-                assert process.returncode == 0, errors
-        finally:
-            for process in started:
-                process.kill()
+        tiny.finish(started, timeout=600)
         return torch.load(folder / kind / "found.pt", weights_only=True)
 
     return run
