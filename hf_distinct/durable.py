@@ -17,6 +17,7 @@ from transformers.utils import logging
 from hf_distinct import checkpoints
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
 
@@ -24,10 +25,6 @@ logger = logging.get_logger(__name__)
 
 SKIPPED_IN_A_ROW = 5
 """So many steps without a finite loss, one after the other, are no accident: they end the training."""
-
-
-class NotFinite(Exception):  # noqa: N818  no error: the step is left out and training goes on
-    """Raised in every process at once, between forward and backward, where the loss of one is NaN or infinite."""
 
 
 class DurableTrainer(Seq2SeqTrainer):
@@ -105,18 +102,10 @@ class DurableTrainer(Seq2SeqTrainer):
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         """As the parent's; of a step that is void nothing reaches the optimiser, which then has nothing to do.
 
-        Returns:
-            The loss; NaN of a batch that is left out.
-
         Raises:
             ValueError: after `SKIPPED_IN_A_ROW` void steps in a row, with the image ids of the last one.
         """
-        loss = torch.tensor(float("nan"), device=self.args.device)
-        if self._void is None:  # else an earlier one of the batches that make this step made it void
-            try:
-                loss = super().training_step(model, *args, **kwargs)
-            except NotFinite:
-                model.zero_grad()
+        loss = super().training_step(model, *args, **kwargs)
         if self.accelerator.sync_gradients:
             self._close_step(model)
         return loss
@@ -133,25 +122,24 @@ class DurableTrainer(Seq2SeqTrainer):
                 f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings "
                 f"above tell which), the last one step {self.state.global_step + 1} with the images {', '.join(ids)}."
             )
-        if self.accelerator.scaler is not None:
-            # A scaler of fp16 insists on gradients; an infinite one makes it leave the step out by itself.
-            parameter = next(each for each in model.parameters() if each.requires_grad)
-            parameter.grad = torch.full_like(parameter, float("inf"))
+        # DeepSpeed, and a scaler of fp16, leave a step out by themselves when they see its gradients.
+        if not self.is_deepspeed_enabled and self.accelerator.scaler is None:
+            model.zero_grad()
 
-    def skip_unless_finite(self, loss: Tensor, appraisal: Appraisal, inputs: dict[str, Any]) -> None:
-        """Agree with the other processes on what none may decide alone. Call it between forward and backward.
+    def all_finite(self, loss: Tensor, appraisal: Appraisal, inputs: dict[str, Any]) -> bool:
+        """Whether loss and rewards are finite in all processes; where they are not, the step at hand becomes void.
+
+        The loss of a void step has to be NaN in every process, and its backward pass has to run: DeepSpeed holds the
+        gradients of the batches before, and lets go of them when it finds one that is not finite.
 
         Args:
             loss: scalar, of this process.
             appraisal: what the loss was made of.
             inputs: the batch.
-
-        Raises:
-            NotFinite: in every process, if loss or rewards are not finite in any.
         """
         finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()
         if not self._agree(~finite):
-            return
+            return True
         ids = [str(image_id) for image_id in inputs["columns"]["image_id"]]
         reason = "" if finite else appraisal.trouble() or f"the loss is {loss}"
         told = gather_object([(ids, reason)])
@@ -159,7 +147,7 @@ class DurableTrainer(Seq2SeqTrainer):
         if self.is_world_process_zero():
             reasons = "; ".join(reason for _, reason in told if reason)
             logger.warning("step %d is left out: %s", self.state.global_step + 1, reasons)
-        raise NotFinite
+        return False
 
     def _agree(self, void: Tensor | bool = False) -> bool:
         """Tell all processes whether one is asked to stop, and whether for one its batch is void."""
@@ -182,6 +170,10 @@ class DurableTrainer(Seq2SeqTrainer):
             tr_loss += carried["loss"]
             self._globalstep_last_logged = carried["logged_step"]
         self._unlogged_loss = tr_loss
+        if self._skipped_in_a_row:
+            grad_norm = None
+            if self.accelerator.optimizer_step_was_skipped and self._seen_step != self.state.global_step:
+                self.lr_scheduler.step()  # the Trainer left that out with the optimiser's; the schedule goes by steps
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         # Whoever resumes behind an epoch's last step begins with the next epoch: what is due at its end comes first,
         # by a second call for the same step.
@@ -261,6 +253,8 @@ class DurableTrainer(Seq2SeqTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if self.is_deepspeed_enabled:
+            mend_loaded(self.model_wrapped, self.lr_scheduler)
         path = self._state_file(checkpoint)
         if not path.is_file():
             logger.warning("%s is missing: discriminator and memory start anew", path)
@@ -282,9 +276,9 @@ class DurableTrainer(Seq2SeqTrainer):
         """Say what cannot be taken up exactly by another number of processes.
 
         Raises:
-            ValueError: only one of the launches, then and now, is DeepSpeed's, or their numbers of processes differ.
+            ValueError: only one of the launches, then and now, is DeepSpeed's.
         """
-        of_deepspeed = any(checkpoint.glob("global_step*"))
+        of_deepspeed = is_of_deepspeed(checkpoint)
         how = "with" if of_deepspeed else "without"
         if of_deepspeed != self.is_deepspeed_enabled:
             raise ValueError(
@@ -296,11 +290,10 @@ class DurableTrainer(Seq2SeqTrainer):
         if then is None or then == now:
             return
         if self.is_deepspeed_enabled:
-            raise ValueError(
-                f"{checkpoint} was written by {then} processes and there are {now}: DeepSpeed divides the state of "
-                f"its optimiser among {then}. Start {then}, or begin a new training from its weights with "
-                f"--model_name_or_path {checkpoint}."
-            )
+            if self.is_world_process_zero():
+                divide_anew(checkpoint)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
         logger.warning(
             "%s was written by %d processes and there are %d now. Weights, optimiser, schedule, discriminator, memory "
             "and step are taken up as they were. Not exact: the random numbers of the rollouts (each process has its "

@@ -226,11 +226,13 @@ class RLCaptionTrainer(DurableTrainer):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
             loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
-        self.skip_unless_finite(loss, appraisal, inputs)
-        figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
-        self._measure(appraisal.figures | terms | figures)
-        first = captions[:: self.args.num_rollouts]
-        self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
+        if self.all_finite(loss, appraisal, inputs):
+            figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
+            self._measure(appraisal.figures | terms | figures)
+            first = captions[:: self.args.num_rollouts]
+            self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
+        else:
+            loss = loss * float("nan")
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

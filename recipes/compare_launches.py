@@ -7,7 +7,7 @@
 Beam search writes the same captions whoever holds the image, so the losses of a run can be held against those of one
 process with the whole batch. Prints the table, and writes it and the runs into OUT:
 
-    largest difference   of a step's loss from that of one process, as a share of the largest loss
+    largest difference   of a step's loss from that of one process, in millionths of the largest loss
     peak GiB             the most that one process took: of its GPU, or of main memory where there is none
     relative speed       steps a second, without the first two, over those of one process
 """
@@ -82,7 +82,7 @@ def compare(lines: list[dict[str, float]], one: list[dict[str, float]]) -> dict[
     seconds, of_one = (statistics.mean(line["time/step"] for line in run[WARM_UP:]) for run in (lines, one))
     largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / max(map(abs, theirs))
     return {
-        "largest difference": largest,
+        "largest difference, 1e-6": 1e6 * largest,
         "peak GiB": max(line["memory/peak_gib"] for line in lines),
         "steps a second": 1 / seconds,
         "relative speed": of_one / seconds,
@@ -105,8 +105,8 @@ def main() -> None:
             rows[launch] = compare(train(launch, settings), one)
     table = {"settings": vars(settings), "rows": rows}
     (Path(settings.output_dir) / "launches.json").write_text(json.dumps(table, indent=1) + "\n")
-    (Path(settings.output_dir) / "launches.md").write_text(markdown_table(rows, digits=6) + "\n")
-    print(format_table(rows, digits=6))
+    (Path(settings.output_dir) / "launches.md").write_text(markdown_table(rows, digits=2) + "\n")
+    print(format_table(rows, digits=2))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -38,24 +39,32 @@ CASES = {
     },
     "accumulated": {**ELEVEN, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05, "gradient_checkpointing": True},
     "adapters": {"lora": True, "gradient_checkpointing": True, "max_steps": 2},
-    "adam": {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 0.05},
-    "spoiled": {"spoil": "train-0-5", "max_steps": 6},
+    "adam": {
+        "optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_grad_norm": 0.05,
+        "save_strategy": "steps", "save_steps": 2,
+    },
+    "spoiled": {
+        "spoil": "train-0-5", "max_steps": 6, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05,
+        "lr_scheduler_type": "linear",
+    },
     "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
 }  # fmt: skip
 PLAN = {
     "one_process": list(CASES),
     "ddp": list(CASES),
     "zero1": ["ragged", "adapters"],
-    "zero2": ["ragged", "accumulated", "adapters", "spoiled"],
+    "zero2": ["ragged", "accumulated", "adapters", "spoiled", "adam"],
     "zero2_offload": ["adam"],
-    "zero3": ["ragged", "accumulated", "adapters", "spoiled"],
+    "zero3": ["ragged", "accumulated", "adapters", "spoiled", "adam"],
 }
 MACHINES = "zero2"  # this one is launched as if each process had a machine of its own
 
 
-def start(models: Path, output: Path, kind: str, *flags: str) -> subprocess.Popen:
+def start(models: Path, output: Path, kind: str, *flags: str, **again: Any) -> subprocess.Popen:
     size = BATCH if kind == "one_process" else BATCH // 2
     cases = {name: {**SETTINGS, **CASES[name], "per_device_train_batch_size": size} for name in PLAN[kind]}
+    if again:
+        cases = {"adam": cases["adam"] | again}
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
@@ -124,10 +133,27 @@ def test_generation_ends_earlier_on_one_process_and_nobody_waits(run, kind, case
 
 
 def test_a_step_that_is_void_in_one_process_is_void_in_all(run):
-    """The image with the NaN comes once in each epoch of three steps."""
+    """The image with the NaN comes once in each of three epochs, whose two steps are of two batches and of one."""
     for kind in ("one_process", "ddp", "zero2", "zero3"):
         found = run(kind)["spoiled"]
-        assert found["losses"].isnan().sum() == 2 == found["log"][-1]["skipped_steps"]
+        assert found["losses"].isnan().sum() == 3 == found["log"][-1]["skipped_steps"]
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("zero2", 1), ("zero3", 1), ("zero2_offload", 2)])
+def test_a_checkpoint_of_deepspeed_is_taken_up_by_as_many_processes_or_by_others(
+    run, folder, tiny_models, kind, processes
+):
+    whole = run(kind)["adam"]
+    again = {"resume": str(folder / kind / "adam" / "checkpoint-2"), "per_device_train_batch_size": BATCH // processes}
+    output = folder / f"{kind}_again"
+    tiny.finish([start(tiny_models, output, kind, "--num_processes", str(processes), **again)])
+    found = torch.load(output / "found.pt", weights_only=True)["adam"]
+    assert len(set(found["processes"])) == processes
+    assert_close(found["losses"], whole["losses"][2:], atol=2e-5, rtol=1e-4)
+    for part in ("weights", "discriminator"):
+        assert_close(found[part], whole[part], atol=2e-5, rtol=1e-4)
+    for ours, theirs in zip(found["log"], whole["log"], strict=True):
+        assert ours["learning_rate"] == theirs["learning_rate"]
 
 
 def test_clipping_clips(run):

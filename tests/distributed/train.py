@@ -3,7 +3,7 @@
 accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
 
 One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
-data set, and ``same_samples``, ``lora`` and ``spoil``, see below.
+data set, ``resume``, the checkpoint to go on from, and ``same_samples``, ``lora`` and ``spoil``, see below.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         settings["adapt"] = adapted
     if spoil := settings.pop("spoil", None):
         settings["rewards"] = ["contrastive", spoiled(spoil)]
+    checkpoint = settings.pop("resume", None)
     # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
     trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     accelerator = trainer.accelerator
     return {
         "processes": gather_object([os.getpid()]),
