@@ -30,7 +30,8 @@ def divide_anew(checkpoint: Path) -> None:
     if done.returncode:
         raise ValueError(
             f"DeepSpeed cannot divide {parts} among another number of processes: {done.stderr[-2000:]}\n"
-            f"Start as many processes as wrote it, or a new training from its weights (--model_name_or_path {checkpoint})."
+            "Start as many processes as wrote it, or begin a new training from its weights with "
+            f"--model_name_or_path {checkpoint}."
         )
 
 
@@ -52,3 +53,11 @@ def mend_loaded(engine: Any, lr_scheduler: Any) -> None:
     for state in optimizer.state.values():
         if torch.is_tensor(state.get("step")):
             state["step"] = state["step"].clone()
+    if hasattr(optimizer, "ds_opt_adam"):
+        # DeepSpeedCPUAdam multiplies up its bias correction step by step, but makes that of a loaded state by a power,
+        # which differs in the last bit. So it takes the steps again, with a parameter of nobody's.
+        group, nobodys = optimizer.param_groups[0], [torch.zeros(1) for _ in range(4)]
+        for step in range(1, max((int(state["step"]) for state in optimizer.state.values()), default=0) + 1):
+            optimizer.ds_opt_adam.adam_update(
+                optimizer.opt_id, step, 0.0, *group["betas"], group["eps"], 0.0, group["bias_correction"], *nobodys
+            )

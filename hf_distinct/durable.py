@@ -173,6 +173,7 @@ class DurableTrainer(Seq2SeqTrainer):
         if self._skipped_in_a_row:
             grad_norm = None
             if self.accelerator.optimizer_step_was_skipped and self._seen_step != self.state.global_step:
+                assert self.lr_scheduler is not None
                 self.lr_scheduler.step()  # the Trainer left that out with the optimiser's; the schedule goes by steps
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         # Whoever resumes behind an epoch's last step begins with the next epoch: what is due at its end comes first,

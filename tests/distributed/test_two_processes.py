@@ -149,9 +149,10 @@ def test_a_checkpoint_of_deepspeed_is_taken_up_by_as_many_processes_or_by_others
     tiny.finish([start(tiny_models, output, kind, "--num_processes", str(processes), **again)])
     found = torch.load(output / "found.pt", weights_only=True)["adam"]
     assert len(set(found["processes"])) == processes
-    assert_close(found["losses"], whole["losses"][2:], atol=2e-5, rtol=1e-4)
+    near = {"atol": 0, "rtol": 0} if processes == 2 else {"atol": 2e-5, "rtol": 1e-4}
+    assert_close(found["losses"], whole["losses"][2:], **near)
     for part in ("weights", "discriminator"):
-        assert_close(found[part], whole[part], atol=2e-5, rtol=1e-4)
+        assert_close(found[part], whole[part], **near)
     for ours, theirs in zip(found["log"], whole["log"], strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
 
