@@ -27,12 +27,26 @@ class Appraisal:
     Attributes:
         advantages: ``(B * K,)``, A(c) of each rollout.
         reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
-        figures: scalar tensors to be logged, by name.
+        figures: scalar tensors to be logged, by name; those of all processes together.
+        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each.
+        captions: those N captions.
+        image_ids: of the image of each.
     """
 
     advantages: Tensor
     reference_weights: Tensor
     figures: dict[str, Tensor]
+    rewards: dict[str, Tensor]
+    captions: list[str]
+    image_ids: list[str]
+
+    def trouble(self) -> str | None:
+        """Name the first reward that is NaN or infinite, and what it rewards; None if there is none."""
+        for name, values in self.rewards.items():
+            for row in values.isfinite().logical_not().nonzero().flatten().tolist():
+                where = f"image {self.image_ids[row]!r}, caption {self.captions[row]!r}"
+                return f"reward {name!r} is {values[row].item()} for {where}"
+        return None
 
 
 class Appraiser:
@@ -117,7 +131,8 @@ class Appraiser:
         """Appraise a batch, remember it, and let the discriminator learn from it, in this order.
 
         Args:
-            inputs: what `hf_distinct.data.CaptionCollator` makes of B images with G ground-truth captions each.
+            inputs: what `hf_distinct.data.CaptionCollator` makes of B images with G ground-truth captions each; B may
+                be 0 where other processes have images.
             rollouts: B * K captions, those of an image in a row.
             greedy: B captions, or none if not `needs_greedy`.
         """
@@ -127,25 +142,29 @@ class Appraiser:
         sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
         of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
         advantages = losses.advantages(
-            of_rollouts.view(len(images), -1), self.baseline, of_greedy if self.baseline == "greedy" else None
+            of_rollouts.view(len(images), a.num_rollouts),
+            self.baseline,
+            of_greedy if self.baseline == "greedy" else None,
         )
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
-        everyone = gather_rows(of_references, self.accelerator)
-        weights = own_part(losses.reference_weights(everyone, a.wtf_policy), len(of_references), self.accelerator)
-        figures = {"reference_weight": weights.mean()}
-        for name, values in parts.items():
-            for whose, share in zip(("rollouts", "references"), values.split(sizes), strict=False):
-                figures[f"reward/{name}/{whose}"] = share.mean()
-                figures[f"reward/{name}/{whose}_std"] = share.std(correction=0)
+        everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
+        weights = own_part(everyone, len(of_references), self.accelerator)
+        figures = {"reference_weight": everyone.mean()}
+        table = torch.stack(list(parts.values()), dim=1)
+        for whose, rows in zip(("rollouts", "references"), table.split(sizes), strict=False):
+            values = gather_rows(rows, self.accelerator)
+            for name, mean, std in zip(parts, values.mean(dim=0), values.std(dim=0, correction=0), strict=True):
+                figures |= {f"reward/{name}/{whose}": mean, f"reward/{name}/{whose}_std": std}
         if a.discriminator_weight:
-            written = batch.text_embeds[: len(rollouts)].view(len(images), a.num_rollouts, -1)
+            written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
-        return Appraisal(advantages.flatten(), weights, figures)
+        ids = [str(image_id) for image_id in batch.columns["image_id"]]
+        return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
         images = inputs["image_embeds"]
-        written = self.scorer.encode_texts(rollouts).to(images).view(len(images), self.args.num_rollouts, -1)
+        written = self.scorer.encode_texts(rollouts).to(images).unflatten(0, (len(images), self.args.num_rollouts))
         return self._update_discriminator(images, written, inputs["caption_embeds"])
 
     def _update_discriminator(self, images: Tensor, rollouts: Tensor, references: Tensor) -> dict[str, Tensor]:
@@ -164,7 +183,8 @@ class Appraiser:
         parts = {"discriminator": scores} if weight else {}
         total = weight * scores
         for reward, share in zip(self.rewards, self.reward_weights, strict=True):
-            parts[reward.name] = _checked(reward(batch), reward.name, batch).to(scores)
+            values = reward(batch) if len(batch) else scores  # anybody's reward may need one caption at least
+            parts[reward.name] = _checked(values, reward.name, batch).to(scores)
             total = total + (1 - weight) * share * parts[reward.name]
         return parts | {"total": total}
 
@@ -176,20 +196,21 @@ class Appraiser:
         # One CLIP call for the distinct new strings; those of the references come from the cache.
         distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
         embeds = self.scorer.encode_texts(list(distinct)).to(images)
-        written = embeds[torch.tensor([distinct[text] for text in [*rollouts, *greedy]], device=images.device)]
-        counts = {
-            TextKind.ROLLOUT: len(rollouts),
-            TextKind.REFERENCE: references.shape[0] * references.shape[1],
-            TextKind.GREEDY: len(greedy),
+        whole = {"dtype": torch.int64, "device": images.device}
+        written = embeds[torch.tensor([distinct[text] for text in [*rollouts, *greedy]], **whole)]
+        per_image = {
+            TextKind.ROLLOUT: self.args.num_rollouts,
+            TextKind.REFERENCE: references.shape[1],
+            TextKind.GREEDY: 1 if greedy else 0,
         }
         places = torch.arange(len(images), device=images.device)
-        owner = torch.cat([places.repeat_interleave(count // len(images)) for count in counts.values()])
+        owner = torch.cat([places.repeat_interleave(count) for count in per_image.values()])
         texts = [*rollouts, *(text for row in inputs["captions"] for text in row), *greedy]
         own = {
             "text_embeds": torch.cat([written[: len(rollouts)], references.flatten(0, 1), written[len(rollouts) :]]),
-            "text_ids": torch.tensor([stable_hash(text) for text in texts], device=images.device),
+            "text_ids": torch.tensor([stable_hash(text) for text in texts], **whole),
             "text_image_ids": inputs["image_ids"][owner],
-            "kinds": torch.cat([torch.full((n,), int(kind), device=images.device) for kind, n in counts.items()]),
+            "kinds": torch.cat([torch.full((n * len(images),), int(kind), **whole) for kind, n in per_image.items()]),
         }
         pooled = self._pool(own, inputs)
         return RewardBatch(
@@ -243,12 +264,8 @@ class Appraiser:
 
 
 def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:
-    """The values of a reward, which may be anybody's class; a NaN would reach the weights, and no log would tell."""
+    """The values of a reward, which may be anybody's class."""
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"reward {name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption")
-    finite = values.isfinite()
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"reward {name!r} gave {values[row].item()} for row {row}, caption {batch.captions[row]!r}")
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +27,15 @@ def clear_errors() -> Iterator[None]:
     package; other errors pass. ``TRANSFORMERS_VERBOSITY=debug`` shows the traceback too.
 
     Raises:
-        SystemExit: with the message, instead of a ValueError or an OSError.
+        SystemExit: with the message, instead of a ValueError or an OSError; with status 130 after Ctrl-C.
     """
     try:
         yield
     except (ValueError, OSError) as error:
         logger.debug("where it happened", exc_info=True)
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:  # what there was to say and to save has been said and saved
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def parse_settings(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.training_args import OptimizerNames
 
+from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
 
 Rollouts = Literal["sample", "beam"]
@@ -24,7 +26,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
 
     Raises:
-        ValueError: if settings contradict each other; the message names them.
+        ValueError: if settings contradict each other, the message names them; or if the launcher was asked for another
+            number of processes than there are.
     """
 
     # ------------------------------------------------------------------------------------------------ parent's
@@ -105,7 +108,14 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
         self._run_on_what_there_is()
+        if self.gradient_checkpointing:
+            # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
+            # is used, as the reentrant ones of the parent's default do.
+            self.gradient_checkpointing_kwargs = self.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            self.ddp_find_unused_parameters = self.ddp_find_unused_parameters is not False
         super().__post_init__()
+        check_number_of_processes(self.world_size)
+        self._check_offload()
         if self.rollouts == "beam":
             self.num_rollouts = 1
         for name, kind in (
@@ -136,9 +146,38 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
-            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards")
+            raise ValueError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards; set as many of both"
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
+
+    def _check_offload(self) -> None:
+        """Accelerate replaces an optimiser that is offloaded by one of DeepSpeed's own, in silence: by Adam mostly."""
+        config = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+        device = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+        replaced = device != "none" and config.get("zero_force_ds_cpu_optimizer", True) and "optimizer" not in config
+        if replaced and self.optim not in ("adamw_torch", "adamw_torch_fused", "adagrad"):
+            raise ValueError(
+                f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam "
+                "instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; a CPU without a number.
+
+        Accelerate numbers the CPU of several processes ("cpu:1"), and `torch.load` knows no such place.
+        """
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    # A dataclass writes one that shows the token.
+    __repr__ = Seq2SeqTrainingArguments.__str__
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
+        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
 
     def _run_on_what_there_is(self) -> None:
         """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""

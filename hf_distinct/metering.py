@@ -1,4 +1,4 @@
-"""Meter: means of what a step measures, and the time of its phases, without waiting for the device."""
+"""Meter: means of what a step measures, and the time of its phases, without waiting for the device; peak memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ class Meter:
     def add(self, name: str, value: Tensor) -> None:
         """Note a scalar tensor; nothing is copied to the host."""
         self._values[name].append(value.detach().float())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The values noted since the last `flush`, by name; times are not among them, for no run repeats them."""
+        return {name: torch.stack(values).cpu() for name, values in self._values.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the values that `state_dict` gave."""
+        self._values = defaultdict(list, {name: list(values.unbind()) for name, values in state.items()})
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -59,6 +68,17 @@ class Meter:
         self._values.clear()
         self._times.clear()
         return figures | {f"time/{name}": seconds for name, seconds in times.items()}
+
+
+def peak_memory(accelerator: Accelerator) -> float:
+    """The most GiB that one process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
+        lines = status.read_text().splitlines() if status.is_file() else []
+        peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return float(accelerator.gather(torch.tensor([peak / 2**30], device=accelerator.device)).max())
 
 
 def _seconds(span: Any) -> float:

@@ -21,12 +21,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.gathering import gather_rows
 from hf_distinct.losses import IGNORED_LABEL
 
 
 def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Raise ValueError if the model cannot be trained as a captioner, saying what it lacks."""
+    model = _without_adapters(model)
     if not isinstance(model, VisionEncoderDecoderModel):
         raise ValueError(f"The captioner must be a VisionEncoderDecoderModel, not a {type(model).__name__}.")
     if tokenizer is None or tokenizer.eos_token_id is None:
@@ -42,6 +45,16 @@ def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> No
             f"The captioner ends its captions with token {token_id(model, 'eos_token_id')}, the tokenizer those that "
             f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on both of the model's configs."
         )
+
+
+def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
+    """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
+    return _without_adapters(accelerator.unwrap_model(model))
+
+
+def _without_adapters(model: Any) -> Any:
+    # peft.PeftModel, without a need for peft.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_positions(model: VisionEncoderDecoderModel) -> int:
@@ -132,6 +145,26 @@ def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
+def rollout_figures(labels: Tensor, captions: list[str], end: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
+
+    Args:
+        labels: ``(N, L)`` of this process; those behind the captions are a stand-in's.
+        captions: their texts, at most N.
+        end: the end token.
+        accelerator: knows the other processes.
+
+    Returns:
+        ``length`` in tokens, ``ended``, and ``unique``, the number of different captions over that of captions.
+    """
+    labels = labels[: len(captions)]
+    ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
+    columns = torch.stack([(labels != IGNORED_LABEL).sum(dim=1), (labels == end).any(dim=1).long(), ids], dim=1)
+    lengths, ended, ids = gather_rows(columns, accelerator).unbind(dim=1)
+    unique = 1 + ids.sort().values.diff().ne(0).sum()  # `Tensor.unique` would wait for the device
+    return {"length": lengths.float().mean(), "ended": ended.float().mean(), "unique": unique / len(ids)}
+
+
 @torch.no_grad()
 def write_captions(
     model: VisionEncoderDecoderModel,
@@ -174,7 +207,7 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
     Returns:
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
     """
-    captioner = getattr(model, "module", model)
+    captioner = _without_adapters(getattr(model, "module", model))
     start, pad = token_id(captioner, "decoder_start_token_id"), token_id(captioner, "pad_token_id")
     inputs = labels.masked_fill(labels == IGNORED_LABEL, pad).roll(1, dims=1)
     inputs[:, 0] = start
@@ -195,7 +228,7 @@ def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEnc
     token, are off meanwhile; before training there is no engine yet. Processes may then write captions of different
     lengths and number: ``generate(synced_gpus=False)``.
     """
-    captioner = accelerator.unwrap_model(model)
+    captioner = captioner_in(model, accelerator)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3:
         yield captioner
@@ -203,7 +236,7 @@ def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEnc
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(captioner.parameters())):
-        if captioner is model:
+        if not hasattr(model, "module"):
             yield captioner
             return
         offload = model.optimizer.parameter_offload

@@ -65,6 +65,16 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
     return torch.cat(features)[order.argsort()]
 
 
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of a model; without the code that its config may bring along, and may ask to be trusted with."""
+    try:
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    except TypeError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        return open_clip.get_tokenizer(name)  # open_clip's own one, which knows nothing of the kind
+
+
 class ClipScorer:
     """An open_clip model that embeds images and captions, frozen, in eval mode, without gradient.
 
@@ -107,7 +117,7 @@ class ClipScorer:
         try:
             # Unlike create_model_and_transforms, it never falls back to random weights.
             model, self.transform = open_clip.create_model_from_pretrained(name, pretrained=pretrained)
-            self.tokenizer = open_clip.get_tokenizer(name)
+            self.tokenizer = _tokenizer(name)
         except Exception as error:  # open_clip raises many kinds; each means that there is no scorer
             raise ValueError(f"Scorer {self.name!r} cannot be loaded: {error}") from error
         self.device = torch.device(device)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
     TrainerCallback,
     VisionEncoderDecoderModel,
 )
@@ -22,17 +23,20 @@ from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.appraisal import Appraisal, Appraiser
+from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
-from hf_distinct.gathering import unsplit
-from hf_distinct.metering import Meter
+from hf_distinct.durable import DurableTrainer
+from hf_distinct.gathering import own_rows, share, unsplit
+from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
     caption_logits,
+    captioner_in,
     check_captioner,
     decode,
     decoder_positions,
@@ -40,6 +44,7 @@ from hf_distinct.rollout import (
     generation_ready,
     join_labels,
     rollout_config,
+    rollout_figures,
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer
@@ -58,12 +63,11 @@ class _Epoch(TrainerCallback):
             each.epoch = int(state.epoch or 0)
 
 
-STATE_FILE = "rl_state.pt"
 HARD_BATCH_NEIGHBOURS = 4
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
-class RLCaptionTrainer(Seq2SeqTrainer):
+class RLCaptionTrainer(DurableTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -72,7 +76,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         L = - mean(A(c) l(c)) - alpha mean(w(g) l(g)) + beta KL,   R(c) = (1 - lambda) r(c) + lambda D(c)
 
     Args:
-        model: any ``VisionEncoderDecoderModel``.
+        model: any ``VisionEncoderDecoderModel``, or one that ``peft.get_peft_model`` gave adapters.
         args: the settings.
         scorer: the CLIP that rewards: a [`ClipScorer`] or its name.
         train_dataset: ``image``, ``captions``, ``image_id``; further columns reach the rewards. Images that cannot be
@@ -130,6 +134,8 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         self.caption_metrics = caption_metrics
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
+        # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
+        train_dataset = train_dataset.cast_column("image", Image(decode=False))
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
@@ -181,7 +187,22 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         """The order of the rows: with `hard_batches`, neighbours beside each other."""
         return self.hard_batches or super()._get_train_sampler(train_dataset)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The parent's, without groups of no parameter.
+
+        Low-rank adapters have no bias: the group without weight decay is empty, and DeepSpeed would take it away from
+        the optimiser after the scheduler has counted it.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     # ------------------------------------------------------------------------------------------------------- step
+
+    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
+        batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
+        return super().get_batch_samples(batches, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -200,24 +221,35 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             self._pretrain_discriminator(model)
         with self.meter.phase("encode"):
             hidden = self._encode(model, inputs["pixel_values"])
-        labels, captions, greedy = self._roll_out(model, hidden)
+        labels, captions, greedy = self._roll_out(model, hidden, len(inputs["captions"]))
         with self.meter.phase("reward"):
             appraisal = self.appraiser.judge(inputs, captions, greedy)
         with self.meter.phase("score"):
-            loss, logits = self._score(model, hidden, labels, inputs, appraisal)
-        self._measure(appraisal.figures | self._shape_of(labels, captions))
+            loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
+        self.skip_unless_finite(loss, appraisal, inputs)
+        figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
+        self._measure(appraisal.figures | terms | figures)
         first = captions[:: self.args.num_rollouts]
         self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         return (loss, {"logits": logits}) if return_outputs else loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's; but embeddings, which make the rewards, are not rounded to DeepSpeed's half precision."""
+        embeds = {name: value.to(self.args.device) for name, value in inputs.items() if name.endswith("_embeds")}
+        return super()._prepare_inputs({k: v for k, v in inputs.items() if k not in embeds}) | embeds
+
     def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
         """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
-        encoder = self.accelerator.unwrap_model(model).encoder
-        with torch.set_grad_enabled(not self.args.freeze_encoder), self.compute_loss_context_manager():
+        encoder = captioner_in(model, self.accelerator).encoder
+        learns = torch.is_grad_enabled() and not self.args.freeze_encoder
+        with torch.set_grad_enabled(learns), checkpointing(encoder), self.compute_loss_context_manager():
             return encoder(pixel_values).last_hidden_state
 
-    def _roll_out(self, model: Any, hidden: Tensor) -> tuple[Tensor, list[str], list[str]]:
-        """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed."""
+    def _roll_out(self, model: Any, hidden: Tensor, images: int) -> tuple[Tensor, list[str], list[str]]:
+        """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed.
+
+        ``images`` is B, or 0 where B = 1 is a stand-in (see `own_rows`): its caption has no token and no text.
+        """
         a = self.args
         with (
             self.meter.phase("generate"),
@@ -234,12 +266,16 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             if self.appraiser.needs_greedy:
                 config = rollout_config(captioner, max_new_tokens=a.max_new_tokens)
                 greedy = decode(self.processing_class, generate_labels(captioner, hidden, config))
-        return labels, decode(self.processing_class, labels), greedy
+        labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
+        return labels, decode(self.processing_class, labels)[: images * a.num_rollouts], greedy[:images]
 
     def _score(
         self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], appraisal: Appraisal
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of rollouts and references in one decoder pass, and the loss they make."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Log-probabilities of all captions in one decoder pass; this process's part of the loss; its terms by name.
+
+        Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
+        """
         a = self.args
         references = inputs["labels"]
         rollouts, per_image = len(labels), references.shape[1]
@@ -247,7 +283,7 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         rows = [hidden.repeat_interleave(a.num_rollouts, dim=0)]
         if a.wtf_weight:
             rows.append(hidden.repeat_interleave(per_image, dim=0))
-        with self.compute_loss_context_manager():
+        with checkpointing(model), self.compute_loss_context_manager():
             logits = caption_logits(model, torch.cat(rows), joined)
         log_probs = losses.sequence_log_probs(
             losses.token_log_probs(logits, joined),
@@ -255,17 +291,22 @@ class RLCaptionTrainer(Seq2SeqTrainer):
             normalize=a.length_normalization,
             constant=a.max_new_tokens or a.max_reference_length,
         )
-        loss = losses.policy_gradient_loss(log_probs[:rollouts], appraisal.advantages)
-        self.meter.add("loss/policy_gradient", loss)
+        part = share(len(inputs["captions"]), self.accelerator)
+        advantages = F.pad(appraisal.advantages, (0, rollouts - len(appraisal.advantages)))  # of a stand-in: 0
+        loss = part * losses.policy_gradient_loss(log_probs[:rollouts], advantages)
+        terms = {"loss/policy_gradient": loss}
         if a.wtf_weight:
-            term = losses.weighted_teacher_forcing_loss(log_probs[rollouts:], appraisal.reference_weights)
-            self.meter.add("loss/weighted_teacher_forcing", term)
+            log_probs = log_probs[rollouts:]
+            weights = F.pad(appraisal.reference_weights, (0, len(log_probs) - len(appraisal.reference_weights)))
+            term = part * losses.weighted_teacher_forcing_loss(log_probs, weights)
+            terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
             divergence = self._divergence(logits[:rollouts], inputs["pixel_values"], joined[:rollouts])
-            self.meter.add("kl", divergence)
+            divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
+            terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence
-        return loss, logits
+        return loss, logits, terms
 
     def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """KL of the policy from the captioner that training began with, its encoder included, on the rollouts."""
@@ -281,16 +322,17 @@ class RLCaptionTrainer(Seq2SeqTrainer):
 
     def _pretrain_discriminator(self, model: Any) -> None:
         """Let it see the warm-started captioner's rollouts before its score counts."""
-        batches = iter(self.get_train_dataloader())
-        for _ in range(self.args.discriminator_pretrain_steps):
-            try:
-                inputs = self._prepare_inputs(next(batches))
-            except StopIteration:
-                batches = iter(self.get_train_dataloader())
-                inputs = self._prepare_inputs(next(batches))
+        if not self.args.discriminator_pretrain_steps:
+            return
+        loader: Any = self.get_train_dataloader()
+        batches = chain.from_iterable(repeat(loader))
+        for batch in islice(batches, self.args.discriminator_pretrain_steps):
+            inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
-                _, captions, _ = self._roll_out(model, self._encode(model, inputs["pixel_values"]))
+                hidden = self._encode(model, inputs["pixel_values"])
+                _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
             self._measure(self.appraiser.teach_discriminator(inputs, captions))
+        loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
 
     # ----------------------------------------------------------------------------------------------------- metrics
 
@@ -298,19 +340,13 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         for name, value in figures.items():
             self.meter.add(name, value)
 
-    def _shape_of(self, labels: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        """How long the rollouts are, and which share of them ends by itself and which is unlike every other one."""
-        lengths = (labels != losses.IGNORED_LABEL).sum(dim=1)
-        return {
-            "length": lengths.float().mean(),
-            "ended": (labels == self.processing_class.eos_token_id).any(dim=1).float().mean(),
-            "unique": torch.tensor(len(set(captions)) / len(captions), device=labels.device),
-        }
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes, and show samples."""
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
+            logs["memory/peak_gib"] = peak_memory(self.accelerator)
+            if self.skipped_steps:
+                logs["skipped_steps"] = self.skipped_steps
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)
@@ -382,28 +418,3 @@ class RLCaptionTrainer(Seq2SeqTrainer):
         """Save the captioner with both of its processors, so that ``pipeline`` loads the folder."""
         super()._save(output_dir, state_dict)
         self.image_processor.save_pretrained(str(output_dir or self.args.output_dir))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save, beside optimiser and schedule, the discriminator and the memory."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        path = self._state_file(output_dir)
-        if self.args.should_save or path.name != STATE_FILE:
-            path.parent.mkdir(parents=True, exist_ok=True)  # process 0 may not have come to it
-            torch.save(self.appraiser.state_dict(), path)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Take discriminator and memory up again."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = self._state_file(checkpoint)
-        if not path.is_file():
-            logger.warning("%s is missing: discriminator and memory start anew", path)
-            return
-        self.appraiser.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
-
-    def _state_file(self, folder: str) -> Path:
-        """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""
-        a = self.args
-        alone = a.memory_batches and not a.pool_other_processes and a.process_index
-        return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else STATE_FILE)

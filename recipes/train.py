@@ -131,6 +131,7 @@ def main() -> None:
     set_seed(config.seed)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_distinct").setLevel(logging.INFO if config.process_index == 0 else logging.ERROR)
+    logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own
     output = Path(config.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -144,8 +145,9 @@ def main() -> None:
 
     source = settings.model_name_or_path or shipped("captioner")
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
+    # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
     names = {"scorer": settings.scorer, "judge": settings.judge}
     with unsplit(config):
         clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}

@@ -115,16 +115,17 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
     if settings.model_name_or_path is not None:
         source = settings.model_name_or_path
         model = VisionEncoderDecoderModel.from_pretrained(source)
-        return model, AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return model, tokenizer, AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     if settings.decoder is not None:
-        tokenizer = AutoTokenizer.from_pretrained(settings.decoder)
+        tokenizer = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
     else:
         tokenizer = build_word_tokenizer(captions, max_length=settings.max_caption_length)
     if settings.encoder is not None and settings.decoder is not None:
         model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(settings.encoder, settings.decoder)
-        image_processor = AutoImageProcessor.from_pretrained(settings.encoder)
+        image_processor = AutoImageProcessor.from_pretrained(settings.encoder, trust_remote_code=False)
     else:
         encoder = json.loads(settings.encoder_config)
         decoder = GPT2Config(

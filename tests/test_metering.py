@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_distinct.metering import Meter
+from hf_distinct.metering import Meter, peak_memory
 
 
 @pytest.fixture
@@ -61,3 +62,13 @@ def test_a_phase_outside_any_step_is_timed_too(accelerator):
         time.sleep(0.01)
     times = meter.flush(accelerator)
     assert set(times) == {"time/generate"} and times["time/generate"] >= 0.01
+
+
+def test_peak_memory_keeps_what_has_been_given_back(accelerator):
+    before = peak_memory(accelerator)
+    room = before - psutil.Process().memory_info().rss / 2**30  # other tests may have had more
+    held = torch.ones(int((room + 0.25) * 2**28))  # of four bytes each
+    during = peak_memory(accelerator)
+    del held
+    after = peak_memory(accelerator)
+    assert before > 0.01 and before + 0.2 < during < after + 0.01  # the kernel counts in coarse steps

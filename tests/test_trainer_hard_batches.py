@@ -1,5 +1,7 @@
 """Neighbours in training: embeddings from a mapped cache, and batches that are built from neighbours."""
 
+from functools import partial
+
 import pytest
 import tiny
 import torch
@@ -25,9 +27,8 @@ class Watching(tiny.RecordingTrainer):
 
 
 @pytest.fixture
-def watched(make_trainer, monkeypatch):
-    monkeypatch.setattr(tiny, "RecordingTrainer", Watching)
-    return make_trainer
+def watched(make_trainer):
+    return partial(make_trainer, kind=Watching)
 
 
 def test_a_batch_brings_its_embeddings_from_the_mapped_cache(make_trainer, tiny_models, tmp_path):

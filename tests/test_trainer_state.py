@@ -51,7 +51,8 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
 def test_a_checkpoint_of_another_trainer_is_taken_up_with_a_warning(make_trainer, tmp_path, caplog):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
-    (tmp_path / "run" / "checkpoint-1" / "rl_state.pt").unlink()
+    for ours in ("rl_state.pt", "complete.json"):
+        (tmp_path / "run" / "checkpoint-1" / ours).unlink()
     again = make_trainer(max_steps=2)
     from transformers.utils import logging
 
@@ -79,3 +80,11 @@ def test_a_saved_captioner_gives_the_same_captions_in_a_plain_pipeline(make_trai
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == captions
+
+
+def test_a_checkpoint_of_deepspeed_is_not_taken_up_without_its_optimiser(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "global_step1").mkdir()
+    with pytest.raises(ValueError, match=f"written with DeepSpeed.*--model_name_or_path {checkpoint}"):
+        make_trainer(max_steps=2).train(resume_from_checkpoint=str(checkpoint))

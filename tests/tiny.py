@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,19 @@ class RecordingTrainer(RLCaptionTrainer):
         return loss
 
 
-def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, **settings: Any) -> RecordingTrainer:
-    """A trainer of the tiny models; what is the trainer's own (``rewards`` ...) is told from settings by its name."""
+def make_trainer(
+    models: Path,
+    output: Path,
+    *,
+    dataset: Dataset | None = None,
+    kind: type[RecordingTrainer] = RecordingTrainer,
+    adapt: Callable[[Any], Any] = lambda model: model,
+    **settings: Any,
+) -> RecordingTrainer:
+    """A trainer of the tiny models; what is the trainer's own (``rewards`` ...) is told from settings by its name.
+
+    ``adapt`` may wrap the captioner, e.g. by LoRA.
+    """
     own = {
         name: settings.pop(name)
         for name in ("rewards", "caption_metrics", "eval_dataset", "embeddings")
@@ -126,8 +137,8 @@ def make_trainer(models: Path, output: Path, *, dataset: Dataset | None = None, 
         "lr_scheduler_type": "constant", "num_rollouts": 2, "max_reference_length": MAX_LENGTH, "logging_steps": 1,
         "save_strategy": "no", "disable_tqdm": True, "seed": 3, "use_cpu": True,
     }  # fmt: skip
-    return RecordingTrainer(
-        model,
+    return kind(
+        adapt(model),
         RLCaptionConfig(**{**defaults, **settings}),
         scorer=ClipScorer(str(models / "scorer")),
         train_dataset=scenes() if dataset is None else dataset,
@@ -176,9 +187,14 @@ def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
         command = [sys.executable, script, str(rank), *map(str, own)]
         environment = {**os.environ, **shared, **place}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    finish(processes)
+
+
+def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> None:
+    """Wait until processes that need each other have ended well; whatever happens, none is left."""
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=timeout)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+
+logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 OWN_COLUMNS = ("image", "captions", "row", "neighbours")
@@ -47,7 +50,8 @@ class CaptionCollator:
 
     Raises:
         ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
-            has an image that cannot be decoded (named by image id), or does not belong to the embeddings.
+            does not belong to the embeddings, or not one image of the batch can be decoded. One that cannot is left
+            out of its batch, with a warning that names it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -77,10 +81,11 @@ class CaptionCollator:
         """Collate rows (dicts of one row each) into the batch that the class describes."""
         for row in rows:
             self._check(row)
+        rows, images = self._decoded(rows)
         drawn = [self._draw(row) for row in rows]
         captions = [[row["captions"][place] for place in places] for row, places in zip(rows, drawn, strict=True)]
         batch: dict[str, Any] = {
-            "pixel_values": self._pixel_values(rows),
+            "pixel_values": to_pixel_values(images, self.image_processor),
             "labels": self._labels(captions),
             "captions": captions,
             "references": [list(row["captions"]) for row in rows],
@@ -120,14 +125,22 @@ class CaptionCollator:
             places += torch.randperm(len(row["captions"]), generator=generator).tolist()
         return places[: self.captions_per_image]
 
-    def _pixel_values(self, rows: list[dict[str, Any]]) -> Tensor:
-        images = []
+    def _decoded(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Return the rows whose images can be decoded, and the images; embedding the data has left out all others.
+
+        So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step
+        each time that it is taken up.
+        """
+        decoded = []
         for row in rows:
             try:
-                images.append(decode_image(row["image"]))
+                decoded.append((row, decode_image(row["image"])))
             except ImageError as error:
-                raise ValueError(f"Image {row['image_id']!r}: {error}") from error
-        return to_pixel_values(images, self.image_processor)
+                reason = f"Image {row['image_id']!r}: {error}"
+                logger.warning("%s. It is left out of its batch.", reason)
+        if not decoded:
+            raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reason}")
+        return [row for row, _ in decoded], [image for _, image in decoded]
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""

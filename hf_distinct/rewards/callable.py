@@ -12,8 +12,6 @@ from torch import Tensor
 
 from hf_distinct.rewards.base import RewardBatch
 
-_LARGEST = torch.finfo(torch.float32).max
-
 
 class CallableReward:
     """A plain function ``reward(captions, references, **columns) -> list of floats`` as a reward.
@@ -25,7 +23,8 @@ class CallableReward:
     Its value is no advantage: use it with a baseline.
 
     Args:
-        function: the function. It gives one finite number for each caption, as a list, an array or a tensor.
+        function: the function. It gives one number for each caption, as a list, an array or a tensor. A step with a
+            NaN or an infinite one is left out by the trainer.
         name: the name to log; by default that of the function.
 
     Example:
@@ -52,8 +51,8 @@ class CallableReward:
         """Reward each caption: (N,) float32.
 
         Raises:
-            ValueError: if the function needs an argument that is no column, or if what it gives is not one finite
-                number for each caption; the message names the reward, the row and the caption.
+            ValueError: if the function needs an argument that is no column, or if what it gives is not one number for
+                each caption; the message names the reward, the row and the caption.
         """
         values = self.function(**self._arguments(batch))
         numbers = _as_floats(values, batch.captions, self.name)
@@ -89,7 +88,7 @@ class CallableReward:
 
 
 def _as_floats(values: Any, captions: Sequence[str], name: str) -> list[float]:
-    """One finite float for each caption, or an error that names the reward, the row and the caption."""
+    """One float for each caption, or an error that names the reward, the row and the caption."""
     if hasattr(values, "tolist"):  # an array or a tensor, on whatever device
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
@@ -103,15 +102,14 @@ def _as_floats(values: Any, captions: Sequence[str], name: str) -> list[float]:
 
 
 def _as_float(value: Any, row: int, caption: str, name: str) -> float:
-    number = math.nan
     if value is not None and not isinstance(value, (str, bytes)):
         try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-    if not abs(number) <= _LARGEST:  # NaN, infinite, or infinite once it is a float32
-        raise ValueError(
-            f"reward {name!r} gave {value!r} for row {row}, caption {caption!r}; "
-            "each caption needs one finite number (give 0.0 where the reward has nothing to say)"
-        )
-    return number
+            return float(value)
+        except OverflowError:  # an integer beyond all floats
+            return math.inf if value > 0 else -math.inf
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(
+        f"reward {name!r} gave {value!r} for row {row}, caption {caption!r}; "
+        "each caption needs one number (give 0.0 where the reward has nothing to say)"
+    )

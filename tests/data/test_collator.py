@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from datasets import Image
@@ -161,13 +163,17 @@ def test_mined_data_goes_through_a_data_loader(embedded, tokenizer, image_proces
     assert (batches[0]["neighbour_ids"] != own).all()
 
 
-def test_undecodable_image_is_named_by_its_id(embedded, tokenizer, image_processor, tmp_path):
+def test_undecodable_image_is_left_out_by_its_name(embedded, tokenizer, image_processor, tmp_path, caplog):
     dataset, _ = embedded
     (tmp_path / "1.png").write_text("no picture")
     encoded = dataset.cast_column("image", Image(decode=False))
     collator = CaptionCollator(tokenizer, image_processor)
     assert collator([encoded[0]])["pixel_values"].shape == (1, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"Image 'id1': image .*1\.png.* cannot be decoded"):
+    batch = collator([encoded[0], encoded[1], encoded[2]])
+    assert batch["columns"]["image_id"] == ["id0", "id2"]
+    assert len(batch["pixel_values"]) == len(batch["labels"]) == len(batch["references"]) == 2
+    assert re.search(r"Image 'id1': image .*1\.png.* cannot be decoded.*left out of its batch", caplog.text)
+    with pytest.raises(ValueError, match=r"No image of a batch of 1 can be decoded. Image 'id1': image .*1\.png"):
         collator([encoded[1]])
 
 

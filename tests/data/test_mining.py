@@ -187,6 +187,17 @@ def test_planted_among_more_than_ten_thousand_rows(search, monkeypatch):
     assert torch.equal(torch.from_numpy(found.rows[others.numpy(), 0]), ranked.argmax(dim=1)[others])
 
 
+def test_cells_find_the_same_however_the_images_are_parted(monkeypatch):
+    vectors, _ = planted(3000, 32, 40, [15.0, 25.0])
+    dataset = Dataset.from_dict({"image_id": [str(row) for row in range(len(vectors))]})
+    found = []
+    for part_rows in (4096, 1000, 77):
+        monkeypatch.setattr("hf_distinct.data.mining.PART_ROWS", part_rows)
+        found.append(find_neighbours(dataset, vectors, MiningSettings(3, search="ivf", min_recall=0.8)))
+    assert found[0].searched["probes"] < found[0].searched["cells"]
+    assert found[0].rows.tolist() == found[1].rows.tolist() == found[2].rows.tolist()
+
+
 def test_auto_compares_all_until_there_are_too_many(monkeypatch):
     vectors, _ = planted(900, 16, 1, [10.0])
     dataset = Dataset.from_dict({"image_id": [str(row) for row in range(900)]})
@@ -260,16 +271,17 @@ def test_a_search_goes_on_where_it_was(cached, three_hundred, monkeypatch):
     assert not list(cached.folder.glob("*.parts"))
 
 
+@pytest.mark.parametrize("search", ["exact", "ivf"])
 @pytest.mark.parametrize(("size", "dim"), [(300, 16), (299, 16), (300, 8)])
-def test_an_index_of_another_data_set_is_refused(cached, three_hundred, tmp_path, size, dim):
+def test_an_index_of_another_data_set_is_refused(cached, three_hundred, tmp_path, size, dim, search):
     others, _ = planted(size, dim, 1, [10.0], seed=1)
     CaptionEmbeddings(others, others, torch.arange(size + 1)).save(tmp_path / "embeddings-b")
     others = CaptionEmbeddings.load(tmp_path / "embeddings-b")
-    find_neighbours(three_hundred.select(range(size)), others, MiningSettings())
-    for name in ("index-images-exact.faiss", "index-images-exact.json"):
+    find_neighbours(three_hundred.select(range(size)), others, MiningSettings(search=search))
+    for name in (f"index-images-{search}.faiss", f"index-images-{search}.json"):
         (others.folder / name).rename(cached.folder / name)
-    with pytest.raises(ValueError, match=r"index-images-exact\.faiss' is (an index of other|no index of these)"):
-        find_neighbours(three_hundred, cached, MiningSettings())
-    (cached.folder / "index-images-exact.faiss").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=rf"index-images-{search}\.faiss' is (an index of other|no index of these)"):
+        find_neighbours(three_hundred, cached, MiningSettings(search=search))
+    (cached.folder / f"index-images-{search}.faiss").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is no index of these 300 embeddings"):
-        find_neighbours(three_hundred, cached, MiningSettings())
+        find_neighbours(three_hundred, cached, MiningSettings(search=search))

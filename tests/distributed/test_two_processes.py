@@ -1,4 +1,8 @@
-"""Two real processes, started as README says, with half of the batch each: the run of one process with the whole."""
+"""Two real processes, started as README says, with half of the batch each: the run of one process with the whole.
+
+Every launch trains all of its cases. Beam search writes the same captions whoever holds the image. SGD, because Adam
+would hide a gradient of the wrong length; it is what DeepSpeed offloads, and has a case of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,74 +10,151 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from torch.testing import assert_close
 
 TESTS = Path(__file__).parents[1]
-DDP = TESTS.parent / "recipes" / "accelerate" / "ddp.yaml"
-# Beam search writes the same captions whoever holds the image; every part of the method that spans processes is on.
-# SGD, because Adam would hide a gradient of the wrong length.
+CONFIGS = TESTS.parent / "recipes" / "accelerate"
+BATCH = 4
+# Every part of the method that spans processes is on.
 SETTINGS = {
     "rollouts": "beam", "num_beams": 2, "max_steps": 4, "optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0.0,
-    "pool_neighbours": 1, "pool_greedy": True, "memory_batches": 1, "references_per_image": 2,
+    "pool_neighbours": 1, "pool_greedy": True, "memory_batches": 1, "references_per_image": 2, "kl_weight": 0.5,
     "wtf_policy": "softmax", "discriminator_weight": 0.3, "discriminator_lr": 1e-3, "discriminator_pretrain_steps": 1,
 }  # fmt: skip
-OF_EVERYBODY = ("loss/policy_gradient", "loss/weighted_teacher_forcing", "reward/contrastive/rollouts", "length")
+# Nine images: batches of 4, 4 and 1, which leaves a process without any; eleven: 4, 4 and 3, or 2 and 1 for each.
+NINE, ELEVEN = ({"images": images, "dataloader_drop_last": False} for images in (9, 11))
+CASES = {
+    "method": {},
+    "ragged": {**NINE, "discriminator_pretrain_steps": 4, "max_steps": 5},
+    "sampled": {
+        **NINE, "rollouts": "sample", "num_rollouts": 3, "same_samples": True, "reward": ["contrastive", "similarity"],
+        "baseline": "leave_one_out", "pool_greedy": False, "discriminator_pretrain_steps": 0,
+    },
+    "accumulated": {**ELEVEN, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05, "gradient_checkpointing": True},
+    "adapters": {"lora": True, "gradient_checkpointing": True, "max_steps": 2},
+    "adam": {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 0.05},
+    "spoiled": {"spoil": "train-0-5", "max_steps": 6},
+    "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
+}  # fmt: skip
+PLAN = {
+    "one_process": list(CASES),
+    "ddp": list(CASES),
+    "zero1": ["ragged", "adapters"],
+    "zero2": ["ragged", "accumulated", "adapters", "spoiled"],
+    "zero2_offload": ["adam"],
+    "zero3": ["ragged", "accumulated", "adapters", "spoiled"],
+}
+MACHINES = "zero2"  # this one is launched as if each process had a machine of its own
 
 
-def launch(models: Path, output: Path, launcher: list[str], **settings: object) -> dict:
-    command = [*launcher, str(Path(__file__).parent / "train.py"), str(models), str(output)]
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    line = [*command, json.dumps({**SETTINGS, **settings})]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return torch.load(output / "found.pt", weights_only=True)
+def start(models: Path, output: Path, kind: str, *flags: str) -> subprocess.Popen:
+    size = BATCH if kind == "one_process" else BATCH // 2
+    cases = {name: {**SETTINGS, **CASES[name], "per_device_train_batch_size": size} for name in PLAN[kind]}
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        # DeepSpeed looks for ninja there, which lies beside the interpreter.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }  # fmt: skip
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{kind}.yaml")]
+    script = [str(Path(__file__).parent / "train.py"), str(models), str(output), json.dumps(cases)]
+    return subprocess.Popen([*launcher, *flags, *script], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_models, tmp_path_factory):
-    """What came of two processes with two images each, and of one with four."""
-    folder = tmp_path_factory.mktemp("runs")
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP)]
-    return (
-        launch(tiny_models, folder / "two", accelerate, per_device_train_batch_size=2),
-        launch(tiny_models, folder / "one", [sys.executable], per_device_train_batch_size=4),
-    )
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
-def test_there_really_were_two_and_one(runs):
-    two, one = runs
-    assert len(set(two["processes"])) == 2 and two["backend"] == "gloo"
-    assert len(one["processes"]) == 1 and one["backend"] is None
+@pytest.fixture(scope="module")
+def run(tiny_models, folder):
+    """What came of all cases of a kind of launch; each is launched once."""
+
+    @cache
+    def run(kind: str) -> dict:
+        meeting: list[list[str]] = [[]]
+        if kind == MACHINES:
+            place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", "29577"]
+            meeting = [[*place, "--machine_rank", str(rank)] for rank in range(2)]
+        started = [start(tiny_models, folder / kind, kind, *flags) for flags in meeting]
+        tiny.finish(started, timeout=600)
+        return torch.load(folder / kind / "found.pt", weights_only=True)
+
+    return run
 
 
-def test_losses_are_the_same(runs):
-    two, one = runs
-    assert len(one["losses"]) == 4 and len(set(one["losses"].tolist())) == 4
-    torch.testing.assert_close(two["losses"], one["losses"], atol=1e-5, rtol=1e-4)
+def test_every_launch_configuration_is_tried():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(PLAN)
+
+
+@pytest.mark.parametrize("kind", PLAN)
+def test_there_really_are_as_many_processes(run, kind):
+    for found in run(kind).values():
+        assert len(set(found["processes"])) == (1 if kind == "one_process" else 2)
+        assert found["backend"] == (None if kind == "one_process" else "gloo")
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind in PLAN for case in PLAN[kind] if kind[0] != "o"])
+def test_it_is_the_run_of_one_process(run, kind, case):
+    """Losses, everything that is logged, weights, discriminator; in half precision as near as that is."""
+    two, one = run(kind)[case], run("one_process")[case]
+    near = {"atol": 1e-2, "rtol": 1e-2} if case == "bf16" else {"atol": 2e-5, "rtol": 1e-4}
+    assert len(set(one["losses"].tolist())) == len(one["losses"]) >= 2
+    assert_close(two["losses"], one["losses"], equal_nan=True, **near)
+    named = {"kl", "unique", "length", "loss", "reward/total/rollouts_std", "reference_weight"}
+    assert set().union(*one["log"]) >= named
     for ours, theirs in zip(two["log"], one["log"], strict=True):
-        for name in OF_EVERYBODY:
-            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+        figures = [name for name in theirs if not name.startswith(("time/", "memory/"))]
+        assert {n: ours[n] for n in figures} == pytest.approx({n: theirs[n] for n in figures}, abs=near["atol"] * 5)
+    assert_close(two["discriminator"], one["discriminator"], **near)
+    if case != "adam":  # Adam makes a step of what should be zero, and is not because of rounding
+        assert_close({name: two["weights"][name] for name in one["weights"]}, one["weights"], **near)
 
 
-def test_weights_of_captioner_and_discriminator_are_the_same(runs):
-    two, one = runs
-    for part in ("weights", "discriminator"):
-        torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize(("kind", "case"), [("ddp", "sampled"), ("zero2", "ragged"), ("zero3", "ragged")])
+def test_generation_ends_earlier_on_one_process_and_nobody_waits(run, kind, case):
+    first, second = run(kind)[case]["lengths"]
+    assert any(ours != theirs for ours, theirs in zip(first, second, strict=kind != "ddp"))
 
 
-def test_both_remember_the_same_texts_and_images(runs):
-    (ours,), (theirs,) = (run["memory"] for run in runs)
+def test_a_step_that_is_void_in_one_process_is_void_in_all(run):
+    """The image with the NaN comes once in each epoch of three steps."""
+    for kind in ("one_process", "ddp", "zero2", "zero3"):
+        found = run(kind)["spoiled"]
+        assert found["losses"].isnan().sum() == 2 == found["log"][-1]["skipped_steps"]
+
+
+def test_clipping_clips(run):
+    norms = [line["grad_norm"] for line in run("one_process")["accumulated"]["log"]]
+    assert min(norms) > CASES["accumulated"]["max_grad_norm"]
+
+
+def test_zero3_gathers_the_weights_for_a_rollout_and_not_for_each_token(run):
+    (short, two_tokens), (long, more) = run("zero3")["ragged"]["gathers"]
+    assert two_tokens == 2 and more > 2
+    assert short == long > 0
+    assert [found for found, _ in run("zero2")["ragged"]["gathers"]] == [0, 0]
+
+
+def test_an_optimiser_that_deepspeed_would_replace_is_refused(run, folder):
+    assert run("zero2_offload")
+    assert "optim=sgd cannot be offloaded" in (folder / "zero2_offload" / "refused.txt").read_text()
+
+
+def test_both_remember_the_same_texts_and_images(run):
+    (ours,), (theirs,) = (run(kind)["method"]["memory"] for kind in ("ddp", "one_process"))
     for ids in ("text_ids", "text_image_ids", "image_ids"):
         assert sorted(ours[ids].tolist()) == sorted(theirs[ids].tolist())
     assert len(ours["text_ids"]) == 4 * (1 + 2 + 1) and len(ours["image_ids"]) == 4 * 2
 
 
-def test_every_process_gets_all_captions(runs):
+def test_every_process_gets_all_captions(run):
     """5 pictures do not halve evenly."""
-    two, one = runs
-    assert two["captions"] == [one["captions"][0]] * 2
-    assert len(one["captions"][0]) == 5
+    two, one = run("ddp")["method"]["captions"], run("one_process")["method"]["captions"]
+    assert two == [one[0]] * 2 and len(one[0]) == 5

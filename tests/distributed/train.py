@@ -1,40 +1,118 @@
-"""What test_two_processes.py launches: train on this process's share, and let process 0 write down what came of it.
+"""What the tests of this folder launch: train on this process's share, and let process 0 write down what came of it.
 
-accelerate launch ... train.py MODELS OUTPUT '{"max_steps": 3, ...}'
+accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
+
+One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
+data set, and ``same_samples``, ``lora`` and ``spoil``, see below.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
 from accelerate.utils import gather_object
+from peft import LoraConfig, get_peft_model
+
+from hf_distinct.rollout import join_labels
+
+
+class Trainer(tiny.RecordingTrainer):
+    """Notes the longest caption of each rollout, in tokens."""
+
+    def _roll_out(self, *args: Any) -> Any:
+        found = super()._roll_out(*args)
+        self.lengths = [*getattr(self, "lengths", []), found[0].shape[1]]
+        return found
+
+
+class SameSamples(Trainer):
+    """The samples of an image depend on the image alone, not on who holds it in which company."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.seeds = inputs["image_ids"].abs().tolist() or [0]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _roll_out(self, model: Any, hidden: torch.Tensor, images: int) -> Any:
+        labels, captions = [], []
+        for row, seed in zip(hidden, self.seeds, strict=True):
+            torch.manual_seed(seed)
+            of_one, texts, _ = super()._roll_out(model, row[None], min(images, 1))
+            labels.append(of_one)
+            captions += texts
+        return join_labels(*labels), captions, []
+
+
+def adapted(model: Any) -> Any:
+    """The captioner with low-rank adapters, the same in every process."""
+    torch.manual_seed(1)
+    layers = ["query", "value", "c_attn", "c_proj"]  # of the ViT and of the GPT-2
+    return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=layers))
+
+
+def spoiled(by: str) -> Any:
+    """A reward that is NaN for the captions of one image, and nothing for all others."""
+
+    def spoiling(captions: list[str], image_id: list[str]) -> list[float]:
+        return [math.nan if each == by else 0.0 for each in image_id]
+
+    return spoiling
+
+
+def gathers(trainer: Trainer) -> list[list[int]]:
+    """How many exchanges of "give me your part of this" rollouts of 2 and 12 tokens take, and how long they became."""
+    hidden = trainer._encode(trainer.model_wrapped, tiny.a_batch(trainer)["pixel_values"])
+    trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))  # lets go of what encoding has gathered
+    found = []
+    for trainer.args.max_new_tokens in (2, 12):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
+        events = [e for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key]
+        found.append([sum(e.count for e in events), labels.shape[1]])
+    return found
+
+
+def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    kind = SameSamples if settings.pop("same_samples", False) else Trainer
+    dataset = tiny.scenes(settings.pop("images", 12))
+    if settings.pop("lora", False):
+        settings["adapt"] = adapted
+    if spoil := settings.pop("spoil", None):
+        settings["rewards"] = ["contrastive", spoiled(spoil)]
+    # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
+    trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
+    trainer.train()
+    accelerator = trainer.accelerator
+    return {
+        "processes": gather_object([os.getpid()]),
+        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
+        "losses": accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0),
+        "captions": gather_object([trainer.caption(tiny.scenes(5))]),
+        "lengths": gather_object([trainer.lengths]),
+        "weights": accelerator.get_state_dict(trainer.model_wrapped),
+        "discriminator": trainer.discriminator.discriminator.state_dict(),
+        "memory": list(trainer.appraiser.memory),
+        "gathers": gathers(trainer),
+        "log": [line for line in trainer.state.log_history if "loss" in line],
+    }
 
 
 def main() -> None:
-    models, output, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
-    trainer = tiny.make_trainer(models, output, use_cpu=False, **settings)
-    trainer.train()
-    accelerator = trainer.accelerator
-    losses = accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0)
-    captions = trainer.caption(tiny.scenes(5))
-    found = {
-        "processes": gather_object([os.getpid()]),
-        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
-        "losses": losses,
-        "captions": gather_object([captions]),
-        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
-        "discriminator": trainer.discriminator.discriminator.state_dict(),
-        "memory": list(trainer.appraiser.memory),
-        "log": [line for line in trainer.state.log_history if "loss" in line],
-    }
-    if accelerator.is_main_process:
+    models, output, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    found = {name: train(models, output / name, settings) for name, settings in cases.items()}
+    if int(os.environ.get("RANK", 0)) == 0:
         torch.save(found, output / "found.pt")
+    if os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none":
+        try:
+            tiny.make_trainer(models, output, use_cpu=False, optim="sgd")
+        except ValueError as error:
+            (output / "refused.txt").write_text(str(error))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -318,10 +318,10 @@ def test_captioner_that_does_not_exist(refusal, tmp_path):
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    [("[float('nan')] * len(captions)", "gave nan for row 0"), ("[1.0] * 3", "gave 3 values for 18 captions")],
+    [("[float('nan')] * len(captions)", "5 steps in a row"), ("[1.0] * 3", "gave 3 values for 18 captions")],
 )
 def test_a_reward_of_ones_own_that_fails(refusal, tmp_path, body, expected):
     file = tmp_path / "own.py"
     file.write_text(f"def reward(captions, references, **columns):\n    return {body}\n")
-    message = refusal(reward=f"{file}:reward", baseline="leave_one_out")
+    message = refusal(reward=f"{file}:reward", reward_weights=1, baseline="leave_one_out", max_steps=5)
     assert expected in message and "reward" in message

@@ -89,10 +89,8 @@ def test_names():
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "bad", [math.nan, math.inf, -math.inf, None, "0.5", [0.5], 1e39, float("-1e39"), 10**400, object(), 1j]
-)
-def test_a_value_that_is_no_finite_number(batch, bad):
+@pytest.mark.parametrize("bad", [None, "0.5", [0.5], object(), 1j])
+def test_a_value_that_is_no_number(batch, bad):
     def broken(captions):
         return [1.0, bad]
 
@@ -100,10 +98,17 @@ def test_a_value_that_is_no_finite_number(batch, bad):
         CallableReward(broken)(batch)
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([math.nan, 1.0]), np.array([np.inf, 1.0])])
-def test_arrays_are_searched_too(batch, bad):
-    with pytest.raises(ValueError, match="reward 'broken' gave .* for row 0, caption 'a dog'"):
-        CallableReward(lambda captions: bad, "broken")(batch)
+def test_arrays_are_searched_too(batch):
+    with pytest.raises(ValueError, match="reward 'broken' gave None for row 0, caption 'a dog'"):
+        CallableReward(lambda captions: np.array([None, 1.0]), "broken")(batch)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, float("-1e39"), 10**400, -(10**400)])
+def test_what_is_not_finite_is_left_to_the_trainer(batch, value):
+    expected = math.inf if value > 0 else -math.inf if value < 0 else math.nan
+    for given in ([1.0, value], np.array([1.0, value])):
+        found = CallableReward(lambda captions, given=given: given, "odd")(batch)
+        torch.testing.assert_close(found, torch.tensor([1.0, expected]), equal_nan=True)
 
 
 def test_too_few_values(batch):

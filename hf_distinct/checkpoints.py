@@ -1,0 +1,150 @@
+"""Checkpoints that tell whether they are whole: a seal, written last, lists every file and its size."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SEAL = "complete.json"
+RL_STATE = "rl_state.pt"
+
+
+def seal(folder: Path, processes: int) -> None:
+    """Declare a checkpoint whole. Call it in one process, when every process has written all of its files.
+
+    Args:
+        folder: the checkpoint.
+        processes: how many wrote it; see `processes_of`.
+
+    Raises:
+        OSError: if what was written does not reach the disk.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    for path in files:  # some file systems tell only now that there was no room
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    unfinished = folder / f"{SEAL}.tmp"
+    with unfinished.open("w") as file:
+        json.dump({"processes": processes, "files": sizes}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / SEAL)
+
+
+def damage(folder: Path) -> str | None:
+    """What keeps a checkpoint from being whole; None if nothing does."""
+    try:
+        found = json.loads((folder / SEAL).read_text())
+        files = dict(found["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"it was never finished ({SEAL} is missing or broken)"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def processes_of(folder: Path) -> int | None:
+    """How many processes wrote a checkpoint; None if it does not say."""
+    return json.loads((folder / SEAL).read_text())["processes"] if (folder / SEAL).is_file() else None
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint was saved after, by its name; None if it is named otherwise."""
+    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def newest_whole(folder: Path, before: int | None = None) -> Path | None:
+    """The whole checkpoint of the most steps in a folder (of fewer steps than ``before``); None if there is none.
+
+    Each torn one that is passed over is named in a warning.
+    """
+    found = {step: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := step_of(path)) is not None}
+    for step in sorted(found, reverse=True):
+        if before is not None and step >= before:
+            continue
+        reason = damage(found[step])
+        if reason is None:
+            return found[step]
+        logger.warning("%s is torn and passed over: %s", found[step], reason)
+    return None
+
+
+def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
+    """The checkpoint that a run is taken up from.
+
+    Args:
+        setting: ``resume_from_checkpoint``: true for the newest whole checkpoint of ``output_dir``, if there is any
+            (the same command then starts a run and takes it up); the path of a checkpoint, in whose place the whole
+            one before it is taken if it is torn; or false or None.
+        output_dir: where this run writes its checkpoints.
+
+    Returns:
+        The path of a checkpoint, or None to begin anew.
+
+    Raises:
+        ValueError: if the named checkpoint is torn, or none, and there is no whole one before it.
+    """
+    if setting is None or str(setting).lower() in ("", "false", "none"):
+        return None
+    if str(setting).lower() == "true":
+        newest = newest_whole(Path(output_dir))
+        if newest is None:
+            logger.warning("%s holds no whole checkpoint: training begins anew", output_dir)
+        return None if newest is None else str(newest)
+    named = Path(str(setting))
+    if not named.is_dir():
+        raise ValueError(f"resume_from_checkpoint={setting}: there is no such folder")
+    reason = damage(named)
+    if reason is None or _is_of_another_trainer(named):
+        return str(named)
+    step = step_of(named)
+    before = None if step is None else newest_whole(named.parent, step)
+    if before is None:
+        raise ValueError(f"{named} is torn: {reason}. There is no whole checkpoint before it.")
+    logger.warning("%s is torn: %s. Training goes on from %s, the one before it", named, reason, before)
+    return str(before)
+
+
+@contextmanager
+def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
+    """Around the writing of a folder: whatever keeps it from being written is one kind of error that names it.
+
+    Args:
+        folder: what is written.
+        output_dir: where the checkpoints are, the newest of which the error names.
+
+    Raises:
+        OSError: torch and safetensors tell of a full disk in kinds of error of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        whole = newest_whole(Path(output_dir))
+        left = f"{whole} is whole" if whole else "there is no whole checkpoint yet"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"{folder} could not be written: {reason}. Make room or mend the disk, then go on with "
+            f"--resume_from_checkpoint true; {left}."
+        ) from error
+
+
+def _is_of_another_trainer(folder: Path) -> bool:
+    """Whether a plain Trainer finished it: it has what is written last there, and nothing of what is ours."""
+    files = {path.name for path in folder.iterdir()}
+    return TRAINER_STATE_NAME in files and not files & {SEAL, RL_STATE}

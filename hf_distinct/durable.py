@@ -1,0 +1,310 @@
+"""A Trainer whose runs can be killed at any moment and taken up exactly, and that meets faults as a person would."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from hf_distinct import checkpoints
+from hf_distinct.appraisal import Appraisal, Appraiser
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.interruption import Interruption, leave
+from hf_distinct.metering import Meter
+
+logger = logging.get_logger(__name__)
+
+SKIPPED_IN_A_ROW = 5
+"""So many steps without a finite loss, one after the other, are no accident: they end the training."""
+
+
+class NotFinite(Exception):  # noqa: N818  no error: the step is left out and training goes on
+    """Raised in every process at once, between forward and backward, where the loss of one is NaN or infinite."""
+
+
+class DurableTrainer(Seq2SeqTrainer):
+    """What [`RLCaptionTrainer`] does so that nothing saved is lost, and a run that is resumed is the same run.
+
+    - A checkpoint holds, beside what is the Trainer's, discriminator, memory, the counts of skipped steps, and what
+      was measured since the last log line. It is sealed when it is whole; older ones are removed only then.
+    - SIGTERM, Ctrl-C or the death of the launcher end a run behind the step at hand, with a checkpoint.
+    - A step whose rewards or loss are not finite in any process is left out in all.
+
+    Attributes:
+        appraiser: holds discriminator and memory.
+        meter: holds what has been measured since the last log line.
+        skipped_steps: how many were left out so far.
+    """
+
+    args: RLCaptionConfig
+    appraiser: Appraiser
+    meter: Meter
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._interruption = Interruption()
+        self._begin(None)
+
+    def _begin(self, step: int | None) -> None:
+        """Know nothing of earlier runs; ``step`` is that of the checkpoint that is taken up."""
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._void: list[str] | None = None  # the image ids of a batch that makes the present step void
+        self._stop_signal = 0  # what all processes agreed to stop at
+        self._saved_step, self._seen_step = step, step
+        self._unlogged_loss = torch.tensor(0.0)
+        self._carried: dict[str, Any] | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; see `hf_distinct.checkpoints.choose` for ``resume_from_checkpoint``.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once there is a checkpoint.
+            SystemExit: after SIGTERM, once there is a checkpoint.
+            ValueError: there is no checkpoint to resume from, or too many steps in a row were not finite.
+            OSError: a checkpoint could not be written.
+        """
+        choice = None
+        if self.is_world_process_zero():  # another may see an older state of a shared disk
+            choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
+        checkpoint = broadcast_object_list([choice])[0]
+        if checkpoint is not None:
+            self._compare_launches(Path(checkpoint))
+        self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
+        with self._interruption.watched():
+            found = super().train(checkpoint, *args, **kwargs)
+            self._agree()
+            if self._stop_signal:  # it came too late for a step to see it
+                self._stop(self.model_wrapped, None)
+        return found
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, which would take the checkpoint's batch of a process for whatever number of them."""
+        if not self.args.auto_find_batch_size:
+            batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; nothing once the last step is done.
+
+        A run that is killed after its last checkpoint is taken up there, and the parent would train one step too many.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    # --------------------------------------------------------------------------------------------------- a void step
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's; of a step that is void nothing reaches the optimiser, which then has nothing to do.
+
+        Returns:
+            The loss; NaN of a batch that is left out.
+
+        Raises:
+            ValueError: after `SKIPPED_IN_A_ROW` void steps in a row, with the image ids of the last one.
+        """
+        loss = torch.tensor(float("nan"), device=self.args.device)
+        if self._void is None:  # else an earlier one of the batches that make this step made it void
+            try:
+                loss = super().training_step(model, *args, **kwargs)
+            except NotFinite:
+                model.zero_grad()
+        if self.accelerator.sync_gradients:
+            self._close_step(model)
+        return loss
+
+    def _close_step(self, model: Any) -> None:
+        if self._void is None:
+            self._skipped_in_a_row = 0
+            return
+        ids, self._void = self._void, None
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings "
+                f"above tell which), the last one step {self.state.global_step + 1} with the images {', '.join(ids)}."
+            )
+        if self.accelerator.scaler is not None:
+            # A scaler of fp16 insists on gradients; an infinite one makes it leave the step out by itself.
+            parameter = next(each for each in model.parameters() if each.requires_grad)
+            parameter.grad = torch.full_like(parameter, float("inf"))
+
+    def skip_unless_finite(self, loss: Tensor, appraisal: Appraisal, inputs: dict[str, Any]) -> None:
+        """Agree with the other processes on what none may decide alone. Call it between forward and backward.
+
+        Args:
+            loss: scalar, of this process.
+            appraisal: what the loss was made of.
+            inputs: the batch.
+
+        Raises:
+            NotFinite: in every process, if loss or rewards are not finite in any.
+        """
+        finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()
+        if not self._agree(~finite):
+            return
+        ids = [str(image_id) for image_id in inputs["columns"]["image_id"]]
+        reason = "" if finite else appraisal.trouble() or f"the loss is {loss}"
+        told = gather_object([(ids, reason)])
+        self._void = [image_id for theirs, _ in told for image_id in theirs]
+        if self.is_world_process_zero():
+            reasons = "; ".join(reason for _, reason in told if reason)
+            logger.warning("step %d is left out: %s", self.state.global_step + 1, reasons)
+        raise NotFinite
+
+    def _agree(self, void: Tensor | bool = False) -> bool:
+        """Tell all processes whether one is asked to stop, and whether for one its batch is void."""
+        device = self.accelerator.device
+        told = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.asked, void)])
+        if self.args.world_size > 1:
+            told = self.accelerator.gather(told[None]).amax(dim=0)
+        self._stop_signal, anywhere = told.tolist()
+        return bool(anywhere)
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """As the parent's; takes up what had not been logged at the checkpoint, and stops when asked to."""
+        if self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._total_loss_scalar = carried["total_loss"]
+            tr_loss += carried["loss"]
+            self._globalstep_last_logged = carried["logged_step"]
+        self._unlogged_loss = tr_loss
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        # Whoever resumes behind an epoch's last step begins with the next epoch: what is due at its end comes first,
+        # by a second call for the same step.
+        epoch_is_over = self._seen_step == self.state.global_step
+        self._seen_step = self.state.global_step
+        if self._stop_signal and (epoch_is_over or not float(self.state.epoch or 0).is_integer()):
+            self._stop(model, trial)
+
+    def _stop(self, model: Any, trial: Any) -> None:
+        """Leave as asked, with a checkpoint of this step."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+        logger.warning(
+            "stopped by %s after step %d, which is saved in %s: go on with --resume_from_checkpoint true",
+            signal.Signals(self._stop_signal).name, self.state.global_step, self.args.output_dir,
+        )  # fmt: skip
+        leave(self._stop_signal)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, seal, and only then remove older ones; what cannot be finished does not stay.
+
+        Raises:
+            OSError: the checkpoint could not be written.
+        """
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # what a kill may have left there
+        self.accelerator.wait_for_everyone()
+        with checkpoints.written_to(folder, run):
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    checkpoints.seal(folder, self.args.world_size)
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        self._saved_step = self.state.global_step
+        if self.args.should_save:
+            super()._rotate_checkpoints(use_mtime=True, output_dir=str(run))
+        self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
+
+    def _rotate_checkpoints(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the parent would remove the last whole checkpoint before the new one is sealed."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent's.
+
+        Raises:
+            OSError: the folder could not be written.
+        """
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        with checkpoints.written_to(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
+            super().save_model(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save, beside optimiser and schedule, all else that the next step depends on."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        unlogged = {
+            "loss": self._unlogged_loss.cpu(), "logged_step": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar, "figures": self.meter.state_dict(),
+        }  # fmt: skip
+        state = {
+            **self.appraiser.state_dict(),
+            "skipped": [self.skipped_steps, self._skipped_in_a_row],
+            "unlogged": gather_object([unlogged]),  # of every process
+        }
+        path = self._state_file(output_dir)
+        if self.args.should_save or path.name != checkpoints.RL_STATE:
+            path.parent.mkdir(parents=True, exist_ok=True)  # process 0 may not have come to it
+            torch.save(state, path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take it all up again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._state_file(checkpoint)
+        if not path.is_file():
+            logger.warning("%s is missing: discriminator and memory start anew", path)
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self.appraiser.load_state_dict(state)
+        self.skipped_steps, self._skipped_in_a_row = state["skipped"]
+        if len(state["unlogged"]) == self.args.world_size:
+            self._carried = state["unlogged"][self.args.process_index]
+            self.meter.load_state_dict(self._carried["figures"])
+
+    def _state_file(self, folder: str) -> Path:
+        """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""
+        a = self.args
+        alone = a.memory_batches and not a.pool_other_processes and a.process_index
+        return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else checkpoints.RL_STATE)
+
+    def _compare_launches(self, checkpoint: Path) -> None:
+        """Say what cannot be taken up exactly by another number of processes.
+
+        Raises:
+            ValueError: only one of the launches, then and now, is DeepSpeed's, or their numbers of processes differ.
+        """
+        of_deepspeed = any(checkpoint.glob("global_step*"))
+        how = "with" if of_deepspeed else "without"
+        if of_deepspeed != self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{checkpoint} was written {how} DeepSpeed, whose optimisers have a form of "
+                "their own. Launch the run as it was launched then, or begin a new training from its weights with "
+                f"--model_name_or_path {checkpoint}."
+            )
+        then, now = checkpoints.processes_of(checkpoint), self.args.world_size
+        if then is None or then == now:
+            return
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{checkpoint} was written by {then} processes and there are {now}: DeepSpeed divides the state of "
+                f"its optimiser among {then}. Start {then}, or begin a new training from its weights with "
+                f"--model_name_or_path {checkpoint}."
+            )
+        logger.warning(
+            "%s was written by %d processes and there are %d now. Weights, optimiser, schedule, discriminator, memory "
+            "and step are taken up as they were. Not exact: the random numbers of the rollouts (each process has its "
+            "own); the next log line, which covers the steps from here on; and the order of the images, unless "
+            "per_device_train_batch_size was changed so that the global batch is what it was.",
+            checkpoint, then, now,
+        )  # fmt: skip

@@ -1,0 +1,113 @@
+"""A step whose rewards or loss are NaN or infinite is left out and counted; a run of such steps ends the training."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import TrainerCallback
+
+from hf_distinct.durable import SKIPPED_IN_A_ROW
+
+
+def flaky(*bad_calls, row=0, value=math.nan):
+    """A reward that gives one value that is not finite at some of its calls, counted from 1."""
+    calls = itertools.count(1)
+
+    def flaky(captions):
+        rewards = [len(caption) / 10 for caption in captions]
+        if next(calls) in bad_calls:
+            rewards[row] = value
+        return rewards
+
+    return flaky
+
+
+OF_TWO = {"max_steps": 3, "optim": "sgd", "memory_batches": 2, "save_strategy": "steps", "save_steps": 3}
+
+
+class Watcher(TrainerCallback):
+    """Keeps the weights and the optimiser's counts as each step left them."""
+
+    def __init__(self):
+        self.weights, self.counts = [], []
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.weights.append(tiny.weights(model))
+        self.counts.append(max(int(each["step"]) for each in optimizer.state.values()))
+
+
+def train(make_trainer, reward, **settings):
+    trainer = make_trainer(rewards=[reward], **{"max_steps": 3, "weight_decay": 0.1} | settings)
+    watcher = Watcher()
+    trainer.add_callback(watcher)
+    trainer.train()
+    return trainer, watcher
+
+
+# Row 0 is a rollout, row -1 a ground-truth caption.
+@pytest.mark.parametrize(("row", "value"), [(0, math.nan), (0, math.inf), (-1, math.nan), (-1, -math.inf)])
+def test_the_step_is_left_out_named_and_counted(make_trainer, caplog, row, value):
+    trainer, watcher = train(make_trainer, flaky(2, row=row, value=value))
+    embedding = "decoder.transformer.wte.weight"
+    assert not torch.equal(watcher.weights[1][embedding], watcher.weights[2][embedding])
+    assert all(torch.equal(watcher.weights[0][name], weight) for name, weight in watcher.weights[1].items())
+    assert watcher.counts == [1, 1, 2] and trainer.skipped_steps == 1
+    assert f"step 2 is left out: reward 'flaky' is {value} for image 'train-0-" in caplog.text
+    assert [line.get("skipped_steps") for line in trainer.state.log_history[:3]] == [None, 1, 1]
+    assert all(math.isfinite(x) for line in trainer.state.log_history for x in line.values())
+
+
+def test_one_bad_batch_of_several_that_make_a_step_voids_it(make_trainer):
+    trainer, watcher = train(make_trainer, flaky(3), gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    assert all(torch.equal(watcher.weights[0][name], weight) for name, weight in watcher.weights[1].items())
+    assert watcher.counts == [1, 1, 2] and trainer.skipped_steps == 1
+
+
+def test_a_run_of_them_ends_the_training_with_the_images(make_trainer):
+    bad = range(2, 2 + SKIPPED_IN_A_ROW)
+    trainer = make_trainer(rewards=[flaky(*bad)], max_steps=20)
+    with pytest.raises(ValueError) as caught:
+        trainer.train()
+    last = trainer.state.global_step + 1
+    assert last == 1 + SKIPPED_IN_A_ROW
+    assert f"the last one step {last} with the images train-0-" in str(caught.value)
+    assert str(caught.value).count("train-0-") == 4
+
+
+def test_one_short_of_a_run_does_not(make_trainer):
+    trainer, _ = train(make_trainer, flaky(*set(range(2, 2 + SKIPPED_IN_A_ROW)) - {4}), max_steps=8)
+    assert trainer.state.global_step == 8 and trainer.skipped_steps == SKIPPED_IN_A_ROW - 1
+
+
+def test_a_loss_that_is_not_finite_counts_too(make_trainer, caplog):
+    trainer = make_trainer(rewards=[flaky()], max_steps=20, kl_weight=0.1)
+    with torch.no_grad():
+        trainer.reference_model.decoder.transformer.h[0].mlp.c_proj.bias[0] = math.nan
+    with pytest.raises(ValueError, match=f"{SKIPPED_IN_A_ROW} steps in a row"):
+        trainer.train()
+    assert "step 1 is left out: the loss is nan" in caplog.text
+
+
+def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
+    tiny_models, make_trainer, tmp_path, run_processes, caplog
+):
+    """The reward of process 1 alone is NaN, in step 2."""
+    script = Path(__file__).parent / "nan_in_one.py"
+    run_processes(str(script), *[(tiny_models, tmp_path)] * 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for found in (first, second):
+        assert found["skipped"] == 1 and found["losses"].isnan().tolist() == [False, True, False]
+        assert all(torch.equal(found["weights"][0][name], weight) for name, weight in found["weights"][1].items())
+    assert all(torch.equal(second["weights"][2][name], weight) for name, weight in first["weights"][2].items())
+    assert any(not torch.equal(first["weights"][1][name], weight) for name, weight in first["weights"][2].items())
+
+    alone = make_trainer(tmp_path, rewards=[flaky()], **OF_TWO | {"max_steps": 4})
+    alone.train(resume_from_checkpoint="true")
+    assert "was written by 2 processes and there are 1 now" in caplog.text and "Not exact: " in caplog.text
+    assert alone.state.global_step == 4 and len(alone.step_losses) == 1 and alone.skipped_steps == 1
+    assert [len(batch["image_ids"]) for batch in alone.appraiser.memory] == [4, 4]  # of the two, and its own

@@ -1,0 +1,76 @@
+"""Which checkpoints are whole, and which one a run is taken up from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hf_distinct import checkpoints
+
+
+def write(folder: Path, step: int, *, sealed: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "global_step").mkdir(parents=True)
+    for name in ("model.safetensors", "rl_state.pt", "trainer_state.json", "global_step/shard.pt"):
+        (checkpoint / name).write_text(f"{name} of step {step}")
+    if sealed:
+        checkpoints.seal(checkpoint, processes=2)
+    return checkpoint
+
+
+def test_a_sealed_checkpoint_is_whole_and_knows_who_wrote_it(tmp_path):
+    checkpoint = write(tmp_path, 3)
+    assert checkpoints.damage(checkpoint) is None
+    assert checkpoints.processes_of(checkpoint) == 2
+    assert not list(checkpoint.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("tear", "reason"),
+    [
+        (lambda folder: (folder / "complete.json").unlink(), "never finished"),
+        (lambda folder: (folder / "complete.json").write_text('{"processes": 2, "fi'), "never finished"),
+        (lambda folder: (folder / "rl_state.pt").unlink(), "rl_state.pt is missing"),
+        (lambda folder: (folder / "global_step" / "shard.pt").write_text("of"), r"shard.pt has 2 bytes instead of 31"),
+    ],
+)
+def test_a_torn_one_is_recognised_and_the_one_before_it_is_taken(tmp_path, caplog, tear, reason):
+    whole, torn = write(tmp_path, 9), write(tmp_path, 10)  # by number, not by name
+    tear(torn)
+    for setting in ("true", "True", True, str(torn), f"{torn}/"):
+        caplog.clear()
+        assert checkpoints.choose(setting, tmp_path) == str(whole)
+        assert reason in caplog.text and "checkpoint-10" in caplog.text
+
+
+def test_a_path_is_taken_as_it_is(tmp_path):
+    first, _ = write(tmp_path, 1), write(tmp_path, 2)
+    assert checkpoints.choose(str(first), tmp_path / "elsewhere") == str(first)
+
+
+@pytest.mark.parametrize("setting", [None, False, "false", ""])
+def test_nothing_is_taken_unasked(tmp_path, setting):
+    write(tmp_path, 1)
+    assert checkpoints.choose(setting, tmp_path) is None
+
+
+def test_true_begins_anew_where_nothing_is_whole(tmp_path, caplog):
+    write(tmp_path, 1, sealed=False)
+    assert checkpoints.choose("true", tmp_path) is None
+    assert "holds no whole checkpoint" in caplog.text
+
+
+def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
+    torn, _ = write(tmp_path, 1, sealed=False), write(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"checkpoint-1 is torn: it was never finished .* no whole checkpoint before"):
+        checkpoints.choose(str(torn), tmp_path)
+    with pytest.raises(ValueError, match="checkpoint-7: there is no such folder"):
+        checkpoints.choose(str(tmp_path / "checkpoint-7"), tmp_path)
+
+
+def test_what_cannot_be_written_is_one_kind_of_error(tmp_path):
+    write(tmp_path, 4)
+    message = r"out could not be written: no space left\. .*--resume_from_checkpoint true; .*checkpoint-4 is whole"
+    with pytest.raises(OSError, match=message), checkpoints.written_to("out", tmp_path):
+        raise RuntimeError("no space\n left")
