@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
     AutoImageProcessor,
@@ -51,73 +53,110 @@ class Captioner:
             self.model: Any = VisionEncoderDecoderModel.from_pretrained(source).to(self.device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             self.image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
         check_captioner(self.model, self.tokenizer)
         self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, str) else rerank_with
         if self.scorer is not None:
             self.scorer.to(self.device)
 
-    @torch.no_grad()
     def __call__(
-        self,
-        images: Sequence[Picture],
-        num_samples: int = 0,
-        *,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: bool = False,
+        self, images: Sequence[Picture], num_samples: int = 0, **settings: Any
     ) -> list[str] | list[list[str]]:
-        """Write captions; neither order nor company of the images changes them.
-
-        Args:
-            images: PIL pictures or paths of files, of any size and mode.
-            num_samples: 0: one caption an image, by the model's own generation config, as ``pipeline`` writes it.
-                K: as many samples of each.
-            batch_size: images at a time.
-            seed: decides the samples, together with the picture and with nothing else.
-            progress: show a bar.
+        """Caption images, as :meth:`stream` does, which tells the ``settings``.
 
         Returns:
             One caption an image if there are no samples, or if CLIP chooses the sample nearest to its image; else the
             samples of each image, duplicates included.
 
         Raises:
-            ValueError: if a picture cannot be decoded (it is named), or CLIP has nothing to choose from.
+            ValueError: an image cannot be decoded (it is named), or CLIP has nothing to choose from.
+        """
+        captions: list[Any] = []
+        for said in self.stream(images, num_samples, **settings):
+            if isinstance(said, ImageError):
+                raise said
+            captions.append(said)
+        return captions
+
+    def stream(
+        self,
+        images: Sequence[Picture],
+        num_samples: int = 0,
+        *,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+        progress: bool = False,
+    ) -> Iterator[str | list[str] | ImageError]:
+        """Caption images one after the other; one that cannot be decoded gives its error in its place.
+
+        What is said of an image depends on that image alone, not on the order, the company or the size of the batch it
+        comes in; but where two words are equally likely to within the rounding of float32, a batch of another shape
+        may round to the other one.
+
+        Args:
+            images: PIL pictures or paths of files, of any size and mode.
+            num_samples: 0: one caption an image, greedy or by beam search as the model's generation config says. K: as
+                many samples of each, from the whole of the model's distribution.
+            batch_size: images at a time.
+            seed: decides the samples, together with the image and with nothing else.
+            num_workers: processes that read images while others are captioned; 0: it waits for them.
+            progress: show a bar.
+
+        Raises:
+            ValueError: CLIP has nothing to choose from, or a number is out of its range.
         """
         if num_samples < 0 or batch_size < 1:
             raise ValueError(f"num_samples={num_samples} must not be negative, batch_size={batch_size} be at least 1")
         if self.scorer is not None and not num_samples:
             raise ValueError("rerank_with chooses among samples: give num_samples, 10 for instance.")
-        captions: list[Any] = []
-        bar = tqdm(total=len(images), desc="captioning", unit="image", disable=not progress)
-        for start in range(0, len(images), batch_size):
-            batch = [open_picture(image, start + i) for i, image in enumerate(images[start : start + batch_size])]
-            pixels = to_pixel_values(batch, self.image_processor).to(self.device)
-            if num_samples:
-                samples = self._sample(pixels, num_samples, seed)
-                captions += samples if self.scorer is None else self._choose(batch, samples)
-            else:
-                captions += decode(self.tokenizer, self.model.generate(pixels))
-            bar.update(len(batch))
-        bar.close()
-        return captions
+        batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+        loader: DataLoader[Any] = DataLoader(
+            _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform),
+            sampler=batches,
+            batch_size=None,
+            num_workers=min(num_workers, len(batches)),
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        return self._stream(
+            loader, num_samples, seed, tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress)
+        )
+
+    def _stream(self, loader: DataLoader[Any], num_samples: int, seed: int, bar: Any) -> Iterator[Any]:
+        with bar:
+            for batch in loader:
+                said = iter(self._write(batch, num_samples, seed))
+                for error in batch.errors:
+                    yield error or next(said)
+                bar.update(len(batch.errors))
+
+    @torch.no_grad()
+    def _write(self, batch: _Batch, num_samples: int, seed: int) -> list[str] | list[list[str]]:
+        """What is said of the images of a batch that could be decoded."""
+        if batch.pixel_values is None:
+            return []
+        if not num_samples:
+            pixels = batch.pixel_values.to(self.device)
+            return decode(self.tokenizer, self.model.generate(pixels, do_sample=False, num_return_sequences=1))
+        samples = self._sample(batch.pixel_values, num_samples, seed)
+        return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
 
     def _sample(self, pixels: Tensor, count: int, seed: int) -> list[list[str]]:
-        """Count samples of each image."""
-        digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels.cpu()]
+        """Samples of each image, ``count`` of them."""
+        digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
-        hidden = self.model.encoder(pixels).last_hidden_state.repeat_interleave(count, dim=0)
+        hidden = self.model.encoder(pixels.to(self.device)).last_hidden_state.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
         labels = generate_labels(self.model, hidden, config, LogitsProcessorList([GumbelNoise(seeds)]))
         texts = decode(self.tokenizer, labels)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
-    def _choose(self, images: list[Image.Image], samples: list[list[str]]) -> list[str]:
+    def _choose(self, clip_pixels: Tensor, samples: list[list[str]]) -> list[str]:
         """The sample of each image that CLIP finds nearest to it."""
         assert self.scorer is not None
-        seen = self.scorer.encode_images(torch.stack([self.scorer.transform(image) for image in images]))
-        said = self.scorer.encode_texts([text for texts in samples for text in texts]).unflatten(0, (len(images), -1))
+        seen = self.scorer.encode_images(clip_pixels)
+        said = self.scorer.encode_texts([text for texts in samples for text in texts]).unflatten(0, (len(seen), -1))
         best = torch.einsum("nd,nkd->nk", seen, said).argmax(dim=1).tolist()
         return [texts[place] for texts, place in zip(samples, best, strict=True)]
 
@@ -154,9 +193,9 @@ def caption(
     Args:
         images: one picture or several, as PIL pictures or paths.
         model: a Hub id, or the folder that a training left behind.
-        num_samples: 0: the caption that ``pipeline`` writes; K: as many samples of each picture.
+        num_samples: 0: one caption of each; K: as many samples of each.
         rerank_with: the CLIP that chooses among the samples.
-        settings: ``batch_size``, ``seed``, ``progress``.
+        settings: ``batch_size``, ``seed``, ``num_workers``, ``progress``.
 
     Returns:
         For one picture its caption (or its samples), for several a list of those.
@@ -174,15 +213,46 @@ def caption(
     return captioner(images, num_samples, **settings)
 
 
-def open_picture(image: Picture, place: int) -> Image.Image:
-    """One picture as RGB; ``place`` names it where it has no path.
+@dataclass
+class _Batch:
+    """Images that are ready for the captioner.
 
-    Raises:
-        ImageError: it cannot be decoded.
+    Attributes:
+        errors: for each image why it could not be decoded, or None.
+        pixel_values: the others as the captioner wants them, ``(N, 3, H, W)``; None where there are none.
+        clip_pixels: and as CLIP does; None where it has nothing to choose.
     """
-    if isinstance(image, Image.Image):
-        try:
-            return decode_image(image)
-        except ImageError as error:
-            raise ImageError(f"image {place} of the list: {error}") from error
-    return decode_image({"path": os.fspath(image), "bytes": None})
+
+    errors: list[ImageError | None]
+    pixel_values: Tensor | None = None
+    clip_pixels: Tensor | None = None
+
+
+class _PreparedBatches(torch.utils.data.Dataset):
+    """Ranges of images, decoded and scaled; in another process, if there is one."""
+
+    def __init__(self, images: Sequence[Picture], image_processor: Any, transform: Any) -> None:
+        self.images, self.image_processor, self.transform = images, image_processor, transform
+
+    def __getitem__(self, rows: range) -> _Batch:
+        decoded, batch = [], _Batch(errors=[])
+        for row in rows:
+            try:
+                decoded.append(_decoded(self.images[row], row))
+                batch.errors.append(None)
+            except ImageError as error:
+                batch.errors.append(error)
+        if decoded:
+            batch.pixel_values = to_pixel_values(decoded, self.image_processor)
+            if self.transform is not None:
+                batch.clip_pixels = torch.stack([self.transform(image) for image in decoded])
+        return batch
+
+
+def _decoded(image: Picture, row: int) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return decode_image({"path": os.fspath(image), "bytes": None})
+    try:
+        return decode_image(image)
+    except ImageError as error:
+        raise ImageError(f"image {row} of the list: {error}") from error

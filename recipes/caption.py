@@ -4,7 +4,7 @@
     python recipes/caption.py FOLDER --model user/name --num_samples 10 --rerank_with ViT-B-32:openai
 
 Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html to look at.
-Pictures that cannot be read are left out and named.
+Pictures that cannot be read are named and left out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.captioning import Captioner, open_picture
-from hf_distinct.data.images import ImageError
+from hf_distinct.captioning import Captioner
+from hf_distinct.data.images import ImageError, picture_files
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
+from hf_distinct.scorer import load_clip, shipped
 
 logger = logging.getLogger("caption")
 
@@ -31,54 +32,61 @@ class Settings:
     """Which pictures, by which captioner."""
 
     folder: str = field(metadata={"help": "Pictures; those in folders below it too."})
-    model: str = field(metadata={"help": "The captioner: a folder, or a Hub id."})
+    model: str | None = field(
+        default=None, metadata={"help": "The captioner: a folder, or a Hub id; none: the shipped one."}
+    )
     output_dir: str = field(default="outputs/captions", metadata={"help": "Where captions.jsonl and .html go."})
     num_samples: int = field(default=0, metadata={"help": "Samples of each picture; 0: the one best caption."})
-    rerank_with: str | None = field(default=None, metadata={"help": "The CLIP that chooses among the samples."})
+    rerank_with: str | None = field(
+        default=None,
+        metadata={"help": "The CLIP that chooses among samples: NAME:TAG, a folder, or a shipped one's name."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
+    num_workers: int = field(
+        default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that read pictures beside the captioner."}
+    )
     seed: int = field(default=0, metadata={"help": "Of the samples."})
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The files that PIL may be able to read, by name."""
-    Image.init()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.EXTENSION and path.is_file())
-    if not found:
-        raise ValueError(f"{folder} holds no pictures")
-    return found
+def parse() -> Settings:
+    """The settings; what comes first is the folder, unless it is a YAML file."""
+    argv = sys.argv[1:]
+    if argv and not argv[0].startswith("-") and Path(argv[0]).suffix not in (".yaml", ".yml"):
+        argv = ["--folder", *argv]
+    return parse_settings(Settings, argv=argv, description=__doc__)[0]
 
 
 def main() -> None:
     """Write captions and sheet."""
-    argv = sys.argv[1:]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--folder", *argv]
-    (settings,) = parse_settings(Settings, argv=argv, description=__doc__)
+    settings = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, output = Path(settings.folder), Path(settings.output_dir)
-    paths = pictures_in(folder)
-    captioner = Captioner(settings.model, settings.rerank_with)
-    output.mkdir(parents=True, exist_ok=True)
-
-    readable = []
-    for path in paths:
-        try:
-            open_picture(path, 0)
-        except ImageError as error:
-            logger.warning("left out: %s", error)
-        else:
-            readable.append(path)
-    captions = captioner(
-        readable, settings.num_samples, batch_size=settings.batch_size, seed=settings.seed, progress=True
+    pictures = picture_files(folder)
+    scorer = load_clip(settings.rerank_with) if settings.rerank_with else None
+    captioner = Captioner(settings.model or shipped("captioner"), scorer)
+    stream = captioner.stream(
+        pictures,
+        settings.num_samples,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+        progress=True,
     )
-    with open(output / "captions.jsonl", "w", encoding="utf-8") as lines:
-        for path, said in zip(readable, captions, strict=True):
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[str, str | list[str]]] = []
+    with open(output / "captions.jsonl", "w", encoding="utf-8") as lines, logging_redirect_tqdm():
+        for path, said in zip(pictures, stream, strict=True):
+            if isinstance(said, ImageError):
+                logger.warning("left out: %s", said)
+                continue
             key = "caption" if isinstance(said, str) else "captions"
             lines.write(json.dumps({"file_name": path.relative_to(folder).as_posix(), key: said}) + "\n")
-    rows = [(os.path.relpath(path, output), said) for path, said in zip(readable, captions, strict=True)]
-    write_caption_sheet(rows, output / "captions.html", title=f"Captions of {folder.name}")
-    left_out = f" ({len(paths) - len(readable)} left out)" if len(readable) < len(paths) else ""
-    print(f"{len(readable)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")  # noqa: T201
+            rows.append((os.path.relpath(path, output), said))
+    if not rows:
+        raise ValueError(f"none of the {len(pictures)} pictures in {folder} can be read")
+    write_caption_sheet(rows, output / "captions.html", title=f"Captions of {folder.resolve().name}")
+    left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
+    print(f"{len(rows)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 from transformers import pipeline
 
 import hf_distinct
 from hf_distinct.captioning import Captioner, GumbelNoise
-
-ROOT = Path(__file__).parent.parent
+from hf_distinct.data.images import ImageError
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,46 @@ def test_captions_are_those_of_the_pipeline(captioner, pictures, tiny_models):
     assert captioner(pictures, batch_size=4) == [found[0]["generated_text"].strip() for found in theirs]
 
 
-def test_neither_order_nor_company_changes_a_caption_or_a_sample(captioner, pictures):
-    for count in (0, 3):
-        there = captioner(pictures, count, batch_size=4)
-        back = captioner(pictures[::-1], count, batch_size=5)
-        alone = [captioner([picture], count)[0] for picture in pictures]
-        assert there == back[::-1] == alone
+@pytest.mark.parametrize("how", ["greedy", "beams", "beams, the first that end", "samples"])
+def test_neither_order_nor_company_nor_size_of_the_batch_changes_what_is_said(how):
+    # The shipped captioner, whose captions differ in length and are not all alike.
+    captioner, pictures = Captioner(hf_distinct.shipped("captioner")), hf_distinct.emoji_scenes("test", 24)["image"]
+    if how.startswith("beams"):
+        captioner.model.generation_config.update(num_beams=3, early_stopping=how != "beams")
+    count = 2 if how == "samples" else 0
+    there = captioner(pictures, count, batch_size=24)
+    back = captioner(pictures[::-1], count, batch_size=5)
+    alone = captioner(pictures, count, batch_size=1)
+    assert there == back[::-1] == alone
+    assert len(set(map(str, there))) > 12
+
+
+def test_a_captioner_that_would_rather_sample_writes_its_best_caption(pictures, tiny_models):
+    captioner = Captioner(tiny_models / "captioner")
+    best = captioner(pictures)
+    captioner.model.generation_config.update(do_sample=True, num_return_sequences=2)
+    assert captioner(pictures) == best
+
+
+def test_pictures_read_by_other_processes_get_the_same_captions(captioner, pictures):
+    assert captioner(pictures, 2, batch_size=4, num_workers=2) == captioner(pictures, 2)
+
+
+def test_a_picture_that_cannot_be_read_gives_its_error_in_its_place(captioner, pictures, tmp_path):
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    broken = [tmp_path / "b.png", pictures[0], pictures[1], Image.new("RGB", (1, 500)), pictures[2]]
+    found = list(captioner.stream(broken, batch_size=3, progress=False))
+    assert found[1:3] + found[4:] == captioner(pictures[:3])
+    assert isinstance(found[0], ImageError) and "b.png" in str(found[0])
+    assert isinstance(found[3], ImageError) and "image 3 of the list" in str(found[3])
+    assert all(isinstance(each, ImageError) for each in captioner.stream(broken[:1]))
+
+
+def test_a_bar_shows_how_far_it_is(captioner, pictures, capsys):
+    captioner(pictures, batch_size=5, progress=True)
+    assert f"{len(pictures)}/{len(pictures)}" in capsys.readouterr().err
+    captioner(pictures)
+    assert not capsys.readouterr().err
 
 
 def test_another_seed_gives_other_samples_and_the_same_captions(captioner, pictures):
@@ -86,21 +116,3 @@ def test_what_cannot_be_done_is_said(captioner, tiny_models, tmp_path):
         Captioner(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="batch_size=0"):
         captioner([], batch_size=0)
-
-
-def test_a_folder_becomes_lines_and_a_sheet(pictures, tiny_models, tmp_path):
-    folder, output = tmp_path / "a & b", tmp_path / "out"
-    (folder / "deep").mkdir(parents=True)
-    for number, picture in enumerate(pictures[:3]):
-        picture.save(folder / ("deep" if number else ".") / f"{number}.PNG")
-    (folder / "torn.jpg").write_bytes(b"\xff\xd8")
-    (folder / "notes.txt").write_text("no picture")
-    command = [sys.executable, str(ROOT / "recipes" / "caption.py"), str(folder), "--output_dir", str(output)]
-    done = subprocess.run([*command, "--model", str(tiny_models / "captioner")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "torn.jpg" in done.stderr and "3 pictures (1 left out)" in done.stdout
-    lines = [json.loads(line) for line in (output / "captions.jsonl").read_text().splitlines()]
-    assert [line["file_name"] for line in lines] == ["0.PNG", "deep/1.PNG", "deep/2.PNG"]
-    assert [line["caption"] for line in lines] == hf_distinct.caption(pictures[:3], tiny_models / "captioner")
-    sheet = (output / "captions.html").read_text()
-    assert 'src="../a%20%26%20b/deep/1.PNG"' in sheet and lines[1]["caption"] in sheet

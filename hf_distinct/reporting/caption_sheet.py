@@ -34,17 +34,19 @@ def write_caption_sheet(
     if not rows:
         raise ValueError("a sheet of captions needs at least one picture.")
     figures = "\n".join(_figure(*row) for row in rows)
+    # surrogateescape: a file's name need not be UTF-8.
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"<main>\n{figures}\n</main>\n</body>\n</html>\n",
         encoding="utf-8",
+        errors="surrogateescape",
     )
 
 
 def _figure(picture: str, said: str | Sequence[str]) -> str:
     captions = [said] if isinstance(said, str) else list(said)
-    source = quote(picture.replace(os.sep, "/"))
+    source = quote(os.fsencode(picture.replace(os.sep, "/")))
     return (
         f'<figure><img loading="lazy" alt="{escape(captions[0])}" src="{escape(source)}">'
         f"<figcaption>{'<br>'.join(map(escape, captions))}<br><small>{escape(picture)}</small></figcaption></figure>"
