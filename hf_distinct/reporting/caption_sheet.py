@@ -14,6 +14,7 @@ body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; backgroun
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 24px 16px; }
 figure { margin: 0; overflow-wrap: anywhere; }
 img { display: block; width: 100%; height: 200px; object-fit: contain; background: #eee; }
+p { margin: 6px 0; }
 small { color: #444; }
 """
 
@@ -49,5 +50,6 @@ def _figure(picture: str, said: str | Sequence[str]) -> str:
     source = quote(os.fsencode(picture.replace(os.sep, "/")))
     return (
         f'<figure><img loading="lazy" alt="{escape(captions[0])}" src="{escape(source)}">'
-        f"<figcaption>{'<br>'.join(map(escape, captions))}<br><small>{escape(picture)}</small></figcaption></figure>"
+        f"<figcaption>{''.join(f'<p>{escape(each)}</p>' for each in captions)}<small>{escape(picture)}</small>"
+        "</figcaption></figure>"
     )

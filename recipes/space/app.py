@@ -24,7 +24,7 @@ from hf_distinct.data.images import ImageError, decode_image, picture_files
 from hf_distinct.scorer import ClipScorer, load_clip, shipped
 
 SAMPLES = 10
-FOUND, EXAMPLES = 10, 15
+FOUND, EXAMPLES = 10, 20
 ROUNDING = 1e-5  # of a picture's embedding, alone or in a batch
 Picture = Image.Image
 
@@ -136,22 +136,23 @@ def build(settings: Settings) -> gr.Blocks:
         gr.Markdown(
             "# Distinctive captions\nA caption is distinctive if its picture can be found by it, among others."
         )
-        with gr.Tab("Before and after"), gr.Row():
-            with gr.Column():
+        with gr.Tab("Before and after"):
+            with gr.Row():
                 # PNG: what is picked below is captioned as it hangs in the gallery.
-                picture = gr.Image(type="pil", image_mode=None, format="png", label="Picture", height=240)
-                some = gr.Gallery(examples, label="From the gallery", columns=5, allow_preview=False)
-            said: list[gr.Textbox] = []
-            for name in captioners:
-                with gr.Column():
-                    said.append(gr.Textbox(label=name, lines=3))
-                    said.append(gr.Textbox(label="CLIP finds the picture by it at place"))
+                picture = gr.Image(type="pil", image_mode=None, format="png", label="Picture", height=280)
+                said: list[gr.Textbox] = []
+                for name in captioners:
+                    with gr.Column():
+                        said.append(gr.Textbox(label=name, lines=3))
+                        said.append(gr.Textbox(label="CLIP finds the picture by it at place"))
+            gr.Markdown("Give it a picture, or take one from the gallery:")
+            some = gr.Gallery(examples, show_label=False, columns=10, height="auto", allow_preview=False)
             some.select(pick, None, picture)
             picture.change(describe, picture, said, api_name="describe")
         with gr.Tab("Find a picture"):
-            caption = gr.Textbox(label="Caption", placeholder="what singles it out")
+            caption = gr.Textbox(label="Caption", info="The pictures nearest to it come first, with their cosines.")
             button = gr.Button("Find", variant="primary")
-            found = gr.Gallery(label="Nearest first, with cosines", columns=5, object_fit="contain")
+            found = gr.Gallery(show_label=False, columns=5, height="auto", object_fit="contain")
             gr.on([caption.submit, button.click], find, caption, found, api_name="find")
     return app
 

@@ -34,7 +34,7 @@ def look(page: Page, output: Path) -> None:
     page.screenshot(path=output / "before_and_after.png")
 
     page.get_by_role("tab", name="Find a picture").click()
-    page.get_by_label("Caption", exact=True).fill(said[2])
+    page.get_by_role("textbox", name="Caption").fill(said[2])
     page.keyboard.press("Enter")
     found = page.get_by_role("tabpanel").locator(".thumbnail-item img:visible")
     expect(found).to_have_count(10, timeout=60_000)
