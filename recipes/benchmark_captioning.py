@@ -3,7 +3,7 @@
     python recipes/benchmark_captioning.py                                     # 1,000 emoji scenes, as PNG files
     python recipes/benchmark_captioning.py --folder FOLDER --model user/name   # pictures and captioner of your own
 
-All ways take turns of 200 pictures in one run, so that what else the machine does meets them all. Seconds are those of
+All ways take turns of 64 pictures in one run, so that what else the machine does meets them all. Seconds are those of
 the clock and, behind them, of the processor. transformers 5 has no pipeline for captioners; this needs 4.57.
 """
 
@@ -23,7 +23,7 @@ from hf_distinct import Captioner, emoji_scenes, shipped
 from hf_distinct.arguments import clear_errors
 from hf_distinct.data.images import picture_files
 
-TURN = 200
+TURN = 64
 ALONE, BATCHED, OURS, READ_AHEAD = "pipeline as it is", "pipeline, batched", "caption", "caption, read ahead"
 
 
