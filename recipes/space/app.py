@@ -41,7 +41,7 @@ class Settings:
         metadata={"help": f"And after; none: of {SAMPLES} samples from before, the one that CLIP chooses."},
     )
     scorer: str = field(
-        default="scorer", metadata={"help": "The CLIP: NAME:TAG, a folder, hf-hub:ID, or a shipped one's name."}
+        default="truth_scorer", metadata={"help": "The CLIP: NAME:TAG, a folder, hf-hub:ID, or a shipped one's name."}
     )
     gallery: str | None = field(default=None, metadata={"help": "A folder of pictures; none: emoji scenes."})
     size: int = field(default=200, metadata={"help": "Pictures in the gallery."})
@@ -146,7 +146,7 @@ def build(settings: Settings) -> gr.Blocks:
                         said.append(gr.Textbox(label=name, lines=3))
                         said.append(gr.Textbox(label="CLIP finds the picture by it at place"))
             gr.Markdown("Give it a picture, or take one from the gallery:")
-            some = gr.Gallery(examples, show_label=False, columns=10, height="auto", allow_preview=False)
+            some = gr.Gallery(examples, show_label=False, columns=10, height=280, allow_preview=False)
             some.select(pick, None, picture)
             picture.change(describe, picture, said, api_name="describe")
         with gr.Tab("Find a picture"):
