@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .captioning import Captioner, caption
     from .config import RLCaptionConfig
     from .data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours
     from .data.emoji_scenes import emoji_scenes
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CaptionCollator",
+    "Captioner",
     "ClipScorer",
     "ContrastiveReward",
     "Discriminator",
@@ -33,6 +35,7 @@ __all__ = [
     "RLCaptionTrainer",
     "Reward",
     "RewardBatch",
+    "caption",
     "caption_metrics",
     "embed_dataset",
     "emoji_scenes",
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "captioning": ["Captioner", "caption"],
     "config": ["RLCaptionConfig"],
     "data": ["CaptionCollator", "embed_dataset", "ensure_splits", "load_captions", "mine_neighbours"],
     "data.emoji_scenes": ["emoji_scenes"],

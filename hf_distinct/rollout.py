@@ -12,7 +12,13 @@ from accelerate.accelerator import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BaseImageProcessor, GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import (
+    BaseImageProcessor,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    VisionEncoderDecoderModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.data.hashing import stable_hash
@@ -92,7 +98,10 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
 
 
 def generate_labels(
-    model: VisionEncoderDecoderModel, encoder_hidden_states: Tensor, generation_config: GenerationConfig
+    model: VisionEncoderDecoderModel,
+    encoder_hidden_states: Tensor,
+    generation_config: GenerationConfig,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> Tensor:
     """Write captions from encoded images; the encoder is not called.
 
@@ -100,6 +109,7 @@ def generate_labels(
         model: the captioner, unwrapped, in eval mode.
         encoder_hidden_states: ``(B, S, H)``.
         generation_config: ``num_return_sequences`` K captions an image.
+        logits_processor: as `generate` takes it.
 
     Returns:
         Token ids ``(B * K, L)``, the end token included, -100 behind it.
@@ -112,6 +122,7 @@ def generate_labels(
             sequences = model.generate(
                 encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
                 generation_config=generation_config,
+                logits_processor=logits_processor,
                 synced_gpus=False,  # see generation_ready
             )
     finally:

@@ -174,6 +174,11 @@ class ClipScorer:
         return F.normalize(torch.cat(features).float(), dim=-1)
 
 
+def load_clip(name: str) -> ClipScorer:
+    """A shipped CLIP by its short name (``"scorer"``, ``"judge"``), or whatever [`ClipScorer`] loads."""
+    return ClipScorer(shipped(name) if (SHIPPED / name).is_dir() else name)
+
+
 def save_open_clip(
     model: nn.Module, folder: str | Path, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]
 ) -> None:

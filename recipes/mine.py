@@ -33,7 +33,7 @@ from hf_distinct.data.scorer_check import ScorerCheck, check_scorer
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
-from hf_distinct.scorer import SHIPPED, ClipScorer, shipped
+from hf_distinct.scorer import load_clip
 
 STATISTICS, SHEET = "statistics.json", "neighbours.html"
 SHEET_ROWS = 24
@@ -127,8 +127,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_distinct").setLevel(logging.INFO if process.is_main_process else logging.ERROR)
     output = Path(settings.output_dir)
-    name = shipped(settings.scorer) if (SHIPPED / settings.scorer).is_dir() else settings.scorer
-    scorer = ClipScorer(name, device=process.device)
+    scorer = load_clip(settings.scorer).to(process.device)
     dataset, embeddings = embed_dataset(
         load_train(settings), scorer, output, settings.batch_size, settings.strict, settings.num_workers
     )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_distinct.scorer import ClipScorer, clean_caption, encode_token_ids, save_open_clip, shipped
+from hf_distinct.scorer import ClipScorer, clean_caption, encode_token_ids, load_clip, save_open_clip, shipped
 
 PREPROCESS = {
     "mean": [0.5] * 3, "std": [0.5] * 3, "size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"
@@ -218,3 +218,8 @@ def test_folders_that_hold_no_whole_model(folder, tmp_path, damage):
 def test_a_model_that_is_not_shipped():
     with pytest.raises(ValueError, match="ships no model 'oracle'"):
         shipped("oracle")
+
+
+def test_a_shipped_clip_loads_by_its_short_name_and_others_by_theirs(folder):
+    assert load_clip("scorer").name == shipped("scorer")
+    assert load_clip(str(folder)).name == str(folder)

@@ -1,18 +1,23 @@
-"""Decoding pictures: any mode that PIL reads becomes RGB, and any failure becomes one kind of error."""
+"""Finding and decoding pictures: any mode that PIL reads becomes RGB, and any failure becomes one kind of error."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BaseImageProcessor
+
+logger = logging.get_logger(__name__)
 
 # A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
 MAX_ASPECT_RATIO = 200
@@ -20,6 +25,24 @@ MAX_ASPECT_RATIO = 200
 
 class ImageError(ValueError):
     """A picture that cannot be decoded; the message says why and, where known, names the file."""
+
+
+def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the files in a folder and below it, by path, whose names end like those of pictures that PIL reads.
+
+    Raises:
+        ValueError: It is no folder, or holds none.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder")
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    found = [path for path in files if path.suffix.lower() in endings]
+    if not found:
+        raise ValueError(f"{folder} holds no pictures: of {len(files)} files, none has a name that ends like one")
+    if len(found) < len(files):
+        logger.info(f"{folder}: of {len(files)} files, {len(found)} have names that end like pictures")
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

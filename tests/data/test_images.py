@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_distinct.data.images import MAX_ASPECT_RATIO, ImageError, decode_image, to_rgb
+from hf_distinct.data.images import MAX_ASPECT_RATIO, ImageError, decode_image, picture_files, to_rgb
 
 
 def pixel(image: Image.Image) -> tuple[int, ...]:
@@ -125,3 +125,22 @@ def test_extreme_shapes_are_refused():
     for size in [(MAX_ASPECT_RATIO + 1, 1), (1, 2 * MAX_ASPECT_RATIO)]:
         with pytest.raises(ImageError, match="one side is more than"):
             decode_image(encoded(Image.new("RGB", size)))
+
+
+def test_pictures_are_found_at_any_depth_by_the_ends_of_their_names(tmp_path):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("z.png", "b/a.JPG", "b/c/a.tiff", "b/a.txt", "b/a.pdf", "png"):  # PIL writes PDF, but reads none
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)] == [
+        "b/a.JPG", "b/c/a.tiff", "z.png"
+    ]  # fmt: skip
+
+
+def test_a_folder_without_pictures_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no pictures: of 1 files, none"):
+        picture_files(tmp_path)
+    for nothing in (tmp_path / "a.txt", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=f"{nothing} is no folder"):
+            picture_files(nothing)

@@ -1,0 +1,258 @@
+"""Captions for pictures: what a trained captioner is for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    VisionEncoderDecoderModel,
+)
+
+from hf_distinct.data.hashing import stable_hash
+from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
+from hf_distinct.scorer import ClipScorer
+
+Picture = Image.Image | str | os.PathLike[str]
+
+
+class Captioner:
+    """A trained captioner with its tokenizer and image processor, ready to write.
+
+    Args:
+        model: a Hub id, or the folder that a training left behind.
+        rerank_with: the CLIP that chooses among samples: a [`ClipScorer`], or what it takes as its name.
+        device: where it runs; none: a GPU if there is one.
+
+    Raises:
+        ValueError: if either cannot be loaded, or the model is no captioner.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        rerank_with: str | ClipScorer | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        source = os.fspath(model)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.model: Any = VisionEncoderDecoderModel.from_pretrained(source).to(self.device).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self.image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
+        check_captioner(self.model, self.tokenizer)
+        self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, str) else rerank_with
+        if self.scorer is not None:
+            self.scorer.to(self.device)
+
+    def __call__(
+        self, images: Sequence[Picture], num_samples: int = 0, **settings: Any
+    ) -> list[str] | list[list[str]]:
+        """Caption images, as :meth:`stream` does, which tells the ``settings``.
+
+        Returns:
+            One caption an image if there are no samples, or if CLIP chooses the sample nearest to its image; else the
+            samples of each image, duplicates included.
+
+        Raises:
+            ValueError: an image cannot be decoded (it is named), or CLIP has nothing to choose from.
+        """
+        captions: list[Any] = []
+        for said in self.stream(images, num_samples, **settings):
+            if isinstance(said, ImageError):
+                raise said
+            captions.append(said)
+        return captions
+
+    def stream(
+        self,
+        images: Sequence[Picture],
+        num_samples: int = 0,
+        *,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+        progress: bool = False,
+    ) -> Iterator[str | list[str] | ImageError]:
+        """Caption images one after the other; one that cannot be decoded gives its error in its place.
+
+        What is said of an image depends on that image alone, not on the order, the company or the size of the batch it
+        comes in; but where two words are equally likely to within the rounding of float32, a batch of another shape
+        may round to the other one.
+
+        Args:
+            images: PIL pictures or paths of files, of any size and mode.
+            num_samples: 0: one caption an image, greedy or by beam search as the model's generation config says. K: as
+                many samples of each, from the whole of the model's distribution.
+            batch_size: images at a time.
+            seed: decides the samples, together with the image and with nothing else.
+            num_workers: processes that read images while others are captioned; 0: it waits for them.
+            progress: show a bar.
+
+        Raises:
+            ValueError: CLIP has nothing to choose from, or a number is out of its range.
+        """
+        if num_samples < 0 or batch_size < 1:
+            raise ValueError(f"num_samples={num_samples} must not be negative, batch_size={batch_size} be at least 1")
+        if self.scorer is not None and not num_samples:
+            raise ValueError("rerank_with chooses among samples: give num_samples, 10 for instance.")
+        batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+        loader: DataLoader[Any] = DataLoader(
+            _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform),
+            sampler=batches,
+            batch_size=None,
+            num_workers=min(num_workers, len(batches)),
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        return self._stream(
+            loader, num_samples, seed, tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress)
+        )
+
+    def _stream(self, loader: DataLoader[Any], num_samples: int, seed: int, bar: Any) -> Iterator[Any]:
+        with bar:
+            for batch in loader:
+                said = iter(self._write(batch, num_samples, seed))
+                for error in batch.errors:
+                    yield error or next(said)
+                bar.update(len(batch.errors))
+
+    @torch.no_grad()
+    def _write(self, batch: _Batch, num_samples: int, seed: int) -> list[str] | list[list[str]]:
+        """What is said of the images of a batch that could be decoded."""
+        if batch.pixel_values is None:
+            return []
+        if not num_samples:
+            pixels = batch.pixel_values.to(self.device)
+            return decode(self.tokenizer, self.model.generate(pixels, do_sample=False, num_return_sequences=1))
+        samples = self._sample(batch.pixel_values, num_samples, seed)
+        return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
+
+    def _sample(self, pixels: Tensor, count: int, seed: int) -> list[list[str]]:
+        """Samples of each image, ``count`` of them."""
+        digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
+        seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
+        hidden = self.model.encoder(pixels.to(self.device)).last_hidden_state.repeat_interleave(count, dim=0)
+        config = rollout_config(self.model, do_sample=False)
+        labels = generate_labels(self.model, hidden, config, LogitsProcessorList([GumbelNoise(seeds)]))
+        texts = decode(self.tokenizer, labels)
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def _choose(self, clip_pixels: Tensor, samples: list[list[str]]) -> list[str]:
+        """The sample of each image that CLIP finds nearest to it."""
+        assert self.scorer is not None
+        seen = self.scorer.encode_images(clip_pixels)
+        said = self.scorer.encode_texts([text for texts in samples for text in texts]).unflatten(0, (len(seen), -1))
+        best = torch.einsum("nd,nkd->nk", seen, said).argmax(dim=1).tolist()
+        return [texts[place] for texts, place in zip(samples, best, strict=True)]
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes of greedy decoding a sample: the largest of logits plus Gumbel noise is a draw from their softmax.
+
+    `generate`'s own samples come from one stream of random numbers, so that a picture's captions would depend on the
+    pictures beside it. Here each row has its own.
+
+    Args:
+        seeds: one a row, any 64-bit integers.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Add noise to logits ``(N, V)``."""
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self.generators])
+        noise = -(-uniform.clamp_min(torch.finfo().tiny).log()).log()
+        return scores + noise.to(scores)
+
+
+def caption(
+    images: Picture | Sequence[Picture],
+    model: str | os.PathLike[str],
+    num_samples: int = 0,
+    rerank_with: str | ClipScorer | None = None,
+    **settings: Any,
+) -> Any:
+    """Caption pictures; [`Captioner`], which does it, loads its models once for many calls.
+
+    Args:
+        images: one picture or several, as PIL pictures or paths.
+        model: a Hub id, or the folder that a training left behind.
+        num_samples: 0: one caption of each; K: as many samples of each.
+        rerank_with: the CLIP that chooses among the samples.
+        settings: ``batch_size``, ``seed``, ``num_workers``, ``progress``.
+
+    Returns:
+        For one picture its caption (or its samples), for several a list of those.
+
+    Raises:
+        ValueError: see [`Captioner`].
+
+    Example:
+        >>> hf_distinct.caption("surfer.jpg", model="outputs/quickstart")  # doctest: +SKIP
+        'a surfer in a red suit under a wave as high as a house'
+    """
+    captioner = Captioner(model, rerank_with)
+    if isinstance(images, (Image.Image, str, os.PathLike)):
+        return captioner([images], num_samples, **settings)[0]
+    return captioner(images, num_samples, **settings)
+
+
+@dataclass
+class _Batch:
+    """Images that are ready for the captioner.
+
+    Attributes:
+        errors: for each image why it could not be decoded, or None.
+        pixel_values: the others as the captioner wants them, ``(N, 3, H, W)``; None where there are none.
+        clip_pixels: and as CLIP does; None where it has nothing to choose.
+    """
+
+    errors: list[ImageError | None]
+    pixel_values: Tensor | None = None
+    clip_pixels: Tensor | None = None
+
+
+class _PreparedBatches(torch.utils.data.Dataset):
+    """Ranges of images, decoded and scaled; in another process, if there is one."""
+
+    def __init__(self, images: Sequence[Picture], image_processor: Any, transform: Any) -> None:
+        self.images, self.image_processor, self.transform = images, image_processor, transform
+
+    def __getitem__(self, rows: range) -> _Batch:
+        decoded, batch = [], _Batch(errors=[])
+        for row in rows:
+            try:
+                decoded.append(_decoded(self.images[row], row))
+                batch.errors.append(None)
+            except ImageError as error:
+                batch.errors.append(error)
+        if decoded:
+            batch.pixel_values = to_pixel_values(decoded, self.image_processor)
+            if self.transform is not None:
+                batch.clip_pixels = torch.stack([self.transform(image) for image in decoded])
+        return batch
+
+
+def _decoded(image: Picture, row: int) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return decode_image({"path": os.fspath(image), "bytes": None})
+    try:
+        return decode_image(image)
+    except ImageError as error:
+        raise ImageError(f"image {row} of the list: {error}") from error

@@ -1,0 +1,168 @@
+"""What captioners say of a picture before and after training, and which picture a caption finds.
+
+    python recipes/space/app.py                              # the shipped captioner
+    python recipes/space/app.py --after outputs/quickstart   # beside one that you trained: a folder, or a Hub id
+
+As a Space it takes its settings from settings.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from hf_distinct import Captioner, emoji_scenes
+from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.data.images import ImageError, decode_image, picture_files
+from hf_distinct.scorer import ClipScorer, load_clip, shipped
+
+SAMPLES = 10
+FOUND, EXAMPLES = 10, 20
+ROUNDING = 1e-5  # of a picture's embedding, alone or in a batch
+Picture = Image.Image
+
+
+@dataclass
+class Settings:
+    """Which captioners, and the pictures they have to tell apart."""
+
+    before: str | None = field(
+        default=None, metadata={"help": "The captioner before training: a folder, or a Hub id; none: the shipped one."}
+    )
+    after: str | None = field(
+        default=None,
+        metadata={"help": f"And after; none: of {SAMPLES} samples from before, the one that CLIP chooses."},
+    )
+    scorer: str = field(
+        default="truth_scorer", metadata={"help": "The CLIP: NAME:TAG, a folder, hf-hub:ID, or a shipped one's name."}
+    )
+    gallery: str | None = field(default=None, metadata={"help": "A folder of pictures; none: emoji scenes."})
+    size: int = field(default=200, metadata={"help": "Pictures in the gallery."})
+
+
+class Gallery:
+    """Pictures that CLIP looks among.
+
+    Args:
+        pictures: N of them, RGB.
+        scorer: the CLIP.
+    """
+
+    def __init__(self, pictures: list[Picture], scorer: ClipScorer) -> None:
+        self.pictures, self.scorer = pictures, scorer
+        self.embeds = torch.cat([self._embed(pictures[i : i + 64]) for i in range(0, len(pictures), 64)])
+
+    def _embed(self, pictures: list[Picture]) -> torch.Tensor:
+        return self.scorer.encode_images(torch.stack([self.scorer.transform(picture) for picture in pictures]))
+
+    def find(self, caption: str, count: int = FOUND) -> list[tuple[Picture, str]]:
+        """The pictures that CLIP finds nearest to a caption, with their cosines."""
+        cosines = self.embeds @ self.scorer.encode_texts([caption])[0]
+        best = cosines.topk(min(count, len(self.pictures)))
+        return [
+            (self.pictures[row], f"{cosine:.2f}")
+            for row, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def place(self, picture: Picture, caption: str) -> int:
+        """Where a picture comes, from 1, when CLIP looks for it by a caption; it need not hang in the gallery."""
+        said = self.scorer.encode_texts([caption])[0]
+        own = self._embed([picture])[0] @ said
+        return 1 + int((self.embeds @ said > own + ROUNDING).sum())
+
+
+def pictures_of(settings: Settings) -> list[Picture]:
+    """The gallery's pictures; those of a folder by name, as far as they can be read."""
+    if settings.gallery is None:
+        return list(emoji_scenes("test_twins", settings.size)["image"])
+    pictures: list[Picture] = []
+    for path in picture_files(settings.gallery):
+        try:
+            pictures.append(decode_image({"path": str(path), "bytes": None}))
+        except ImageError as error:
+            print(f"left out: {error}")
+        if len(pictures) == settings.size:
+            break
+    return pictures
+
+
+def captioners_of(settings: Settings, scorer: ClipScorer) -> dict[str, Callable[[list[Picture]], Any]]:
+    """Who speaks, by the name above it."""
+    before = settings.before or shipped("captioner")
+    if settings.after:
+        return {"Before": Captioner(before), "After": Captioner(settings.after)}
+    chosen = Captioner(before, rerank_with=scorer)
+    return {"Before": Captioner(before), f"Best of {SAMPLES} samples": partial(chosen, num_samples=SAMPLES)}
+
+
+def build(settings: Settings) -> gr.Blocks:
+    """The app: two captions side by side, and a search."""
+    scorer = load_clip(settings.scorer)
+    gallery = Gallery(pictures_of(settings), scorer)
+    captioners = captioners_of(settings, scorer)
+
+    def describe(picture: Picture | None) -> list[str]:
+        """For each captioner what it says, and where that finds the picture."""
+        if picture is None:
+            return [""] * (2 * len(captioners))
+        try:
+            picture = decode_image(picture)
+        except ImageError as error:
+            raise gr.Error(str(error)) from error
+        shown = []
+        for captioner in captioners.values():
+            caption = captioner([picture])[0]
+            shown += [caption, f"{gallery.place(picture, caption)} among {len(gallery.pictures)}"]
+        return shown
+
+    def find(caption: str) -> list[tuple[Picture, str]]:
+        """The pictures nearest to a caption."""
+        return gallery.find(caption) if caption.strip() else []
+
+    examples = gallery.pictures[:: max(1, len(gallery.pictures) // EXAMPLES)][:EXAMPLES]
+
+    def pick(event: gr.SelectData) -> Picture:
+        """One of the examples."""
+        return examples[event.index]
+
+    with gr.Blocks(title="Distinctive captions", analytics_enabled=False) as app:
+        gr.Markdown(
+            "# Distinctive captions\nA caption is distinctive if its picture can be found by it, among others."
+        )
+        with gr.Tab("Before and after"):
+            with gr.Row():
+                # PNG: what is picked below is captioned as it hangs in the gallery.
+                picture = gr.Image(type="pil", image_mode=None, format="png", label="Picture", height=280)
+                said: list[gr.Textbox] = []
+                for name in captioners:
+                    with gr.Column():
+                        said.append(gr.Textbox(label=name, lines=3))
+                        said.append(gr.Textbox(label="CLIP finds the picture by it at place"))
+            gr.Markdown("Give it a picture, or take one from the gallery:")
+            some = gr.Gallery(examples, show_label=False, columns=10, height=280, allow_preview=False)
+            some.select(pick, None, picture)
+            picture.change(describe, picture, said, api_name="describe")
+        with gr.Tab("Find a picture"):
+            caption = gr.Textbox(label="Caption", info="The pictures nearest to it come first, with their cosines.")
+            button = gr.Button("Find", variant="primary")
+            found = gr.Gallery(show_label=False, columns=5, height="auto", object_fit="contain")
+            gr.on([caption.submit, button.click], find, caption, found, api_name="find")
+    return app
+
+
+def main() -> None:
+    """Serve it."""
+    (settings,) = parse_settings(Settings, description=__doc__, default_file=Path(__file__).with_name("settings.yaml"))
+    build(settings).launch()
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

@@ -1,0 +1,38 @@
+"""recipes/caption.py as a person runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny
+
+import hf_distinct
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "caption.py"
+
+
+def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
+    pictures = tiny.scenes(3)["image"]
+    folder, output = tmp_path / "a & b", tmp_path / "deep" / "out"
+    (folder / "deep" / "er").mkdir(parents=True)
+    pictures[0].save(folder / "0.PNG")
+    pictures[1].save(folder / "deep" / "1.PNG")
+    pictures[2].save(folder / "deep" / "er" / "2.bmp")
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8")
+    (folder / "notes.txt").write_text("no picture")
+    command = [RECIPE, folder, "--output_dir", output, "--model", tiny_models / "captioner", "--batch_size", 2]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr and "torn.jpg" in done.stderr and "4/4" in done.stderr
+    assert "of 5 files, 4 have names" in done.stderr
+    assert "3 pictures (1 left out)" in done.stdout
+    lines = [json.loads(line) for line in (output / "captions.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == ["0.PNG", "deep/1.PNG", "deep/er/2.bmp"]
+    assert [line["caption"] for line in lines] == hf_distinct.caption(pictures, tiny_models / "captioner")
+    sheet = (output / "captions.html").read_text()
+    assert 'src="../../a%20%26%20b/deep/1.PNG"' in sheet and lines[1]["caption"] in sheet
