@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .data.emoji_scenes import emoji_scenes
     from .discriminator import Discriminator
     from .evaluation import caption_metrics, retrieval_metrics
-    from .hub import push_folder, write_model_card
+    from .hub import pull, push_folder
+    from .model_card import write_model_card
     from .reporting import write_contrast_sheet
     from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
     from .scorer import ClipScorer, shipped
@@ -42,6 +43,7 @@ __all__ = [
     "ensure_splits",
     "load_captions",
     "mine_neighbours",
+    "pull",
     "push_folder",
     "resolve_reward",
     "retrieval_metrics",
@@ -57,7 +59,8 @@ _HOMES = {
     "data.emoji_scenes": ["emoji_scenes"],
     "discriminator": ["Discriminator"],
     "evaluation": ["caption_metrics", "retrieval_metrics"],
-    "hub": ["push_folder", "write_model_card"],
+    "hub": ["pull", "push_folder"],
+    "model_card": ["write_model_card"],
     "reporting": ["write_contrast_sheet"],
     "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
     "scorer": ["ClipScorer", "shipped"],

@@ -80,6 +80,23 @@ def parse_settings(
         parser.error(str(error))
 
 
+def changed_settings(settings: Any) -> dict[str, Any]:
+    """What was set to something else than its default.
+
+    Args:
+        settings: an instance of a dataclass; what has no default counts as set.
+
+    Returns:
+        Values by name, in the order of the dataclass.
+    """
+    changed = {}
+    for field in dataclasses.fields(settings):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.init and getattr(settings, field.name) != default:
+            changed[field.name] = getattr(settings, field.name)
+    return changed
+
+
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}

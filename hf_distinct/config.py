@@ -10,10 +10,12 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.training_args import OptimizerNames
 
+from hf_distinct.arguments import changed_settings
 from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
 
 Rollouts = Literal["sample", "beam"]
+TOKENS = ("hub_token", "push_to_hub_token")
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 
 
@@ -24,6 +26,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     The method is that of arXiv 2402.13936; what its code uses is said where our default differs. Defaults that differ
     from the parent's: ``remove_unused_columns=False`` (rewards read every column), ``dataloader_drop_last=True`` (a
     batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
+
+    Attributes:
+        changed: the settings that were told, by name: those that differ from their defaults.
 
     Raises:
         ValueError: if settings contradict each other, the message names them; or if the launcher was asked for another
@@ -107,6 +112,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
+        # Now, for the parent fills in what depends on the machine; and not later by comparing with a new config, which
+        # would take the state of Accelerate away from a trainer that runs.
+        self.changed = {name: value for name, value in changed_settings(self).items() if name not in TOKENS}
         self._run_on_what_there_is()
         if self.gradient_checkpointing:
             # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
@@ -177,7 +185,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
-        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
+        return {**self.__dict__, **dict.fromkeys(TOKENS)}
 
     def _run_on_what_there_is(self) -> None:
         """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""

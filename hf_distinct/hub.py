@@ -1,27 +1,25 @@
-"""What leaves the machine: a model card, and a folder that `pipeline("image-to-text")` loads from the Hub."""
+"""To the Hub and back: which files go, how they get there on a bad line, and what is fetched."""
 
 from __future__ import annotations
 
-import math
-import ntpath
+import hashlib
 import os
-import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from numbers import Real
+import time
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeVar
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
-
-from .reporting.table import markdown_table
 
 logger = logging.get_logger(__name__)
 
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
+RepoType = Literal["model", "dataset"]
+Result = TypeVar("Result")
 
 # What a captioner needs to be loaded. `generation_config.json` is among it: without one, the pipeline's own
 # `max_new_tokens=256` runs past the positions of a short decoder.
@@ -32,91 +30,22 @@ REQUIRED_FILES = (
     "preprocessor_config.json",
     "tokenizer_config.json",
 )
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+TOKENIZER = (
+    "tokenizer.*", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+)  # fmt: skip
 
-# A list of what may be uploaded, not of what may not: a training leaves optimisers, pickled arguments and logs behind,
+# Lists of what may be uploaded, not of what may not: a training leaves optimisers, pickled arguments and logs behind,
 # and those hold paths and names of the machine.
-UPLOADED_FILES = (
-    *REQUIRED_FILES,
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "metrics.json",
-    "contrast.html",
-    "contrast.png",
-)
+MODEL_FILES = (
+    *REQUIRED_FILES, *WEIGHTS, *TOKENIZER,
+    "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
+)  # fmt: skip
+DISCRIMINATOR = "discriminator.safetensors"
+SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER)
 
-_PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")
-_TOKEN = re.compile(r"\bhf_\w{8,}")
-# An absolute path, `~/path` or `../path` inside a text; not the slashes of `https://host/page`, `org/name`, `and/or`.
-# Folders may hold spaces, and are told from prose by the slash behind them.
-_PATH = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?")
-
-
-def write_model_card(
-    output_dir: str | os.PathLike[str],
-    *,
-    model_name: str,
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, Mapping[str, float]] | None,
-    data: str,
-    scorer: str,
-    samples: Sequence[Mapping[str, str]] | None = None,
-    base_model: str | None = None,
-) -> Path:
-    """Write `README.md`, the model card of a captioner, into its folder.
-
-    The card is meant to be published: settings that name folders, tokens or accounts are left out, and of every local
-    path only the last part is kept.
-
-    Args:
-        output_dir: The folder of the captioner; made if it does not exist.
-        model_name: Title of the card.
-        settings: What the training was told, by name; those that differ from the defaults are enough.
-        metrics: Measured values by system and name, as in `metrics.json`: `{"before": {...}, "after": {...}, ...}`.
-            Those of `"after"` also become the card's `model-index`, which the Hub shows. None leaves the section out.
-        data: What it was trained on, in a few words; a path is fine.
-        scorer: Which CLIP gave the reward: its open_clip name or path.
-        samples: Captions of test images side by side; each row maps a heading (`"before"`, `"after"`, ...) to a
-            caption. None leaves the section out.
-        base_model: The captioner that the training started from: a Hub id or a path.
-
-    Returns:
-        The path of the card.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    metrics = {system: _finite(values) for system, values in (metrics or {}).items()}
-    data, scorer = _portable(data), _portable(scorer)
-    card = ModelCard.from_template(
-        ModelCardData(
-            model_name=model_name,
-            library_name="transformers",
-            pipeline_tag="image-to-text",
-            tags=["image-captioning", "vision-encoder-decoder", "reinforcement-learning", "clip", "hf_distinct"],
-            base_model=base_model if _is_hub_id(base_model) else None,
-            eval_results=_eval_results(metrics.get("after", {}), data) or None,
-        ),
-        template_path=str(TEMPLATE),
-        model_name=model_name,
-        data=data,
-        scorer=scorer,
-        base_model=_portable(base_model) if base_model else None,
-        metrics_table=markdown_table(_transposed(metrics)) if any(metrics.values()) else None,
-        systems=list(metrics),
-        samples_table=_samples_table(samples) if samples else None,
-        settings={name: _cell(_portable(str(value))) for name, value in _public(settings).items()},
-        versions={name: version(name) for name in ("transformers", "torch", "open_clip_torch")},
-    )
-    path = Path(output_dir) / "README.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    card.save(path)
-    return path
+WAITS = (1, 2, 4, 8, 16)
+"""Seconds between one try and the next, where the connection broke or the Hub was in trouble."""
 
 
 def hub_token(token: str | None = None) -> str:
@@ -142,19 +71,32 @@ def hub_token(token: str | None = None) -> str:
 def push_folder(
     output_dir: str | os.PathLike[str],
     repo_id: str,
+    *,
+    repo_type: RepoType = "model",
     private: bool = False,
+    revision: str | None = None,
+    include_discriminator: bool = False,
+    include_scorer: str | os.PathLike[str] | None = None,
     token: str | None = None,
-    commit_message: str = "Upload captioner",
+    commit_message: str = "Upload by hf_distinct",
 ) -> str:
-    """Push a trained captioner to the Hub, at whatever endpoint `HF_ENDPOINT` names.
+    """Push what a recipe left behind to the Hub, at whatever endpoint `HF_ENDPOINT` names.
 
-    Model, tokenizer, image processor, generation config, card, `metrics.json` and contrast sheet go up, in one commit;
-    checkpoints, optimisers, pickled arguments and logs stay.
+    Of a captioner there go up model, tokenizer, image processor, generation config, card, `metrics.json` and pictures;
+    checkpoints, optimisers, pickled arguments and logs stay. Of a folder of `recipes/mine.py` (a data set) there go up
+    embeddings and neighbours, in a form that another machine finds again; its sheet of pictures stays.
+
+    It is one commit: a push that is cut off leaves the repository as it was. What the repository holds already is not
+    sent again.
 
     Args:
-        output_dir: The folder that a training left behind.
+        output_dir: The folder that `recipes/train.py` left behind, or for a data set `recipes/mine.py`.
         repo_id: `name` or `account/name`; made if it does not exist.
-        private: Whether a repository that is made now is private.
+        repo_type: `"model"` for a captioner, `"dataset"` for mined neighbours.
+        private: Whether nobody else may see it.
+        revision: The branch to push to; made if it does not exist. None: `main`.
+        include_discriminator: Whether the trained discriminator goes along.
+        include_scorer: A folder with the open_clip model that gave the rewards, whose weights go along, as `scorer/`.
         token: See `hub_token`.
         commit_message: Message of the commit.
 
@@ -162,102 +104,227 @@ def push_folder(
         The address of the repository.
 
     Raises:
-        ValueError: A file is missing, there is no token, the card's metadata is invalid, or the Hub does not let the
-            token write there.
+        ValueError: A file is missing, there is no token, the card's metadata is invalid, the Hub does not let the
+            token write there, or `private` is asked for and the repository exists and is public.
+        ConnectionError: The Hub cannot be reached, or breaks off again and again.
     """
     folder = Path(output_dir)
-    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
-    if not any(folder.glob("model*.safetensors")):
-        missing.append("model.safetensors")
-    if missing:
+    if repo_type == "dataset":
+        from .data.mined import write_portable
+
+        with TemporaryDirectory(prefix=".push-", dir=folder if folder.is_dir() else None) as staged:
+            write_portable(folder, Path(staged))
+            files = {path.relative_to(staged).as_posix(): path for path in Path(staged).rglob("*") if path.is_file()}
+            repo = prepare_repo(repo_id, repo_type=repo_type, private=private, revision=revision, token=token)
+            return commit_files(
+                files, repo, repo_type=repo_type, revision=revision, token=token, commit_message=commit_message
+            )
+    files = model_files(folder)
+    if include_discriminator:
+        files |= _all_of(folder, (DISCRIMINATOR,), (DISCRIMINATOR,))
+    if include_scorer is not None:
+        scorer = _all_of(Path(include_scorer), SCORER_FILES, SCORER_FILES[:2])
+        files |= {f"scorer/{name}": path for name, path in scorer.items()}
+    repo = prepare_repo(repo_id, private=private, revision=revision, token=token)
+    return commit_files(files, repo, revision=revision, token=token, commit_message=commit_message)
+
+
+def model_files(folder: Path, required: tuple[str, ...] = REQUIRED_FILES) -> dict[str, Path]:
+    """The files of a captioner that may be uploaded, by their name there.
+
+    Raises:
+        ValueError: One that is needed to load it is missing.
+    """
+    if not any(folder.glob(WEIGHTS[0])):
+        required = (*required, "model.safetensors")
+    return _all_of(folder, MODEL_FILES, required)
+
+
+def _all_of(folder: Path, patterns: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Path]:
+    files = {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
+    if missing := [name for name in required if name not in files]:
         raise ValueError(
-            f"{str(folder)!r} cannot be pushed, for it lacks {', '.join(missing)}: save model, tokenizer, image "
-            "processor and generation config into it, and write the card with `write_model_card`."
+            f"{str(folder)!r} cannot be pushed, for it lacks {', '.join(missing)}: take the folder that a recipe left "
+            "behind when it was done, or save what is missing into it (the card: `hf_distinct.write_model_card`)."
         )
+    return files
+
+
+def prepare_repo(
+    repo_id: str,
+    *,
+    repo_type: RepoType = "model",
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Make a repository and a branch of it, where they do not exist; see `push_folder`.
+
+    Returns:
+        The whole name of the repository, `account/name`.
+    """
     api = HfApi(token=hub_token(token))
+
+    def prepare() -> str:
+        name = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True).repo_id
+        if private and not api.repo_info(name, repo_type=repo_type).private:
+            raise ValueError(
+                f"{name!r} exists and is public, so nothing was pushed: make it private in its settings, or choose "
+                "another name."
+            )
+        if revision is not None:
+            api.create_branch(name, branch=revision, repo_type=repo_type, exist_ok=True)
+        return name
+
+    return _insist(prepare, repo_id, "write to")
+
+
+def commit_files(
+    files: Mapping[str, Path],
+    repo_id: str,
+    *,
+    repo_type: RepoType = "model",
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload by hf_distinct",
+) -> str:
+    """Upload files in one commit; those that the repository holds already are not sent.
+
+    Weights that lie there under names that are no longer used (shards, after a model in one file) are removed: whoever
+    loads the repository would mix them up.
+
+    Args:
+        files: Where each file lies, by its name in the repository.
+        repo_id: `account/name`.
+        repo_type: See `push_folder`.
+        revision: The branch.
+        token: See `hub_token`.
+        commit_message: Message of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError, ConnectionError: See `push_folder`.
+    """
+    api = HfApi(token=hub_token(token))
+
+    def commit() -> None:
+        tree = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
+        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        # Made anew at each try: huggingface_hub notes in them how far it came.
+        additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+        # huggingface_hub 0.36 finds out what has not changed, and sends it all the same.
+        changed = [each for each in additions if not _is_there(each, there.get(each.path_in_repo))]
+        new_weights = any(map(_is_weights, files))
+        stale = [
+            CommitOperationDelete(name) for name in there if new_weights and name not in files and _is_weights(name)
+        ]
+        if changed or stale:
+            api.create_commit(
+                repo_id, [*changed, *stale],
+                repo_type=repo_type, revision=revision, commit_message=commit_message,
+            )  # fmt: skip
+
+    _insist(commit, repo_id, "write to")
+    address = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+    logger.info("pushed to %s", address)
+    return address
+
+
+def _is_weights(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in WEIGHTS)
+
+
+def _is_there(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
+    """Whether the repository holds this very content under this name."""
+    if entry is None or entry.size != addition.upload_info.size:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        return entry.blob_id == hashlib.sha1(b"blob %d\0" % entry.size + file.read()).hexdigest()
+
+
+def pull(repo_id: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
+    """Fetch a pushed folder of `recipes/mine.py`; what was fetched before is not fetched again.
+
+    Args:
+        repo_id: `account/name` of a data set on the Hub; or the path of a folder, which is returned as it is.
+        revision: Its branch, tag or commit.
+        token: To read a private one; by default that of `HF_TOKEN` or of an earlier `hf auth login`.
+
+    Returns:
+        A folder, in the cache of huggingface_hub.
+
+    Raises:
+        ValueError: There is neither such a folder nor such a repository, or the token may not read it.
+        ConnectionError: The Hub cannot be reached, and nothing of it is in the cache.
+    """
+    if Path(repo_id).is_dir():
+        return Path(repo_id)
+    from .data.mined import PORTABLE_FILES
+
+    name = os.fspath(repo_id)
+
+    def fetch() -> str:
+        try:
+            return snapshot_download(
+                name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(PORTABLE_FILES)
+            )
+        except LocalEntryNotFoundError as error:  # it stands before what kept huggingface_hub from the Hub
+            raise error.__cause__ or error from None
+
     try:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo.repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            allow_patterns=list(UPLOADED_FILES),
-            ignore_patterns="*/*",  # a folder's content is none of it: `*` would match slashes too
-        )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status not in (401, 403):
-            raise
+        return Path(_insist(fetch, name, "read"))
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise ValueError(
-            f"{constants.ENDPOINT} does not let this token write to {repo_id!r} (HTTP {status}): check the name, and "
-            "take a token with write access by `hf auth login` or HF_TOKEN."
+            f"{name!r} is neither a folder nor a data set on {constants.ENDPOINT} that this token may read."
         ) from error
-    logger.info(f"pushed {folder} to {repo}")
-    return str(repo)
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """Plain numbers only: NaN and infinity have no place in the card's metadata."""
-    return {
-        name: value if isinstance(value, int) else float(value)
-        for name, value in values.items()
-        if isinstance(value, Real) and math.isfinite(value)
-    }
+def _insist(action: Callable[[], Result], repo_id: str, purpose: str) -> Result:
+    """Do something with the Hub, again and again where it may go better the next time.
+
+    huggingface_hub by itself repeats downloads and the upload of a large file, but not what comes before and after it.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except Exception as error:
+            trouble = _passing_trouble(error)
+            if trouble is None:
+                _explain(error, repo_id, purpose)
+                raise
+            if wait is None:
+                raise ConnectionError(
+                    f"{constants.ENDPOINT} cannot be reached, or breaks off again and again ({trouble}): what "
+                    f"{repo_id!r} held before stands. Try again later, with the same command."
+                ) from error
+            logger.warning("%s: %s; trying again in %d s", repo_id, trouble, wait)
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
 
 
-def _transposed(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """A row for each metric: there are many of them, and few systems."""
-    names = dict.fromkeys(name for values in metrics.values() for name in values)
-    return {name: {system: values[name] for system, values in metrics.items() if name in values} for name in names}
+def _passing_trouble(error: BaseException | None) -> str | None:
+    """What went wrong, if that may pass by itself: a broken connection, or a Hub in trouble; else None."""
+    while error is not None and not isinstance(error, OfflineModeIsEnabled):
+        response = getattr(error, "response", None)
+        if response is not None:
+            return f"HTTP {response.status_code}" if response.status_code in (429, 500, 502, 503, 504) else None
+        # huggingface_hub speaks by requests, from version 1 on by httpx; whichever it is tells what it met by an error
+        # of its own, which others may wrap.
+        if type(error).__module__.partition(".")[0] in ("requests", "httpx"):
+            return " ".join(str(error).split()) or type(error).__name__
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def _eval_results(values: Mapping[str, float], data: str) -> list[EvalResult]:
-    slug = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or "captions"
-    return [
-        EvalResult(
-            task_type="image-to-text",
-            dataset_type=slug,
-            dataset_name=data,
-            metric_type=name,
-            metric_name=name,
-            metric_value=round(value, 6),
-        )
-        for name, value in values.items()
-    ]
-
-
-def _samples_table(samples: Sequence[Mapping[str, str]]) -> str:
-    headings = list(dict.fromkeys(heading for row in samples for heading in row))
-    rows = [headings, ["---"] * len(headings), *([row.get(heading, "") for heading in headings] for row in samples)]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    """Text that stays within one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not _PRIVATE_SETTING.search(name)}
-
-
-def _portable(text: str) -> str:
-    """The text without what is only true, or only known, on this machine: local paths but their last part; tokens."""
-    text = text.removeprefix("file://")
-    if os.path.isabs(text):  # as a whole, whatever its folders are called
-        return _last_part(text)
-    return _TOKEN.sub("[token]", _PATH.sub(lambda found: _last_part(found.group()), text))
-
-
-def _last_part(path: str) -> str:
-    return ntpath.basename(path.rstrip("\\/")) or "/"  # ntpath knows both kinds of slash
-
-
-def _is_hub_id(name: str | None) -> bool:
-    if not name or os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "~")):
-        return False
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True
+def _explain(error: Exception, repo_id: str, purpose: str) -> None:
+    """Raise an error that says what to do, where the Hub's answer means that the token does not do."""
+    response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
+    if response is not None and response.status_code in (401, 403):
+        raise ValueError(
+            f"{constants.ENDPOINT} does not let this token {purpose} {repo_id!r} (HTTP {response.status_code}): check "
+            f"the name, and take a token that may {purpose} it, by `hf auth login` or HF_TOKEN."
+        ) from error

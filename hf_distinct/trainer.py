@@ -30,7 +30,6 @@ from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
-from hf_distinct.durable import DurableTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
@@ -48,6 +47,7 @@ from hf_distinct.rollout import (
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer
+from hf_distinct.sharing import SharingTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +67,7 @@ HARD_BATCH_NEIGHBOURS = 4
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
-class RLCaptionTrainer(DurableTrainer):
+class RLCaptionTrainer(SharingTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -413,10 +413,3 @@ class RLCaptionTrainer(DurableTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # ------------------------------------------------------------------------------------------------------- state
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the captioner with both of its processors, so that ``pipeline`` loads the folder."""
-        super()._save(output_dir, state_dict)
-        self.image_processor.save_pretrained(str(output_dir or self.args.output_dir))

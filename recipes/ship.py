@@ -12,9 +12,15 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCardData
+import yaml
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
+from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
+from hf_distinct.model_card import Sample, write_model_card
+from hf_distinct.rollout import write_captions
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
@@ -41,50 +47,63 @@ KEPT = (
     "*.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "open_clip_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
-MEANINGS = {
-    "t2i_R@1": "R@1, text to image, full captions, 1,000 validation scenes",
-    "t2i_R@5": "R@5, text to image",
-    "i2t_R@1": "R@1, image to text",
-    "logit_scale": "logit scale",
-    "prefers_truth/relation": "prefers the true caption to one with the relation flipped",
-    "prefers_truth/size": "... with one size flipped",
-    "prefers_truth/swap": "... with two content words exchanged",
-    "prefers_truth/shuffle": "... with its words shuffled",
-    "prefers_truth/drop": "... with function words left out",
-    "prefers_truth/cut": "... cut off in mid-phrase",
-    "well_formed": "well-formed captions, greedy, 1,000 validation scenes",
-    "true": "true captions",
-    "details": "facts stated, of six",
-    "CIDEr-D": "CIDEr-D (1.0 is what papers print as 100)",
+LOADING = {
+    "captioner": "from transformers import pipeline  # on transformers 5: from hf_distinct import pipeline\n\n"
+    'captioner = pipeline("image-to-text", model="hf_distinct/models/{name}")',
+    "clip": 'from hf_distinct import ClipScorer, shipped\n\nclip = ClipScorer(shipped("{name}"))',
 }
+VALIDATION_SEED = 50 + 43  # as recipes/warm_up.py has it in the last part of the captioner's training
+CONFIGS = ROOT / "recipes" / "configs"
+LIMITS = ["It knows emoji scenes: 64 x 64 pixels, two emoji, the words of their grammar."]
 
 
-def card(name: str, folder: Path) -> str:
-    """The model card: what it is, how it was made, what was measured."""
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what is needed to load it."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for pattern in KEPT:
+        for file in source.glob(pattern):
+            shutil.copy(file, target)
+
+
+def samples_of(folder: Path, count: int = 6) -> list[Sample]:
+    """Scenes of the validation split that it was measured on, and what the captioner says of them."""
+    scenes = emoji_scenes("validation", 1000, VALIDATION_SEED).select(range(0, 1000, -(-1000 // count)))
+    model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    captions = write_captions(
+        model, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder, use_fast=False),
+        scenes, batch_size=count,
+    )  # fmt: skip
+    said = zip(scenes["image"], captions, scenes["captions"], strict=True)
+    return [Sample(image, {"the captioner": caption, "a person": people[0]}) for image, caption, people in said]
+
+
+def card_of(name: str, folder: Path) -> dict[str, Any]:
+    """What the card of a model says, as arguments of `write_model_card`."""
     about, commands = MODELS[name]
     metrics = json.loads((folder / "metrics.json").read_text())
+    steps = metrics.pop("steps")
     parameters = sum(value.numel() for file in folder.glob("*.safetensors") for value in load_file(file).values())
-    clip = name != "captioner"
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="open_clip" if clip else "transformers",
-        pipeline_tag="zero-shot-image-classification" if clip else "image-to-text",
-        tags=["hf_distinct", "emoji-scenes"],
-    )
-    load = (
-        f'hf_distinct.ClipScorer(hf_distinct.shipped("{name}"))' if clip else 'pipeline("image-to-text", model=FOLDER)'
-    )
-    rows = [f"| {MEANINGS[key]} | {value:.3f} |" for key, value in metrics.items() if key in MEANINGS]
-    return "\n".join(
-        [
-            "---", data.to_yaml(), "---", "", f"# {name}", "", about, "",
-            f"{parameters / 1e6:.2f} million parameters, in `hf_distinct/models/{name}`; loaded by `{load}`.",
-            "", "## Made by", "", "```bash", *commands, "```", "",
-            "Trained on emoji scenes, drawn by `hf_distinct.data.emoji_scenes` from Twemoji (CC-BY 4.0).", "",
-            "## Measured by the same command", "", "| | |", "|---|---|", *rows, "",
-            "## Limits", "", "It knows emoji scenes: 64 x 64 pixels, two emoji, the words of their grammar.", "",
-        ]
-    )  # fmt: skip
+    kind = "captioner" if name == "captioner" else "clip"
+    log = folder / "training_log.json"
+    last = sorted([*CONFIGS.glob(f"{name}.yaml"), *CONFIGS.glob(f"{name}/*.yaml")])[-1]
+    return {
+        "model_name": name,
+        "kind": kind,
+        "about": f"{about}\n\n{parameters / 1e6:.2f} million parameters, in `hf_distinct/models/{name}`. What is told "
+        f"of its training is that of the last part, {steps:,} steps.",
+        "data": "emoji scenes",
+        "data_license": LICENSE,
+        "model_license": "apache-2.0",
+        "loading": LOADING[kind].format(name=name),
+        "metrics": {"1,000 validation scenes": metrics},
+        "samples": samples_of(folder) if kind == "captioner" else (),
+        "log_history": json.loads(log.read_text()) if log.is_file() else (),
+        "made_by": commands,
+        "settings": yaml.safe_load(last.read_text()),
+        "limits": LIMITS,
+        "file_name": f"{name}.md",
+    }
 
 
 def main() -> None:
@@ -92,14 +111,9 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     for name in MODELS:
-        source, target = Path(sys.argv[1]) / name, ROOT / "hf_distinct" / "models" / name
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for pattern in KEPT:
-            for file in source.glob(pattern):
-                shutil.copy(file, target)
-        (ROOT / "model_cards").mkdir(exist_ok=True)
-        (ROOT / "model_cards" / f"{name}.md").write_text(card(name, source))
+        source = Path(sys.argv[1]) / name
+        copy_model(source, ROOT / "hf_distinct" / "models" / name)
+        write_model_card(ROOT / "model_cards", **card_of(name, source))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,18 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel, set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
 from hf_distinct.data import embed_dataset
-from hf_distinct.data.embedding_cache import cache_name
+from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
-from hf_distinct.hub import hub_token, push_folder, write_model_card
+from hf_distinct.hub import hub_token, pull, push_folder
+from hf_distinct.model_card import Sample
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
 from hf_distinct.scorer import ClipScorer, shipped
@@ -49,7 +51,11 @@ class Settings(DatasetSettings):
     """What to train on, and with which models."""
 
     mined: str | None = field(
-        default=None, metadata={"help": "Where recipes/mine.py left the embeddings and neighbours of this dataset."}
+        default=None,
+        metadata={
+            "help": "Where recipes/mine.py left the embeddings and neighbours of this dataset: a folder, or the "
+            "user/name that recipes/push.py pushed it to."
+        },
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
     scorer: str = field(
@@ -63,6 +69,13 @@ class Settings(DatasetSettings):
         default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
     )
     scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    data_license: str | None = field(
+        default=None, metadata={"help": "Licence of the dataset, for the card; that of the emoji scenes is known."}
+    )
+    emissions: float | None = field(
+        default=None,
+        metadata={"help": "Grams of CO2 of the training, for the card; none: what CodeCarbon measured, if it ran."},
+    )
 
 
 def load_clip(name: str) -> ClipScorer:
@@ -89,8 +102,9 @@ def take_mined(
 ) -> tuple[Dataset, CaptionEmbeddings]:
     """Embeddings and neighbours as recipes/mine.py left them; refused if they are of anything else."""
     assert settings.mined is not None
-    found = Neighbours.load(Path(settings.mined) / FILE, cache_name(train, scorer))
-    train, embeddings = embed_dataset(train, scorer, settings.mined, strict=settings.strict)
+    mined = pull(settings.mined)
+    found = Neighbours.load(mined / FILE, *cache_names(train, scorer))
+    train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
     return train, embeddings
@@ -139,8 +153,7 @@ def main() -> None:
             pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
-    push, config.push_to_hub = config.push_to_hub, False  # once, at the end, with the card; not by the Trainer
-    if push:
+    if config.push_to_hub:
         hub_token(config.hub_token)  # better now than after the training
 
     source = settings.model_name_or_path or shipped("captioner")
@@ -171,8 +184,16 @@ def main() -> None:
         caption_metrics=lambda captions, _: galleries[""].measure(captions),
     )
 
+    trainer.card = {
+        "data": settings.dataset,
+        "data_license": settings.data_license or (EMOJI_LICENSE if settings.drawn else train.info.license) or None,
+        "base_model": settings.model_name_or_path or "captioner, shipped with hf_distinct",
+        "settings": changed_settings(settings) | config.changed,
+        "emissions": settings.emissions,
+    }
     before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    push, config.push_to_hub = config.push_to_hub, False  # from here on once, at the end, with all that was measured
     trainer.save_model(config.output_dir)
     trainer.save_state()
     after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
@@ -197,22 +218,22 @@ def main() -> None:
         sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
     )
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
-    defaults = RLCaptionConfig(output_dir=config.output_dir).to_dict()
-    write_model_card(
+    trainer.write_card(
         output,
-        model_name=output.name,
-        settings={name: value for name, value in config.to_dict().items() if value != defaults[name]},
         metrics={system: {k: values[k] for k in shown if k in values} for system, values in metrics.items()},
-        data=settings.dataset,
-        scorer=settings.scorer,
-        base_model=settings.model_name_or_path,
-        samples=[{"before": row.before, "after": row.after, "a person": row.reference} for row in sheet],
+        samples=[
+            Sample(row.image, {"before": row.before, "after": row.after, "a person": row.reference}) for row in sheet
+        ],
     )
     rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
     print(format_table(rows))  # noqa: T201  the one thing this script is run for
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
     if push:
-        print(push_folder(output, config.hub_model_id or output.name, private=bool(config.hub_private_repo)))  # noqa: T201
+        address = push_folder(
+            output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
+            token=config.hub_token, commit_message="End of training",
+        )  # fmt: skip
+        print(address)  # noqa: T201
 
 
 if __name__ == "__main__":

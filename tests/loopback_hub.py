@@ -1,11 +1,13 @@
-"""A small Hugging Face Hub on the loopback interface: enough of it to create, upload, validate and download.
+"""A small Hugging Face Hub on the loopback interface: enough of it to create, branch, upload, validate and download.
 
-Only the standard library, everything in memory, one process. Set `LoopbackHub.environment()` in the environment of a
-subprocess: huggingface_hub reads the endpoint when it is imported.
+Everything in memory, one process. Set `LoopbackHub.environment()` in the environment of a subprocess: huggingface_hub
+reads the endpoint when it is imported. For uploads `LoopbackHub.adopt()` will do in the process that runs.
 
     with LoopbackHub() as hub:
         subprocess.run([sys.executable, "push.py"], env={**os.environ, **hub.environment(home=tmp_path)})
         hub.repos["tester/cap"].files["README.md"]
+        hub.repos["datasets/tester/mined"].branches
+        hub.meddle("PUT /large/", cut)   # the next upload of a large file breaks off in its middle
 """
 
 from __future__ import annotations
@@ -13,50 +15,63 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import socket
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 USER = "tester"
 TOKEN = "hf_loopbackwrite"
-LARGE = (".safetensors", ".bin", ".png", ".parquet")  # what goes by way of LFS
+LARGE = (".safetensors", ".bin", ".pt", ".pth", ".png", ".npy", ".parquet")  # what goes by way of LFS
 
 
-@dataclass
 class Repo:
-    """A repository of a model or a data set, with a single branch."""
+    """A repository of a model or a data set: what each commit holds, and which commit each branch is at."""
 
-    name: str
-    private: bool
-    files: dict[str, bytes] = field(default_factory=dict)
-    commits: int = 0
+    def __init__(self, name: str, private: bool, files: dict[str, bytes] | None = None) -> None:
+        self.name = name
+        self.private = private
+        self.history: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
+        self.sent: list[set[str]] = []  # by each commit
+        self.commit("main", files or {})
 
     @property
-    def sha(self) -> str:
-        return hashlib.sha1(f"{self.name}@{self.commits}".encode()).hexdigest()
+    def files(self) -> dict[str, bytes]:
+        """What `main` holds."""
+        return self.history[self.branches["main"]]
 
-    def entry(self, path: str) -> dict[str, Any]:
-        content = self.files[path]
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": etag(path, content)}
-        if path.endswith(LARGE):
-            entry["lfs"] = {"oid": etag(path, content), "size": len(content), "pointerSize": 128}
-        return entry
+    @property
+    def commits(self) -> int:
+        """How many there were after the first."""
+        return len(self.history) - 1
 
-    def info(self) -> dict[str, Any]:
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        """Let a branch hold these files from now on."""
+        sha = hashlib.sha1(f"{self.name}@{len(self.history)}".encode()).hexdigest()
+        self.history[sha] = files
+        self.branches[branch] = sha
+        return sha
+
+    def info(self, sha: str) -> dict[str, Any]:
         return {
             "_id": "0" * 24,
             "id": self.name,
             "modelId": self.name,
-            "sha": self.sha,
+            "sha": sha,
             "private": self.private,
             "tags": [],
             "downloads": 0,
             "likes": 0,
-            "siblings": [{"rfilename": path} for path in sorted(self.files)],
+            "siblings": [{"rfilename": path} for path in sorted(self.history[sha])],
         }
 
 
@@ -67,13 +82,24 @@ def etag(path: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def entry(path: str, content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": etag(path, content)}
+    if path.endswith(LARGE):
+        found["lfs"] = {"oid": etag(path, content), "size": len(content), "pointerSize": 128}
+    return found
+
+
 class LoopbackHub:
-    """The server; a context manager. `requests` lists what it was asked, as `"METHOD path"`."""
+    """The server; a context manager. `requests` lists what it was asked, as `"METHOD path"`.
+
+    Models are in `repos` by their name, data sets by `datasets/` and theirs.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.meddlers: list[tuple[str, Callable[[_Handler], None]]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -96,136 +122,196 @@ class LoopbackHub:
             "HF_HUB_OFFLINE": "0",
         }
 
+    def adopt(self, patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> None:
+        """Lead this process here, too; but not its downloads, whose addresses are made at import."""
+        patch.setattr(constants, "ENDPOINT", self.endpoint)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_TOKEN_PATH", os.devnull)  # nobody's login
+        patch.setenv("HF_TOKEN", token or "")
+
+    def meddle(self, request: str, action: Callable[[_Handler], None], times: int = 1) -> None:
+        """Do something at the next requests that begin so (`"PUT /large/"`), before their body is read."""
+        self.meddlers += [(request, action)] * times
+
+    def asked(self, request: str) -> int:
+        """How many requests began so."""
+        return sum(each.startswith(request) for each in self.requests)
+
 
 class Refused(Exception):
     """An answer that is an error: HTTP status, the Hub's error code, message."""
 
 
+class Cut(Exception):
+    """The connection breaks off, without an answer."""
+
+
+def cut(handler: _Handler) -> None:
+    """Break the connection in the middle of what is being sent."""
+    handler.rfile.read(int(handler.headers.get("Content-Length") or 0) // 2)
+    raise Cut
+
+
+def deaf(handler: _Handler) -> None:
+    """Do what is asked, and break the connection before the answer."""
+    handler.answers = False
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LoopbackHub
+    answers = True
 
     def handle_request(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
-        body = self._body()
+        path = urlsplit(self.path).path
+        request = f"{self.command} {unquote(path)}"
+        self.hub.requests.append(request)
         try:
-            for method, pattern, action in _ROUTES:
-                match = re.fullmatch(pattern, path)
-                if match and self.command in method.split():
-                    action(self, body, **match.groupdict())
-                    return
-            raise Refused(404, "EntryNotFound", f"no such page: {self.command} {path}")
-        except Refused as refused:
-            status, code, message = refused.args
-            self._answer({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+            try:
+                for meddler in self.hub.meddlers:
+                    if request.startswith(meddler[0]):
+                        self.hub.meddlers.remove(meddler)
+                        meddler[1](self)
+                        break
+                self._answer(*self._route(path))
+            except Refused as refused:
+                status, code, message = refused.args
+                self._answer({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+        except Cut:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def log_message(self, *arguments: object) -> None:
         """Silence; `LoopbackHub.requests` keeps what is worth knowing."""
 
-    # --- the pages
+    def _route(self, path: str) -> tuple[Any, ...]:
+        body = self._body()
+        for method, pattern, action in _ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in method.split():
+                return action(self, body, **{k: v and unquote(v) for k, v in match.groupdict().items()})
+        raise Refused(404, "EntryNotFound", f"no such page: {self.command} {path}")
 
-    def whoami(self, body: bytes) -> None:
+    # --- the pages: each returns the content of its answer; maybe a status; maybe headers
+
+    def whoami(self, body: bytes) -> tuple[Any, ...]:
         self._authorise()
         token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-        self._answer({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": token})
+        return ({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": token},)
 
-    def validate_yaml(self, body: bytes) -> None:
+    def validate_yaml(self, body: bytes) -> tuple[Any, ...]:
         front = re.match(r"---\n(.+?)\n---\n", json.loads(body)["content"], re.DOTALL)
         if front is None:
-            self._answer({"errors": [{"message": "no metadata in front"}], "warnings": []}, 400)
-            return
-        self._answer({"errors": [], "warnings": []})
+            return {"errors": [{"message": "no metadata in front"}], "warnings": []}, 400
+        return ({"errors": [], "warnings": []},)
 
-    def create(self, body: bytes) -> None:
+    def create(self, body: bytes) -> tuple[Any, ...]:
         self._authorise()
         wish = json.loads(body)
         account = wish.get("organization") or USER
         if account != USER:
             raise Refused(403, "Forbidden", f"no rights in the namespace {account}")
         name = f"{account}/{wish['name']}"
-        status = 409 if name in self.hub.repos else 200
-        self.hub.repos.setdefault(name, Repo(name, private=bool(wish.get("private"))))
-        self._answer({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}, status)
+        key = name if wish.get("type", "model") == "model" else f"{wish['type']}s/{name}"
+        status = 409 if key in self.hub.repos else 200
+        self.hub.repos.setdefault(key, Repo(name, private=bool(wish.get("private"))))
+        return {"url": f"{self.hub.endpoint}/{key}", "name": name, "id": name}, status
 
-    def info(self, body: bytes, name: str, revision: str | None = None) -> None:
-        self._answer(self._repo(name, revision).info())
-
-    def preupload(self, body: bytes, name: str, revision: str) -> None:
+    def branch(self, body: bytes, kind: str, name: str, branch: str) -> tuple[Any, ...]:
         self._authorise()
-        self._repo(name, revision)
+        repo, sha = self._at(kind, name, None)
+        if branch in repo.branches:
+            raise Refused(409, "Conflict", f"there is a branch {branch}")
+        repo.branches[branch] = sha
+        return ({},)
+
+    def info(self, body: bytes, kind: str, name: str, revision: str | None = None) -> tuple[Any, ...]:
+        repo, sha = self._at(kind, name, revision)
+        return (repo.info(sha),)
+
+    def preupload(self, body: bytes, kind: str, name: str, revision: str) -> tuple[Any, ...]:
+        self._authorise()
+        repo, sha = self._at(kind, name, revision)
+        there = {path: etag(path, content) for path, content in repo.history[sha].items()}
         files = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": there.get(file["path"]),
             }
             for file in json.loads(body)["files"]
         ]
-        self._answer({"files": files})
+        return ({"files": files},)
 
-    def lfs_batch(self, body: bytes, name: str) -> None:
+    def lfs_batch(self, body: bytes, kind: str, name: str) -> tuple[Any, ...]:
         self._authorise()
         objects = [
-            {
+            wanted
+            if wanted["oid"] in self.hub.large  # a content that is there is not asked for again
+            else {
                 **wanted,
                 "actions": {"upload": {"href": f"{self.hub.endpoint}/large/{wanted['oid']}", "header": {}}},
             }
             for wanted in json.loads(body)["objects"]
         ]
-        self._answer({"transfer": "basic", "objects": objects}, 200, {"Content-Type": "application/vnd.git-lfs+json"})
+        return {"transfer": "basic", "objects": objects}, 200, {"Content-Type": "application/vnd.git-lfs+json"}
 
-    def lfs_upload(self, body: bytes, oid: str) -> None:
+    def lfs_upload(self, body: bytes, oid: str) -> tuple[Any, ...]:
         if hashlib.sha256(body).hexdigest() != oid:
             raise Refused(422, "BadHash", "the content is not what its name says")
         self.hub.large[oid] = body
-        self._answer({})
+        return ({},)
 
-    def commit(self, body: bytes, name: str, revision: str) -> None:
+    def commit(self, body: bytes, kind: str, name: str, revision: str) -> tuple[Any, ...]:
         self._authorise()
-        repo = self._repo(name, revision)
-        for line in body.splitlines():
-            step = json.loads(line)
+        repo, sha = self._at(kind, name, revision)
+        if revision not in repo.branches:
+            raise Refused(404, "RevisionNotFound", f"no branch {revision}")
+        files, steps = dict(repo.history[sha]), [json.loads(line) for line in body.splitlines()]
+        for step in steps:
             value = step["value"]
             if step["key"] == "file":
-                repo.files[value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
             elif step["key"] == "lfsFile":
-                repo.files[value["path"]] = self.hub.large[value["oid"]]
+                files[value["path"]] = self.hub.large[value["oid"]]
+            elif step["key"] == "deletedFile":
+                del files[value["path"]]
             elif step["key"] != "header":
                 raise Refused(400, "BadRequest", f"this Hub knows no {step['key']!r}")
-        repo.commits += 1
-        url = f"{self.hub.endpoint}/{name}/commit/{repo.sha}"
-        self._answer({"success": True, "commitOid": repo.sha, "commitUrl": url})
+        repo.sent.append({step["value"]["path"] for step in steps if step["key"] != "header"})
+        sha = repo.commit(revision, files)
+        return ({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{sha}"},)
 
-    def tree(self, body: bytes, name: str, revision: str, folder: str | None = None) -> None:
-        repo = self._repo(name, revision)
-        inside = [path for path in sorted(repo.files) if not folder or path.startswith(folder + "/")]
+    def tree(self, body: bytes, kind: str, name: str, revision: str, folder: str | None = None) -> tuple[Any, ...]:
+        repo, sha = self._at(kind, name, revision)
+        inside = [path for path in sorted(repo.history[sha]) if not folder or path.startswith(folder + "/")]
         if folder and not inside:
             raise Refused(404, "EntryNotFound", f"no folder {folder}")
-        self._answer([repo.entry(path) for path in inside])
+        return ([entry(path, repo.history[sha][path]) for path in inside],)
 
-    def paths_info(self, body: bytes, name: str, revision: str) -> None:
-        repo, asked = self._repo(name, revision), parse_qs(body.decode()).get("paths", [])
-        folders = [path for path in asked if any(file.startswith(path + "/") for file in repo.files)]
-        found = [repo.entry(path) for path in asked if path in repo.files]
-        self._answer(found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders])
+    def paths_info(self, body: bytes, kind: str, name: str, revision: str) -> tuple[Any, ...]:
+        repo, sha = self._at(kind, name, revision)
+        files, asked = repo.history[sha], parse_qs(body.decode()).get("paths", [])
+        folders = [path for path in asked if any(file.startswith(path + "/") for file in files)]
+        found = [entry(path, files[path]) for path in asked if path in files]
+        return (found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders],)
 
-    def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
-        repo = self._repo(name, revision)
-        if path not in repo.files:
+    def resolve(self, body: bytes, name: str, revision: str, path: str, kind: str | None = None) -> tuple[Any, ...]:
+        repo, sha = self._at(kind or "models", name, revision)
+        if path not in repo.history[sha]:
             raise Refused(404, "EntryNotFound", f"no file {path}")
-        content = repo.files[path]
+        content = repo.history[sha][path]
         headers = {
             "ETag": f'"{etag(path, content)}"',
-            "X-Repo-Commit": repo.sha,
+            "X-Repo-Commit": sha,
             "Content-Type": "application/octet-stream",
         }
         if path.endswith(LARGE):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        self._answer(content, 200, headers)
+        return content, 200, headers
 
     # --- what they share
 
@@ -233,15 +319,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
 
-    def _repo(self, name: str, revision: str | None) -> Repo:
-        repo = self.hub.repos.get(name)
+    def _at(self, kind: str, name: str, revision: str | None) -> tuple[Repo, str]:
+        """The repository, and the commit that a branch or the name of a commit means."""
+        repo = self.hub.repos.get(name if kind == "models" else f"{kind}/{name}")
         if repo is None:
             raise Refused(404, "RepoNotFound", f"no repository {name}")
         if repo.private:
             self._authorise()
-        if revision not in (None, "main", repo.sha):
+        sha = repo.branches.get(revision or "main", revision)
+        if sha not in repo.history:
             raise Refused(404, "RevisionNotFound", f"no revision {revision}")
-        return repo
+        return repo, sha
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -254,6 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if not self.answers:
+            raise Cut
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
@@ -265,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"(?P<name>[^/]+/[^/]+)"
-_API = rf"/api/(?:models|datasets)/{_NAME}"
+_API = rf"/api/(?P<kind>models|datasets)/{_NAME}"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
@@ -273,11 +363,12 @@ _ROUTES = [
     ("POST", r"/api/repos/create", _Handler.create),
     ("GET", _API, _Handler.info),
     ("GET", rf"{_API}/revision/{_REVISION}", _Handler.info),
+    ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", _Handler.branch),
     ("POST", rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"{_API}/commit/{_REVISION}", _Handler.commit),
     ("POST", rf"{_API}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET", rf"{_API}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
-    ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", rf"/(?:(?P<kind>datasets)/)?{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/large/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
-    ("GET HEAD", rf"/(?:datasets/)?{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
+    ("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

@@ -99,3 +99,9 @@ def test_it_is_read_from_a_command_line_and_written_as_json(tmp_path):
 def test_the_processor_is_chosen_only_where_there_is_nothing_else(tmp_path):
     """What that does for several processes, tests/distributed shows."""
     assert RLCaptionConfig(output_dir=str(tmp_path)).use_cpu is not torch.accelerator.is_available()
+
+
+def test_it_remembers_what_it_was_told_and_nothing_of_the_machine():
+    config = RLCaptionConfig(output_dir="elsewhere", rollouts="beam", reward=["similarity"], learning_rate=1e-5)
+    assert config.changed == {"output_dir": "elsewhere", "rollouts": "beam", "reward": ["similarity"]}
+    assert config.num_rollouts == 1  # which follows from it, and was not told

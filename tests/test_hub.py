@@ -1,10 +1,10 @@
-"""The card, and the way to the Hub and back, against a real server on the loopback interface."""
+"""The way to the Hub and back, on good lines and on bad ones, against a real server on the loopback interface."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from huggingface_hub import ModelCard
-from loopback_hub import TOKEN, USER, LoopbackHub
+from loopback_hub import TOKEN, USER, LoopbackHub, Repo, cut, deaf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -27,21 +25,13 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_distinct.hub import push_folder, write_model_card
+from hf_distinct import hub as pushing
+from hf_distinct.hub import push_folder
+from hf_distinct.model_card import write_model_card
 
 REPOSITORY = Path(__file__).parents[1]
+NAME = f"{USER}/cap"
 WORDS = ["<pad>", "<bos>", "<eos>", "a", "the", "red", "blue", "big", "small", "crab", "train", "apple", "left", "of"]
-METRICS = {
-    "before": {"judge/t2i_R@1": 0.5, "CIDEr-D": 2.0},
-    "after": {"judge/t2i_R@1": 0.75, "CIDEr-D": float("nan"), "vocabulary": 120, "true": np.float32(0.5)},
-    "people": {"judge/t2i_R@1": 0.25},
-}
-
-PUSH = """
-import sys
-from hf_distinct.hub import push_folder
-print(push_folder(sys.argv[1], sys.argv[2], private=len(sys.argv) > 3))
-"""
 
 # What a person does who has never heard of this package.
 CAPTION = """
@@ -55,8 +45,11 @@ print(json.dumps(captions))
 
 
 @pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A Hub that this process pushes to, without waiting where a connection breaks."""
+    monkeypatch.setattr(pushing, "WAITS", (0, 0))
     with LoopbackHub() as server:
+        server.adopt(monkeypatch)
         yield server
 
 
@@ -101,48 +94,45 @@ def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Trained models come from somewhere: what they remember of it must not go up.
     VisionEncoderDecoderModel.from_pretrained(folder).save_pretrained(folder)
 
-    write_model_card(
-        folder, model_name="cap", settings={"lr": 1e-4}, metrics=METRICS, data=str(folder), scorer="ViT-B-32"
-    )
+    write_model_card(folder, model_name="cap", data=str(folder), scorer="ViT-B-32", metrics={"after": {"R@1": 0.5}})
     (folder / "metrics.json").write_text(json.dumps({"before": {}, "after": {}}))
     (folder / "contrast.html").write_text("<html></html>")
     Image.new("RGB", (4, 4)).save(folder / "contrast.png")
     (folder / "checkpoint-3").mkdir()
     (folder / "models").mkdir()
-    for litter in ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "models/x.safetensors"):
-        (folder / litter).write_text(str(folder))
+    litter = ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "models/x.safetensors")
+    for name in (*litter, "discriminator.safetensors", "emissions.csv"):
+        (folder / name).write_text(str(folder))
     return folder
 
 
-def run_python(code: str, *arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh process; huggingface_hub reads its environment once, when it is imported."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **environment, "PYTHONPATH": str(REPOSITORY)},
-        cwd=environment["HF_HOME"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def push(
-    server: LoopbackHub, *arguments: object, home: Path, token: str | None = TOKEN
-) -> subprocess.CompletedProcess[str]:
-    return run_python(PUSH, *arguments, environment=server.environment(home, token))
-
-
 @pytest.fixture(scope="module")
-def pushed_hub(captioner_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+def pushed(captioner_folder: Path) -> Iterator[LoopbackHub]:
     """A Hub to which the captioner was pushed."""
-    with LoopbackHub() as server:
-        pushed = push(server, captioner_folder, "cap", home=tmp_path_factory.mktemp("home"))
-        assert pushed.returncode == 0, pushed.stderr
-        assert pushed.stdout.strip() == f"{server.endpoint}/{USER}/cap"
+    with LoopbackHub() as server, pytest.MonkeyPatch.context() as patch:
+        server.adopt(patch)
+        assert push_folder(captioner_folder, "cap") == f"{server.endpoint}/{NAME}"
         yield server
 
 
-def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pushed_hub, captioner_folder, tmp_path):
+@pytest.fixture
+def copy(captioner_folder: Path, tmp_path: Path) -> Path:
+    """The folder once more, to be changed; its files are links."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in captioner_folder.iterdir():
+        if path.is_file():
+            os.link(path, folder / path.name)
+    return folder
+
+
+def rewrite(path: Path, content: str) -> None:
+    """Give a copy another content, and not the file that it is a link to."""
+    path.unlink()
+    path.write_text(content)
+
+
+def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pushed, captioner_folder, tmp_path):
     rng = np.random.default_rng(0)
     pictures = []
     for i in range(3):
@@ -158,13 +148,17 @@ def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pus
     ]
     assert len(set(expected)) > 1, expected
 
-    captioned = run_python(CAPTION, *pictures, environment=pushed_hub.environment(tmp_path, token=None))
+    captioned = subprocess.run(
+        [sys.executable, "-c", CAPTION, *map(str, pictures)],
+        env={**os.environ, **pushed.environment(tmp_path, token=None), "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert captioned.returncode == 0, captioned.stderr
     assert [caption.strip() for caption in json.loads(captioned.stdout)] == expected
 
 
-def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed_hub, captioner_folder):
-    repo = pushed_hub.repos[f"{USER}/cap"]
+def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed, captioner_folder):
+    repo = pushed.repos[NAME]
     assert set(repo.files) == {
         "README.md",
         "config.json",
@@ -178,7 +172,7 @@ def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed_hub, captio
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert "POST /api/validate-yaml" in pushed_hub.requests
+    assert "POST /api/validate-yaml" in pushed.requests
     assert repo.commits == 1 and not repo.private
     for path, content in repo.files.items():
         assert content == (captioner_folder / path).read_bytes()
@@ -186,28 +180,137 @@ def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed_hub, captio
         assert TOKEN.encode() not in content, path
 
 
-def test_a_push_can_be_private(hub, captioner_folder, tmp_path):
-    pushed = push(hub, captioner_folder, f"{USER}/cap", "private", home=tmp_path)
-    assert pushed.returncode == 0, pushed.stderr
-    assert hub.repos[f"{USER}/cap"].private
+def test_a_second_push_sends_only_what_changed(hub, copy):
+    push_folder(copy, "cap")
+    assert hub.asked("PUT /large/") == 2  # weights and contrast sheet
+    rewrite(copy / "metrics.json", '{"after": {"R@1": 1}}')
+    push_folder(copy, "cap")
+    repo = hub.repos[NAME]
+    assert repo.sent[1] == {"metrics.json"} and hub.asked("PUT /large/") == 2
+    assert repo.files["metrics.json"] == b'{"after": {"R@1": 1}}' and "model.safetensors" in repo.files
+    push_folder(copy, "cap")  # the same once more is no commit
+    assert repo.commits == 2 and hub.asked("PUT /large/") == 2
 
 
-def test_without_a_token_the_error_says_what_to_do(hub, captioner_folder, tmp_path):
-    pushed = push(hub, captioner_folder, "cap", home=tmp_path, token=None)
-    assert pushed.returncode != 0
-    error = pushed.stderr.strip().splitlines()[-1]
-    assert error.startswith("ValueError") and "hf auth login" in error and "HF_TOKEN" in error
+def test_weights_of_another_form_do_not_stay_beside_the_new_ones(hub, copy):
+    shard = "model-00001-of-00001.safetensors"
+    os.rename(copy / "model.safetensors", copy / shard)
+    (copy / "model.safetensors.index.json").write_text("{}")
+    (copy / "discriminator.safetensors").unlink()
+    push_folder(copy, "cap")
+    (copy / "model.safetensors.index.json").unlink()
+    os.rename(copy / shard, copy / "model.safetensors")
+    push_folder(copy, "cap")
+    assert {name for name in hub.repos[NAME].files if name.startswith("model")} == {"model.safetensors"}
+    assert "config.json" in hub.repos[NAME].files
+
+
+def test_discriminator_and_scorer_go_along_only_when_asked(hub, copy, tiny_models):
+    push_folder(copy, "cap", include_discriminator=True, include_scorer=tiny_models / "scorer")
+    files = hub.repos[NAME].files
+    assert files["discriminator.safetensors"] == (copy / "discriminator.safetensors").read_bytes()
+    scorer = {name for name in files if name.startswith("scorer/")}
+    assert {"scorer/open_clip_config.json", "scorer/open_clip_model.safetensors", "scorer/tokenizer.json"} <= scorer
+    with pytest.raises(ValueError, match=r"lacks open_clip_config.json, open_clip_model.safetensors"):
+        push_folder(copy, "cap", include_scorer=copy)
+
+
+# ------------------------------------------------------------------------------------------------------- bad lines
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "POST /api/repos/create",
+        "POST /api/models/tester/cap/preupload",
+        "POST /tester/cap.git",
+        "PUT /large/",
+        "POST /api/models/tester/cap/commit",
+    ],
+)
+def test_a_connection_that_breaks_once_does_not_keep_a_push(hub, captioner_folder, request_):
+    hub.meddle(request_, cut)
+    push_folder(captioner_folder, "cap")
+    repo = hub.repos[NAME]
+    assert not hub.meddlers and hub.asked(request_) >= 2  # it did break
+    assert (
+        repo.commits == 1 and repo.files["model.safetensors"] == (captioner_folder / "model.safetensors").read_bytes()
+    )
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, captioner_folder):
+    hub.meddle(f"POST /api/models/{NAME}/commit", deaf)
+    push_folder(captioner_folder, "cap")
+    assert not hub.meddlers and hub.repos[NAME].commits == 1
+
+
+def test_a_line_that_stays_broken_leaves_the_last_good_commit(hub, copy):
+    push_folder(copy, "cap")
+    before = dict(hub.repos[NAME].files)
+    rewrite(copy / "metrics.json", '{"after": {"R@1": 1}}')
+    hub.meddle(f"POST /api/models/{NAME}/commit", cut, times=3)  # the first try, and a second and third
+    with pytest.raises(ConnectionError, match="what 'tester/cap' held before stands. Try again later"):
+        push_folder(copy, NAME)
+    assert hub.repos[NAME].files == before and not hub.meddlers
+
+
+def test_a_push_killed_in_mid_upload_leaves_the_last_good_commit_and_can_be_made_again(hub, copy, tmp_path):
+    push_folder(copy, "cap")
+    repo = hub.repos[NAME]
+    before = dict(repo.files)
+    Image.new("RGB", (9, 9)).save(copy / "training_curve.png")
+    rewrite(copy / "metrics.json", '{"after": {"R@1": 1}}')
+    command = [sys.executable, str(REPOSITORY / "recipes" / "push.py"), str(copy), NAME]
+    environment = {**os.environ, **hub.environment(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    hub.meddle("PUT /large/", lambda handler: process.kill() or cut(handler))
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    assert repo.files == before and repo.commits == 1
+    push_folder(copy, NAME)
+    assert repo.commits == 2 and repo.sent[1] == {"training_curve.png", "metrics.json"}
+
+
+# --------------------------------------------------------------------------------------------- names, tokens, branches
+
+
+def test_a_private_repository_is_for_nobody_else(hub, captioner_folder, monkeypatch):
+    push_folder(captioner_folder, NAME, private=True)
+    assert hub.repos[NAME].private and hub.repos[NAME].commits == 1
+    push_folder(captioner_folder, NAME, private=True)  # there it is already
+
+
+def test_what_should_be_private_does_not_go_where_all_can_see_it(hub, captioner_folder):
+    hub.repos[NAME] = Repo(NAME, private=False)
+    with pytest.raises(ValueError, match="'tester/cap' exists and is public, so nothing was pushed"):
+        push_folder(captioner_folder, NAME, private=True)
+    assert not hub.repos[NAME].files
+
+
+def test_a_push_to_a_branch_leaves_main_alone(hub, copy):
+    push_folder(copy, NAME)
+    rewrite(copy / "metrics.json", '{"after": {"R@1": 1}}')
+    for _ in range(2):  # the second one finds the branch
+        push_folder(copy, NAME, revision="some/experiment")
+    repo = hub.repos[NAME]
+    assert set(repo.branches) == {"main", "some/experiment"} and repo.commits == 2
+    assert repo.history[repo.branches["some/experiment"]]["metrics.json"] == b'{"after": {"R@1": 1}}'
+    assert repo.files["metrics.json"] == b'{"before": {}, "after": {}}'
+
+
+def test_without_a_token_the_error_says_what_to_do(hub, captioner_folder, monkeypatch):
+    hub.adopt(monkeypatch, token=None)
+    with pytest.raises(ValueError, match="hf auth login.*HF_TOKEN"):
+        push_folder(captioner_folder, "cap")
     assert not hub.requests
 
 
 @pytest.mark.parametrize(("token", "repo_id"), [("hf_wrongwrongwrong", "cap"), (TOKEN, "somebody_else/cap")])
-def test_a_token_that_may_not_write_there_is_a_clear_error(hub, captioner_folder, tmp_path, token, repo_id):
-    pushed = push(hub, captioner_folder, repo_id, home=tmp_path, token=token)
-    assert pushed.returncode != 0
-    error = pushed.stderr.strip().splitlines()[-1]
-    assert error.startswith("ValueError") and repr(repo_id) in error and hub.endpoint in error
-    assert token not in pushed.stderr
-    assert not hub.repos
+def test_a_token_that_may_not_write_there_is_a_clear_error(hub, captioner_folder, monkeypatch, token, repo_id):
+    hub.adopt(monkeypatch, token=token)
+    with pytest.raises(ValueError, match=f"{hub.endpoint} does not let this token write to '{repo_id}'") as raised:
+        push_folder(captioner_folder, repo_id)
+    assert token not in str(raised.value)
+    assert not hub.repos and len(hub.requests) <= 2  # no token gets better by waiting
 
 
 def test_an_incomplete_folder_is_not_pushed(tmp_path):
@@ -215,97 +318,3 @@ def test_an_incomplete_folder_is_not_pushed(tmp_path):
     with pytest.raises(ValueError, match="lacks README.md, generation_config.json, .*, model.safetensors") as raised:
         push_folder(tmp_path, "cap", token="hf_never_used")
     assert " config.json" not in str(raised.value)
-
-
-def test_the_cards_metadata_is_what_the_hub_reads(tmp_path):
-    path = write_model_card(
-        tmp_path / "new" / "folder",
-        model_name="Crab: a captioner",
-        settings={"learning_rate": 2e-4},
-        metrics=METRICS,
-        data="emoji scenes",
-        scorer="local-dir:models/truth_scorer",
-        base_model="microsoft/git-base",
-    )
-    card = ModelCard.load(path)
-    assert yaml.safe_load(card.content.split("---")[1]) == card.data.to_dict()
-    assert card.data.pipeline_tag == "image-to-text"
-    assert card.data.library_name == "transformers"
-    assert card.data.base_model == "microsoft/git-base"
-    assert "hf_distinct" in card.data.tags
-    assert card.data.model_name == "Crab: a captioner"
-    # The NaN is left out: it is not JSON, which the Hub turns the metadata into.
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        "judge/t2i_R@1": 0.75,
-        "vocabulary": 120,
-        "true": 0.5,
-    }
-    assert {result.dataset_type for result in card.data.eval_results} == {"emoji-scenes"}
-
-
-def test_the_card_shows_metrics_settings_and_captions(tmp_path):
-    card = write_model_card(
-        tmp_path,
-        model_name="cap",
-        settings={"learning_rate": 2e-4, "rewards": ["contrastive", "cider"], "note": "a | b"},
-        metrics=METRICS,
-        data="emoji scenes",
-        scorer="ViT-B-32:openai",
-        samples=[{"people": "a crab", "before": "a crab", "after": "a big crab | left\nof a train"}],
-    ).read_text()
-    assert "# cap\n" in card
-    assert "| judge/t2i_R@1 | 0.500 | 0.750 | 0.250 |" in card
-    assert "| vocabulary | - | 120 | - |" in card
-    assert "| a crab | a crab | a big crab \\| left of a train |" in card
-    assert "| `learning_rate` | 0.0002 |" in card
-    assert "| `rewards` | ['contrastive', 'cider'] |" in card
-    assert "| `note` | a \\| b |" in card
-    assert "| Reward given by | ViT-B-32:openai |" in card
-    assert "`people` are captions" in card and "`ceiling`" not in card
-    assert "2402.13936" in card
-    assert "{{" not in card and "{%" not in card
-
-
-def test_a_card_without_results_says_nothing_of_them(tmp_path):
-    card = write_model_card(
-        tmp_path, model_name="cap", settings={}, metrics=None, data="emoji scenes", scorer="ViT-B-32"
-    ).read_text()
-    assert "model-index" not in card and "base_model" not in card
-    assert "## Results" not in card and "## Captions" not in card and "## Settings" not in card
-    assert "\n\n\n" not in card
-
-
-def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
-    home = tmp_path / "alice liddell"  # a space in a path must not cut it
-    (home / "captioner").mkdir(parents=True)
-    card = write_model_card(
-        home,
-        model_name="cap",
-        settings={
-            "output_dir": "secret_folder",
-            "run_name": "secret_run",
-            "hub_token": "hf_abcdefghijklmnop",
-            "hub_model_id": "alice/cap",
-            "push_to_hub": True,
-            "note": "hf_abcdefghijklmnop",
-            "resume_from_checkpoint": "/home/alice's, runs/checkpoint-10",
-            "rewards": [f"{home}/rewards.py:short", "~alice/rewards.py:long", "../alice/r.py:odd", "contrastive"],
-            "address": f"file://{home}/captions.json",
-            "windows": r"C:\Users\alice liddell\pictures",
-            "max_steps": 150,
-            "max_new_tokens": 20,
-            "url": "https://example.org/page",
-        },
-        metrics=METRICS,
-        data=f"{home}/my pictures",
-        scorer=f"local-dir:{home}/models/clip",
-        base_model=f"{home}/captioner",
-    ).read_text()
-    for word in (str(home), "alice", "secret", "hf_abcdefgh", "C:\\", getpass.getuser() + "/"):
-        assert word not in card, word
-    # What can be told is.
-    for word in ("my pictures", "local-dir:clip", "| Started from | captioner |", "rewards.py:short", "contrastive"):
-        assert word in card, word
-    assert "| `max_steps` | 150 |" in card and "| `max_new_tokens` | 20 |" in card
-    assert "https://example.org/page" in card and "checkpoint-10" in card
-    assert ModelCard(card).data.base_model is None

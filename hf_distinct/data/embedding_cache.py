@@ -32,6 +32,7 @@ class EmbeddingCache:
     """The place of one data set's embeddings under one scorer.
 
     `embeddings-KEY/` holds them whole; it appears in one move. Before that `embeddings-KEY.parts-of-N/` holds parts.
+    Those that another machine made, and somebody shared, have the portable one of their two names (`cache_names`).
 
     Args:
         cache_dir: Folder that may hold the caches of many data sets and scorers.
@@ -42,7 +43,10 @@ class EmbeddingCache:
 
     def __init__(self, cache_dir: Path, dataset: Dataset, scorer: ClipScorer, part_rows: int) -> None:
         self.num_rows, self.part_rows, self.scorer = len(dataset), part_rows, scorer
-        self.folder = cache_dir / cache_name(dataset, scorer)
+        name, self.portable_name = cache_names(dataset, scorer)
+        self.folder = cache_dir / name
+        if not self.is_whole() and (cache_dir / self.portable_name / MANIFEST).is_file():
+            self.folder = cache_dir / self.portable_name
         # Parts of another size are other parts.
         self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
 
@@ -128,29 +132,44 @@ class EmbeddingCache:
                 array[start : start + len(part)] = part
                 start += len(part)
             array.flush()
-        manifest = {"scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "failures": failures}
+        manifest = {
+            "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
+            "failures": failures,
+        }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
-    """Return the name of the folder of a data set's embeddings, with a digest of all that they depend on.
+    """The first of the two `cache_names`."""
+    return cache_names(dataset, scorer)[0]
 
-    Captions and image ids count by content, image files by path, size and time of modification, images that the data
-    set holds itself by content. Neither other columns nor the way in which the data set was made count.
+
+def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
+    """Return the names of the folder of a data set's embeddings, each with a digest of what they depend on.
+
+    Captions and image ids count by content, images that the data set holds itself by content, too. Image files count
+    by path, size and time of modification in the first name, which is that of this machine; by size alone in the
+    second, which other machines find. Neither other columns nor the way in which the data set was made count.
     """
-    digest = hashlib.blake2b(f"{FORM}\n{scorer.fingerprint}\n".encode(), digest_size=12)
+    begin = f"{FORM}\n{scorer.fingerprint}\n".encode()
+    here, anywhere = (hashlib.blake2b(begin, digest_size=12, person=person) for person in (b"", b"portable"))
     columns = dataset.select_columns(["image", "captions", "image_id"]).with_format("arrow")
     for table in columns.iter(batch_size=256):
-        digest.update(json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode())
+        texts = json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode()
+        here.update(texts)
+        anywhere.update(texts)
         images = table["image"].combine_chunks()
         paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
         for path, content in zip(paths, contents, strict=True):
             if content is not None:
-                digest.update(b"\nheld " + hashlib.blake2b(content).digest())
+                of_here = of_anywhere = b"\nheld " + hashlib.blake2b(content).digest()
             elif path is not None and os.path.exists(path):
                 state = os.stat(path)
                 name = path.encode("utf-8", "surrogatepass")
-                digest.update(b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name)
+                of_here = b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name
+                of_anywhere = b"\nfile %d" % state.st_size
             else:
-                digest.update(b"\nnone")
-    return f"embeddings-{digest.hexdigest()}"
+                of_here = of_anywhere = b"\nnone"
+            here.update(of_here)
+            anywhere.update(of_anywhere)
+    return f"embeddings-{here.hexdigest()}", f"embeddings-{anywhere.hexdigest()}"

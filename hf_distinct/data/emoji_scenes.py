@@ -24,6 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LICENSE = "pictures made from Twemoji, CC-BY 4.0; captions Apache-2.0"
 IMAGE_SIZE = 64
 CATEGORIES = {
     "animal": "🐕🐈🐎🐄🐖🐘🐇🐢🐍🦀🦉🐧🦋🐙🦒🐌🐋🦔",

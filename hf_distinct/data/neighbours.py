@@ -134,12 +134,12 @@ class Neighbours:
         write_tensors(Path(path), *self.to_tensors(), scratch)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], embeddings: str | None = None) -> Neighbours:
+    def load(cls, path: str | os.PathLike[str], *embeddings: str) -> Neighbours:
         """Read what `save` wrote.
 
         Args:
             path: The file.
-            embeddings: The name of the cache that its rows should be numbers of, to be sure.
+            embeddings: The names of the cache that its rows should be numbers of, to be sure; none: any.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -149,9 +149,9 @@ class Neighbours:
             found = cls.from_tensors(*read_tensors(Path(path)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no mined neighbours: {error!r}") from error
-        if embeddings is not None and found.embeddings != embeddings:
+        if embeddings and found.embeddings not in embeddings:
             raise ValueError(
                 f"{str(path)!r} holds neighbours of another data set, other pictures or another scorer: it was mined "
-                f"in {found.embeddings!r}, where {embeddings!r} is wanted. Mine anew: recipes/mine.py."
+                f"in {found.embeddings!r}, where {embeddings[0]!r} is wanted. Mine anew: recipes/mine.py."
             )
         return found

@@ -39,10 +39,10 @@ def paint(rows: Sequence[ContrastRow], title: str, subtitle: str) -> Image.Image
     draw = ImageDraw.Draw(sheet)
     head.draw(draw, MARGIN, MARGIN)
     top = MARGIN + head.height
-    draw.text((MARGIN, top), "Image", fill=GREY, font=_font(18, True))
+    draw.text((MARGIN, top), "Image", fill=GREY, font=dejavu(18, True))
     if columns:
-        draw.text((similar_left, top), "Most similar", fill=GREY, font=_font(18, True))
-    draw.text((text_left, top), "Captions", fill=GREY, font=_font(18, True))
+        draw.text((similar_left, top), "Most similar", fill=GREY, font=dejavu(18, True))
+    draw.text((text_left, top), "Captions", fill=GREY, font=dejavu(18, True))
     top += column_titles
     for row, text, row_height in zip(rows, texts, heights, strict=True):
         draw.line((MARGIN, top, width - MARGIN - 1, top), fill=LINE)
@@ -90,7 +90,7 @@ class _Text:
         """Add a paragraph with `space` pixels after it; `beside` continues its last line in another colour."""
         if not text:
             return
-        font = _font(size, bold)
+        font = dejavu(size, bold)
         for line in wrap(text, font, self.width):
             self.pieces.append((0, self.height, line, colour, font))
             self.height += round(size * 1.3)
@@ -123,7 +123,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 @cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def dejavu(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib and has the marks; Pillow's own font lacks them."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size)

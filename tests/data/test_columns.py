@@ -170,7 +170,7 @@ def test_a_data_set_on_the_hub(tmp_path):
     folder, _ = published_forms.parquet(tmp_path, published_forms.jpegs(6), [[f"Caption {row}."] for row in range(6)])
     with LoopbackHub() as hub:
         files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.parquet")}
-        hub.repos["tester/pictures"] = Repo("tester/pictures", private=False, files=files)
+        hub.repos["datasets/tester/pictures"] = Repo("tester/pictures", private=False, files=files)
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": root}
         done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import open_clip
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
 from loopback_hub import USER, LoopbackHub
+from model_card_pattern import MODEL_CARD_PATTERN
 from PIL import Image
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
@@ -218,7 +221,10 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
 
 def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, judge, tmp_path):
     data, out = lay_out("folder", *pictures, tmp_path / "data"), tmp_path / "captioner"
-    settings = {"output_dir": out, "push_to_hub": True, "hub_private_repo": True, **own_models(tiny_models, judge)}
+    settings = {
+        "output_dir": out, "push_to_hub": True, "hub_private_repo": True, "save_strategy": "steps", "save_steps": 1,
+        "data_license": "CC-BY 4.0", **own_models(tiny_models, judge),
+    }  # fmt: skip
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
         finished = run(*data, *flags(**settings, **QUICK), **environment)
@@ -226,7 +232,7 @@ def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, jud
         assert finished.stdout.splitlines()[-1] == f"{hub.endpoint}/{USER}/captioner"
         assert list(hub.repos) == [f"{USER}/captioner"]
         repo = hub.repos[f"{USER}/captioner"]
-    assert repo.private and repo.commits == 1
+    assert repo.private and repo.commits >= 2  # a save during training, unless another was under way; and the end
     needed = {
         "config.json",
         "generation_config.json",
@@ -238,6 +244,22 @@ def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, jud
     for name in needed | {"README.md"}:
         assert repo.files[name] == (out / name).read_bytes(), name
     assert not any(b"/tmp" in repo.files[name] for name in repo.files if name.endswith((".md", ".json")))
+    assert {"metrics.json", "contrast.png", "samples.png", "training_curve.png"} <= set(repo.files)
+    check_card(repo.files["README.md"].decode(), json.loads(repo.files["metrics.json"]))
+
+
+def check_card(card: str, metrics: dict[str, dict[str, float]]) -> None:
+    """It is of the one pattern, and each of its figures is the measured one."""
+    assert MODEL_CARD_PATTERN.fullmatch(card), card
+    assert "| Licence of the data | CC-BY 4.0 |" in card and "| `max_steps` | 2 |" in card
+    results = ModelCard(card).data.eval_results
+    assert results and all(result.metric_value == metrics["after"][result.metric_type] for result in results)
+    rows = re.search(r"\| before \| after \| people \|\n\| --- .+\n((?:\|.+\n)+)", card)[1].splitlines()
+    assert len(rows) == len(results)
+    for row in rows:
+        name, *cells = row.strip("| ").split(" | ")
+        values = [metrics[system][name] for system in ("before", "after", "people")]
+        assert cells == [str(value) if isinstance(value, int) else f"{value:.3f}" for value in values], name
 
 
 def last_line(finished: subprocess.CompletedProcess[str]) -> str:

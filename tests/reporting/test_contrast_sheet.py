@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from hf_distinct.reporting import ContrastRow, write_contrast_sheet
-from hf_distinct.reporting.contrast_png import _font, wrap
+from hf_distinct.reporting.contrast_png import dejavu, wrap
 from hf_distinct.reporting.contrast_sheet import fit_image
 
 RED, BLUE = Image.new("RGB", (64, 64), "red"), Image.new("RGBA", (30, 50), (0, 0, 255, 128))
@@ -121,7 +121,7 @@ def test_many_similar_images_leave_room_for_text(tmp_path):
 
 @given(st.text(alphabet="abW .-", max_size=80), st.integers(40, 300))
 def test_wrapped_lines_fit_and_lose_nothing(text, width):
-    font = _font(26, False)
+    font = dejavu(26, False)
     lines = wrap(text, font, width)
     assert all(font.getlength(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")

@@ -1,0 +1,95 @@
+"""What recipes/mine.py leaves behind, in a form that another machine finds again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from hf_distinct.data.embedding_cache import MANIFEST
+from hf_distinct.data.embeddings import ARRAYS
+from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.portable import portable
+
+STATISTICS = "statistics.json"
+PORTABLE_FILES = ("README.md", FILE, STATISTICS, f"*/{MANIFEST}", *(f"*/{name}.npy" for name in ARRAYS))
+"""What `write_portable` writes."""
+
+_CARD = """---
+tags:
+- hf_distinct
+- embeddings
+---
+
+# Embeddings and neighbours of captioned pictures
+
+CLIP embeddings (float16) of {images} pictures and {captions} captions, and the pictures most similar to each, as
+`recipes/mine.py` of `hf_distinct` left them. Neither pictures nor captions are in here.
+
+| | |
+|---|---|
+| CLIP | {scorer} (fingerprint `{fingerprint}`) |
+| R@1 of people's captions | {recall:.3f} among {gallery} pictures |
+| neighbours | ranks {first} to {last} |
+
+Whoever has the same pictures and captions trains with them at once:
+
+```bash
+accelerate launch recipes/train.py --dataset captions.json --image_root images --scorer NAME --mined "..."
+```
+
+where `"..."` is the id of this repository.
+"""
+
+
+def write_portable(folder: Path, target: Path) -> None:
+    """Write what another machine needs, and nothing of this one.
+
+    There the pictures lie elsewhere and have other times; so the embeddings get the name that only depends on what
+    they were made from, and the neighbours follow. The sheet of pictures stays: they are not ours to share.
+
+    Args:
+        folder: What `recipes/mine.py` left behind.
+        target: An empty folder; large files in it are links to those of `folder`, where the disk knows such.
+
+    Raises:
+        ValueError: Something is missing.
+    """
+    try:
+        neighbours = Neighbours.load(folder / FILE)
+        statistics = json.loads((folder / STATISTICS).read_text())
+        manifest = json.loads((folder / neighbours.embeddings / MANIFEST).read_text())
+        name = manifest["portable_name"]
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{str(folder)!r} is not a folder that recipes/mine.py left behind when it was done ({error}): let it run "
+            "to its end."
+        ) from error
+    embeddings = target / name
+    embeddings.mkdir()
+    for array in ARRAYS:
+        link_or_copy(folder / neighbours.embeddings / f"{array}.npy", embeddings / f"{array}.npy")
+    manifest["scorer"] = portable(manifest["scorer"])
+    manifest["failures"] = {row: portable(reason) for row, reason in manifest["failures"].items()}
+    (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    neighbours.embeddings = name
+    neighbours.save(target / FILE)
+    (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
+    captions = np.load(embeddings / "caption_offsets.npy", mmap_mode="r")[-1]
+    card = _CARD.format(
+        images=statistics["images"], captions=captions, scorer=manifest["scorer"],
+        fingerprint=manifest["fingerprint"], recall=statistics["R@1 of people's captions"],
+        gallery=statistics["gallery"], first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
+    )  # fmt: skip
+    (target / "README.md").write_text(card)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, so that it stays when the first goes; a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,52 @@
+"""The training curve of a model card: what the log of a Trainer says, step by step, as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Panels by their title, each with the series it can have: the log's name and a label.
+PANELS = {
+    "reward": {"reward/total/rollouts": "the captioner's captions", "reward/total/references": "people's captions"},
+    "loss": {"loss": "training", "eval_loss": "evaluation"},
+}
+STYLES = ({"color": "#00508f", "linestyle": "-"}, {"color": "#b03a00", "linestyle": "--"})  # told apart without colour
+
+
+def write_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> bool:
+    """Write reward and loss by step as a PNG, as far as they were logged.
+
+    Args:
+        log_history: What the Trainer logged, as in `trainer_state.json`: each line with its `step`.
+        path: The PNG file to write; its folder is made where it is missing.
+
+    Returns:
+        Whether there was anything to show: some series has two points at least. If not, nothing is written.
+    """
+    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
+
+    found = {
+        title: {label: points for name, label in series.items() if len(points := _points(log_history, name)) > 1}
+        for title, series in PANELS.items()
+    }
+    shown = {title: series for title, series in found.items() if series}
+    if not shown:
+        return False
+    figure = Figure(figsize=(5.5 * len(shown), 3.2), layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for (label, points), style in zip(series.items(), STYLES, strict=False):
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(series) > 1:
+            axes.legend()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=120)
+    return True
+
+
+def _points(log_history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[name]) for line in log_history if name in line and "step" in line]

@@ -1,0 +1,61 @@
+"""Push what a recipe left behind to the Hub, or to whatever HF_ENDPOINT names.
+
+    python recipes/push.py outputs/quickstart user/name                  # a captioner, with its card and all it needs
+    python recipes/push.py outputs/quickstart user/name --private true --revision experiment
+    python recipes/push.py outputs/mined user/name --repo_type dataset   # embeddings and neighbours of recipes/mine.py
+
+It is one commit: cut off, it leaves the repository as it was; the same command then goes on. A second push sends only
+what changed. The token is that of HF_TOKEN, or of `hf auth login`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.hub import push_folder
+from hf_distinct.scorer import SHIPPED, shipped
+
+
+@dataclass
+class Settings:
+    """What goes where."""
+
+    output_dir: str = field(metadata={"help": "The folder that a recipe left behind (or the first word)."})
+    repo_id: str = field(metadata={"help": "Where to: user/name, made if it does not exist (or the second word)."})
+    repo_type: Literal["model", "dataset"] = field(
+        default="model", metadata={"help": "model: a captioner; dataset: what recipes/mine.py left behind."}
+    )
+    private: bool = field(default=False, metadata={"help": "Nobody else may see it."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, made if it does not exist; none: main."})
+    include_discriminator: bool = field(
+        default=False, metadata={"help": "The discriminator goes along, as discriminator.safetensors."}
+    )
+    include_scorer: str | None = field(
+        default=None,
+        metadata={"help": "This scorer's weights go along, as scorer/: a folder of train_clip.py, or a shipped one."},
+    )
+
+
+def main() -> None:
+    """Push."""
+    words = sys.argv[1:]
+    if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
+        words[:2] = ["--output_dir", words[0], "--repo_id", words[1]]
+    (settings,) = parse_settings(Settings, argv=words, description=__doc__)
+    logging.basicConfig(format="%(message)s")
+    scorer = settings.include_scorer
+    address = push_folder(
+        settings.output_dir, settings.repo_id, repo_type=settings.repo_type, private=settings.private,
+        revision=settings.revision, include_discriminator=settings.include_discriminator,
+        include_scorer=shipped(scorer) if scorer and (SHIPPED / scorer).is_dir() else scorer,
+    )  # fmt: skip
+    print(address)
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

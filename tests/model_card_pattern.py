@@ -1,0 +1,129 @@
+"""What the whole card of a captioner looks like, line by line; figures and names are free where a training differs."""
+
+import re
+
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+CELL = r"(?:-|-?\d+(?:\.\d{3})?)"
+
+MODEL_CARD_PATTERN = re.compile(
+    rf"""---
+(?:base_model: \S+
+)?(?:datasets:
+- \S+
+)?library_name: transformers
+(?:license: \S+
+)?pipeline_tag: image-to-text
+tags:
+- image-captioning
+- vision-encoder-decoder
+- reinforcement-learning
+- hf_distinct
+(?:co2_eq_emissions:
+  emissions: {NUMBER}
+  source: (?:measured by CodeCarbon|told by who trained it)
+)?model-index:
+- name: [^\n]+
+  results:
+  - task:
+      type: image-to-text
+    dataset:
+      name: [^\n]+
+      type: [a-z0-9-]+
+    metrics:
+(?:    - type: '?[\w/@-]+'?
+      value: {NUMBER}
+      name: '?[\w/@-]+'?
+)+---
+
+# [^\n]+
+
+An image captioner whose captions are meant to single out their image: to say what sets it apart from similar ones\.
+It was trained by CLIP-guided reinforcement learning with `hf_distinct`, after
+\[Distinctive Image Captioning: Leveraging Ground Truth Captions in CLIP Guided Reinforcement
+Learning\]\(https://arxiv\.org/abs/2402\.13936\) \(Chaffin, Kijak and Claveau, 2024\)\.
+
+\| \| \|
+\|---\|---\|
+\| Started from \| [^|\n]+ \|
+\| Trained on \| [^|\n]+ \|
+\| Licence of the data \| [^|\n]+ \|
+\| Reward given by \| [\w:/ -]+ \(fingerprint [0-9a-f]{{16}}\) \|
+
+## Use
+
+```python
+from transformers import pipeline  \# on transformers 5: from hf_distinct import pipeline
+
+captioner = pipeline\("image-to-text", model="\.\.\."\)  \# the id of this repository, or a local folder
+```
+
+Then `captioner\("picture\.png"\)` gives the caption; a picture may also be an address or a `PIL\.Image`\.
+
+## Results
+
+\|  \| before \| after \| people (?:\| ceiling )?\|
+\| --- (?:\| ---: )+\|
+(?:\| [\w/@-]+ (?:\| {CELL} )+\|
+)+
+- `before`: the captioner that training started from
+- `after`: this model
+- `people`: captions that people wrote
+(?:- `ceiling`: captions that say everything, truly
+)?(?:- `[\w/@-]+`: [^\n]+
+)+
+## Samples
+
+Pictures evenly spread over the gallery: nobody picked them\.
+
+!\[Numbered pictures\]\(samples\.png\)
+
+\|  \| before \| after \| a person \|
+\| --- \| --- \| --- \| --- \|
+(?:\| \d+ \| [^|\n]* \| [^|\n]* \| [^|\n]+ \|
+)+
+\[contrast\.png\]\(contrast\.png\) shows them beside the pictures most similar to them\.
+
+## Reward
+
+```text
+R\(c\) = \(1 - {NUMBER}\) \[{NUMBER} \w+\(c\)(?: \+ {NUMBER} \w+\(c\))*\] \+ {NUMBER} D\(c\)
+L    = - mean\(A\(c\) l\(c\)\)(?: - {NUMBER} mean\(w\(g\) l\(g\)\))?(?: \+ {NUMBER} KL)?
+```
+
+Under the CLIP [\w:/ -]+ \(fingerprint [0-9a-f]{{16}}\):
+
+(?:- (?:`\w+`|D|A|l|g|KL): [^\n]+\.
+)+
+## Training
+
+!\[What was logged during training, by step\]\(training_curve\.png\)
+
+Settings that differ from their defaults:
+
+\| setting \| value \|
+\|---\|---\|
+(?:\| `\w+` \| [^|\n]+ \|
+)+
+## Limits
+
+(?:- [^\n]+
+)+(?:
+## Carbon
+
+{NUMBER} g of CO2 equivalents, (?:measured by CodeCarbon|told by who trained it)\.
+)?
+## Versions
+
+hf_distinct [\w.]+, transformers [\w.]+, torch [\w.+]+, open_clip_torch [\w.]+, datasets [\w.]+
+
+## Citation
+
+```bibtex
+@article{{chaffin2024distinctive,
+  title   = [^\n]+,
+  author  = {{Chaffin, Antoine and Kijak, Ewa and Claveau, Vincent}},
+  journal = {{arXiv preprint arXiv:2402\.13936}},
+  year    = \{{2024\}}
+}}
+```"""
+)

@@ -1,0 +1,191 @@
+"""The card: the whole of it against one pattern, its figures against the measured ones, and nothing of the machine."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from model_card_pattern import MODEL_CARD_PATTERN
+from PIL import Image
+
+from hf_distinct import RLCaptionConfig
+from hf_distinct.model_card import Sample, write_model_card
+from hf_distinct.reporting.reward_formula import describe_reward
+
+METRICS: dict[str, dict[str, Any]] = {
+    "before": {"judge/t2i_R@1": 0.5, "CIDEr-D": 2.0},
+    "after": {"judge/t2i_R@1": 0.7512345678, "CIDEr-D": float("nan"), "vocabulary": 120, "true": np.float32(0.5)},
+    "people": {"judge/t2i_R@1": 0.25},
+}
+SCORER = "ViT-B-32:openai (fingerprint 0123456789abcdef)"
+LOG = [{"step": step, "loss": 1 / step, "reward/total/rollouts": step / 10} for step in range(1, 6)]
+
+
+def samples(count: int = 2) -> list[Sample]:
+    said = {"before": "a crab", "after": "a big crab | left\nof a train", "a person": "a crab"}
+    return [Sample(Image.new("RGB", (40, 30), (50 * number, 0, 0)), said) for number in range(count)]
+
+
+def reward(**settings: Any) -> str:
+    args = RLCaptionConfig(output_dir="out", **settings)
+    return describe_reward({"contrastive": 1.0, "cider": 0.01}, "leave_one_out", SCORER, args)
+
+
+def write(folder: Path, **facts: Any) -> str:
+    known = {"model_name": "cap", "data": "emoji scenes", "scorer": SCORER, "metrics": METRICS}
+    return write_model_card(folder, **{**known, **facts}).read_text()
+
+
+def test_the_whole_card_is_of_one_pattern(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "contrast.png")
+    said = {"before": "a crab", "after": "a big crab", "a person": "a crab"}
+    card = write(
+        tmp_path,
+        reward=reward(discriminator_weight=0.1),
+        base_model="microsoft/git-base",
+        data="somebody/pictures",
+        data_license="CC-BY 4.0",
+        settings={"learning_rate": 2e-4},
+        samples=[Sample(Image.new("RGB", (40, 30)), said)],
+        log_history=LOG,
+        emissions=12.5,
+    )
+    assert MODEL_CARD_PATTERN.fullmatch(card), card
+    for name in ("samples.png", "training_curve.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 200
+
+
+def test_the_cards_metadata_is_what_the_hub_reads(tmp_path):
+    facts = {"model_name": "Crab: a captioner", "base_model": "microsoft/git-base", "reward": reward()}
+    write(tmp_path / "new" / "folder", **facts, emissions=12.5, model_license="mit")
+    card = ModelCard.load(tmp_path / "new" / "folder" / "README.md")
+    assert yaml.safe_load(card.content.split("---")[1]) == card.data.to_dict()
+    assert card.data.pipeline_tag == "image-to-text" and card.data.library_name == "transformers"
+    assert card.data.base_model == "microsoft/git-base" and card.data.license == "mit"
+    assert {"hf_distinct", "reinforcement-learning"} <= set(card.data.tags)
+    assert card.data.model_name == "Crab: a captioner"
+    assert card.data.co2_eq_emissions == {"emissions": 12.5, "source": "told by who trained it"}
+    # To the last digit. The NaN is left out: it is not JSON, which the Hub turns the metadata into.
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "judge/t2i_R@1": 0.7512345678,
+        "vocabulary": 120,
+        "true": 0.5,
+    }
+    assert {result.dataset_type for result in card.data.eval_results} == {"emoji-scenes"}
+
+
+def test_the_card_shows_metrics_settings_and_captions(tmp_path):
+    settings = {"learning_rate": 2e-4, "rewards": ["contrastive", "cider"], "note": "a | b"}
+    card = write(tmp_path, settings=settings, samples=samples())
+    assert "# cap\n" in card
+    assert "| judge/t2i_R@1 | 0.500 | 0.751 | 0.250 |" in card
+    assert "| vocabulary | - | 120 | - |" in card
+    assert "| 2 | a crab | a big crab \\| left of a train | a crab |" in card
+    assert "| `learning_rate` | 0.0002 |" in card
+    assert "| `rewards` | ['contrastive', 'cider'] |" in card
+    assert "| `note` | a \\| b |" in card
+    assert f"| Reward given by | {SCORER} |" in card
+    assert "- `people`: captions that people wrote" in card and "`ceiling`" not in card
+    assert "2402.13936" in card
+    assert "{{" not in card and "{%" not in card
+
+
+def test_what_is_not_known_is_not_spoken_of(tmp_path):
+    card = write(tmp_path, metrics=None, scorer=None)
+    for word in ("model-index", "base_model", "co2", "## Results", "## Samples", "## Reward", "## Training", "Carbon"):
+        assert word not in card, word
+    assert "| Licence of the data | not stated |" in card
+    assert "\n\n\n" not in card and sorted(tmp_path.iterdir()) == [tmp_path / "README.md"]
+
+
+def test_a_card_of_another_name_has_pictures_of_its_own(tmp_path):
+    card = write(tmp_path, kind="clip", file_name="judge.md", samples=samples(1), log_history=LOG)
+    assert "![Numbered pictures](judge_samples.png)" in card and "(judge_training_curve.png)" in card
+    assert {path.name for path in tmp_path.iterdir()} == {"judge.md", "judge_samples.png", "judge_training_curve.png"}
+    assert "library_name: open_clip" in card and "image-to-text" not in card and "ClipScorer" in card
+
+
+def test_the_reward_is_told_with_its_numbers():
+    said = reward(discriminator_weight=0.1, wtf_weight=0.2, reward_clamp=8.0)
+    assert "R(c) = (1 - 0.1) [1 contrastive(c) + 0.01 cider(c)] + 0.1 D(c)\n" in said
+    assert "L    = - mean(A(c) l(c)) - 0.2 mean(w(g) l(g))\n" in said
+    assert f"Under the CLIP {SCORER}:" in said
+    assert said.count("for its image, 8) / s") == 1 and "w(g) = max(R(g), 0)" in said
+    assert "mean of R over the image's other sampled captions" in said
+    plain = reward(discriminator_weight=0.0, wtf_weight=0.0, kl_weight=0.05)
+    assert "R(c) = 1 contrastive(c) + 0.01 cider(c)\nL    = - mean(A(c) l(c)) + 0.05 KL\n" in plain
+    assert "- D:" not in plain and "- g:" not in plain and "- KL:" in plain
+    own = describe_reward({"~alice/own.py:brevity": 2.0}, "none", SCORER, RLCaptionConfig(output_dir="out"))
+    assert "2 own.py:brevity(c)" in own and "- `own.py:brevity`: a reward of the training's own." in own
+
+
+def test_codecarbons_measurement_is_taken_over(tmp_path):
+    (tmp_path / "emissions.csv").write_text("project_name,emissions\nme,0.1\nme,0.25\n")  # in kilograms, run by run
+    assert "250 g of CO2 equivalents, measured by CodeCarbon." in write(tmp_path)
+    assert "3 g of CO2 equivalents, told by who trained it." in write(tmp_path, emissions=3.0)
+
+
+def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
+    home = tmp_path / "alice liddell"  # a space in a path must not cut it
+    (home / "captioner").mkdir(parents=True)
+    card = write(
+        home,
+        settings={
+            "output_dir": "secret_folder",
+            "run_name": "secret_run",
+            "hub_token": "hf_abcdefghijklmnop",
+            "hub_model_id": "alice/cap",
+            "push_to_hub": True,
+            "note": "hf_abcdefghijklmnop",
+            "resume_from_checkpoint": "/home/alice's, runs/checkpoint-10",
+            "rewards": [f"{home}/rewards.py:short", "~alice/rewards.py:long", "../alice/r.py:odd", "contrastive"],
+            "address": f"file://{home}/captions.json",
+            "windows": r"C:\Users\alice liddell\pictures",
+            "max_steps": 150,
+            "max_new_tokens": 20,
+            "url": "https://example.org/page",
+        },
+        data=f"{home}/my pictures",
+        scorer=f"local-dir:{home}/models/clip",
+        base_model=f"{home}/captioner",
+        samples=[Sample(Image.new("RGB", (4, 4)), {"after": f"a sign that says {home}/x"})],
+        log_history=LOG,
+    )
+    pictures = b"".join(path.read_bytes() for path in home.glob("*.png"))
+    for word in (str(home), "alice", "secret", "hf_abcdefgh", "C:\\", getpass.getuser() + "/"):
+        assert word not in card and word.encode() not in pictures, word
+    # What can be told is.
+    for word in ("my pictures", "local-dir:clip", "| Started from | captioner |", "rewards.py:short", "contrastive"):
+        assert word in card, word
+    assert "| `max_steps` | 150 |" in card and "| `max_new_tokens` | 20 |" in card
+    assert "https://example.org/page" in card and "checkpoint-10" in card
+    assert ModelCard(card).data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["captioner", "scorer", "truth_scorer", "judge"])
+def test_the_cards_of_the_shipped_models_are_of_this_form(name):
+    path = Path(__file__).parents[1] / "model_cards" / f"{name}.md"
+    card = ModelCard.load(path)
+    assert card.data.eval_results and card.data.license == "apache-2.0"
+    assert re.findall(r"^## (.+)", card.text, re.MULTILINE) == [
+        "Use",
+        "Results",
+        *(["Samples"] if name == "captioner" else []),
+        "Training",
+        "Limits",
+        "Versions",
+        "Citation",
+    ]
+    for result in card.data.eval_results:  # the table says what the metadata says
+        value = result.metric_value
+        shown = value if isinstance(value, int) else f"{value:.3f}"
+        assert f"| {result.metric_type} | {shown} |" in card.text
+    for picture in re.findall(r"!\[.+\]\((.+)\)", card.text):
+        assert (path.parent / picture).is_file()
