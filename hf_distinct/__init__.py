@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .discriminator import Discriminator
     from .evaluation import caption_metrics, retrieval_metrics
     from .hub import push_folder, write_model_card
+    from .pipelines import pipeline
     from .reporting import write_contrast_sheet
     from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
     from .scorer import ClipScorer, shipped
@@ -39,6 +40,7 @@ __all__ = [
     "ensure_splits",
     "load_captions",
     "mine_neighbours",
+    "pipeline",
     "push_folder",
     "resolve_reward",
     "retrieval_metrics",
@@ -54,6 +56,7 @@ _HOMES = {
     "discriminator": ["Discriminator"],
     "evaluation": ["caption_metrics", "retrieval_metrics"],
     "hub": ["push_folder", "write_model_card"],
+    "pipelines": ["pipeline"],
     "reporting": ["write_contrast_sheet"],
     "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
     "scorer": ["ClipScorer", "shipped"],
