@@ -1,22 +1,25 @@
-"""Captioners loaded alike by every transformers: `pipeline("image-to-text")`, which 5 has not, and image processors."""
+"""Captioners loaded alike by transformers 4.57 and 5: `pipeline("image-to-text")`, and image processors."""
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
 
 TASK = "image-to-text"
+EXACT_SEGFORMER = "hf_distinct_segformer"
 # Where neither the call nor the model says how long a caption may be, as in transformers 4.57. Up to there a
 # `max_length` of 20 is what every model has of which nobody said anything.
-MAX_NEW_TOKENS, UNSET_LENGTHS = 256, (None, 20)
+MAX_NEW_TOKENS, UNSET_LENGTHS, LENGTHS = 256, (None, 20), ("max_length", "max_new_tokens")
 
 
 def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **settings: Any) -> Pipeline:
@@ -45,9 +48,7 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         OSError: There is no such model.
     """
     if task != TASK:
-        raise ValueError(
-            f"hf_distinct.pipeline knows the task {TASK!r} only, not {task!r}: see transformers.pipeline."
-        )
+        raise ValueError(f"hf_distinct.pipeline knows no task but {TASK!r}; transformers.pipeline may know {task!r}.")
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if TASK in get_supported_tasks():
         return transformers.pipeline(TASK, model=model, **settings)
@@ -55,7 +56,12 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         place = {name: settings[name] for name in ("revision", "token", "trust_remote_code") if name in settings}
         settings["image_processor"] = load_image_processor(model, **place)
     # The other task's name makes transformers find models of this kind; the class does the work.
-    return transformers.pipeline("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
+    found = transformers.pipeline("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
+    encoder = getattr(found.model, "encoder", None)
+    if encoder is not None and encoder.config.model_type == "segformer":
+        transformers.AttentionInterface.register(EXACT_SEGFORMER, _exact_segformer)
+        encoder.set_attn_implementation(EXACT_SEGFORMER)
+    return found
 
 
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:
@@ -72,6 +78,29 @@ def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseIm
     # transformers 5 resizes by torchvision unless told, whose pixels are not quite Pillow's, and renamed the switch.
     pillow = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
     return AutoImageProcessor.from_pretrained(source, **{"trust_remote_code": False, **pillow, **place})
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
+    """Save a tokenizer, such that every transformers loads it.
+
+    transformers 5 gave `PreTrainedTokenizerFast` another name, which it writes down, and 4.57 looks for in vain.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+
+
+def _exact_segformer(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    """A SegFormer's attention as it is rounded in transformers 4.57; for use, not for training: without dropout.
+
+    5 multiplies by a reciprocal, or leaves it to torch, where 4.57 divided: another last bit, which may decide between
+    two words. Query, key and value are `(batch, heads, positions, width)`.
+    """
+    weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class ImageToTextPipeline(Pipeline):
@@ -104,10 +133,9 @@ class ImageToTextPipeline(Pipeline):
 
     def _forward(self, model_inputs: Any, **generation: Any) -> Tensor:  # type: ignore[override]
         """Token ids `(captions, length)`, the start token first."""
-        saved = self.model.generation_config
-        if saved.max_new_tokens is None and saved.max_length in UNSET_LENGTHS:
-            if not generation.keys() & {"max_length", "max_new_tokens", "generation_config"}:
-                generation["max_new_tokens"] = MAX_NEW_TOKENS
+        saved, told = self.model.generation_config, generation.keys() & {*LENGTHS, "generation_config"}
+        if not told and all(getattr(saved, name) in UNSET_LENGTHS for name in LENGTHS):
+            generation["max_new_tokens"] = MAX_NEW_TOKENS
         return self.model.generate(**model_inputs, **generation)
 
     def postprocess(self, model_outputs: Tensor) -> list[dict[str, str]]:  # type: ignore[override]

@@ -33,6 +33,7 @@ from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.durable import DurableTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.metering import Meter, peak_memory
+from hf_distinct.pipelines import save_tokenizer
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
     caption_logits,
@@ -417,4 +418,6 @@ class RLCaptionTrainer(DurableTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the captioner with both of its processors, so that ``pipeline`` loads the folder."""
         super()._save(output_dir, state_dict)
-        self.image_processor.save_pretrained(str(output_dir or self.args.output_dir))
+        folder = str(output_dir or self.args.output_dir)
+        save_tokenizer(self.processing_class, folder)
+        self.image_processor.save_pretrained(folder)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     GPT2Config,
     Seq2SeqTrainer,
@@ -34,6 +33,7 @@ from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
+from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.rollout import caption_logits, write_captions
 
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
@@ -116,7 +116,7 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         source = settings.model_name_or_path
         model = VisionEncoderDecoderModel.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return model, tokenizer, AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        return model, tokenizer, load_image_processor(source)
     if settings.decoder is not None:
         tokenizer = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
@@ -125,7 +125,7 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         tokenizer = build_word_tokenizer(captions, max_length=settings.max_caption_length)
     if settings.encoder is not None and settings.decoder is not None:
         model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(settings.encoder, settings.decoder)
-        image_processor = AutoImageProcessor.from_pretrained(settings.encoder, trust_remote_code=False)
+        image_processor = load_image_processor(settings.encoder)
     else:
         encoder = json.loads(settings.encoder_config)
         decoder = GPT2Config(
@@ -185,7 +185,7 @@ def main() -> None:
     trainer.train()
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(training.output_dir)
+        save_tokenizer(tokenizer, training.output_dir)
         image_processor.save_pretrained(training.output_dir)
         log = Path(training.output_dir) / "training_log.json"
         log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")

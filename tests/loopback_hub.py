@@ -17,7 +17,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -65,6 +65,10 @@ def etag(path: str, content: bytes) -> str:
     if path.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def directory(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "oid": "0" * 40}
 
 
 class LoopbackHub:
@@ -201,17 +205,27 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"success": True, "commitOid": repo.sha, "commitUrl": url})
 
     def tree(self, body: bytes, name: str, revision: str, folder: str | None = None) -> None:
-        repo = self._repo(name, revision)
-        inside = [path for path in sorted(repo.files) if not folder or path.startswith(folder + "/")]
+        repo, above = self._repo(name, revision), f"{folder}/" if folder else ""
+        inside = [path.removeprefix(above) for path in sorted(repo.files) if path.startswith(above)]
         if folder and not inside:
             raise Refused(404, "EntryNotFound", f"no folder {folder}")
-        self._answer([repo.entry(path) for path in inside])
+        if parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() in ("true", "1"):
+            folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents} - {"."}
+        else:
+            folders = {path.split("/")[0] for path in inside if "/" in path}
+            inside = [path for path in inside if "/" not in path]
+        self._answer(
+            [
+                *map(directory, (above + path for path in sorted(folders))),
+                *(repo.entry(above + path) for path in inside),
+            ]
+        )
 
     def paths_info(self, body: bytes, name: str, revision: str) -> None:
         repo, asked = self._repo(name, revision), parse_qs(body.decode()).get("paths", [])
         folders = [path for path in asked if any(file.startswith(path + "/") for file in repo.files)]
         found = [repo.entry(path) for path in asked if path in repo.files]
-        self._answer(found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders])
+        self._answer([*found, *map(directory, folders)])
 
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
         repo = self._repo(name, revision)

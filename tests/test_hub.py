@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import plain_captions
 import pytest
 import torch
 import yaml
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from hf_distinct.hub import push_folder, write_model_card
+from hf_distinct.pipelines import load_image_processor
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = ["<pad>", "<bos>", "<eos>", "a", "the", "red", "blue", "big", "small", "crab", "train", "apple", "left", "of"]
@@ -41,16 +43,6 @@ PUSH = """
 import sys
 from hf_distinct.hub import push_folder
 print(push_folder(sys.argv[1], sys.argv[2], private=len(sys.argv) > 3))
-"""
-
-# What a person does who has never heard of this package.
-CAPTION = """
-import json, sys
-from transformers import pipeline
-captioner = pipeline("image-to-text", model="tester/cap")
-captions = [captioner(path)[0]["generated_text"] for path in sys.argv[1:]]
-assert not any(name.split(".")[0] == "hf_distinct" for name in sys.modules)
-print(json.dumps(captions))
 """
 
 
@@ -150,7 +142,7 @@ def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pus
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(pictures[-1])
     model = VisionEncoderDecoderModel.from_pretrained(captioner_folder).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(captioner_folder)
-    processor = ViTImageProcessor.from_pretrained(captioner_folder)
+    processor = load_image_processor(captioner_folder)
     pixel_values = processor([Image.open(path) for path in pictures], return_tensors="pt").pixel_values
     # One at a time, as the pipeline does: sums over another batch size may differ in their last bit.
     expected = [
@@ -158,7 +150,8 @@ def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pus
     ]
     assert len(set(expected)) > 1, expected
 
-    captioned = run_python(CAPTION, *pictures, environment=pushed_hub.environment(tmp_path, token=None))
+    code, reader = Path(plain_captions.__file__).read_text(), pushed_hub.environment(tmp_path, token=None)
+    captioned = run_python(code, "tester/cap", *pictures, environment=reader)
     assert captioned.returncode == 0, captioned.stderr
     assert [caption.strip() for caption in json.loads(captioned.stdout)] == expected
 
