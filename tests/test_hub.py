@@ -134,6 +134,7 @@ def pushed_hub(captioner_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         yield server
 
 
+@pytest.mark.both_ends
 def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pushed_hub, captioner_folder, tmp_path):
     rng = np.random.default_rng(0)
     pictures = []
@@ -156,9 +157,10 @@ def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pus
     assert [caption.strip() for caption in json.loads(captioned.stdout)] == expected
 
 
+@pytest.mark.both_ends
 def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed_hub, captioner_folder):
     repo = pushed_hub.repos[f"{USER}/cap"]
-    assert set(repo.files) == {
+    assert set(repo.files) - {"special_tokens_map.json"} == {  # which transformers 5 writes no more
         "README.md",
         "config.json",
         "contrast.html",
@@ -167,7 +169,6 @@ def test_a_push_takes_what_a_reader_needs_and_leaves_the_rest(pushed_hub, captio
         "metrics.json",
         "model.safetensors",
         "preprocessor_config.json",
-        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -12,6 +12,8 @@ import pytest
 import tiny
 import torch
 
+pytestmark = pytest.mark.both_ends
+
 
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
