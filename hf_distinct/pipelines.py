@@ -50,13 +50,14 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
     if task != TASK:
         raise ValueError(f"hf_distinct.pipeline knows no task but {TASK!r}; transformers.pipeline may know {task!r}.")
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    make: Any = transformers.pipeline  # whose overloads are other ones in each version
     if TASK in get_supported_tasks():
-        return transformers.pipeline(TASK, model=model, **settings)
+        return make(TASK, model=model, **settings)
     if isinstance(model, str) and "image_processor" not in settings:
         place = {name: settings[name] for name in ("revision", "token", "trust_remote_code") if name in settings}
         settings["image_processor"] = load_image_processor(model, **place)
     # The other task's name makes transformers find models of this kind; the class does the work.
-    found = transformers.pipeline("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
+    found = make("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
     encoder = getattr(found.model, "encoder", None)
     if encoder is not None and encoder.config.model_type == "segformer":
         transformers.AttentionInterface.register(EXACT_SEGFORMER, _exact_segformer)
@@ -106,10 +107,14 @@ def _exact_segformer(module: Any, query: Tensor, key: Tensor, value: Tensor, *_:
 class ImageToTextPipeline(Pipeline):
     """Captions of pictures, where transformers has no such class (any more). Made by `pipeline`."""
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = True
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "task": TASK})
