@@ -182,6 +182,8 @@ class DurableTrainer(Seq2SeqTrainer):
             tr_loss += carried["loss"]
             self._globalstep_last_logged = carried["logged_step"]
         self._unlogged_loss = tr_loss
+        if grad_norm is not None and self._skipped_in_a_row:
+            grad_norm = 0.0  # DeepSpeed tells, by way of transformers 5, that of an earlier step
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         # Whoever resumes behind an epoch's last step begins with the next epoch: what is due at its end comes first,
         # by a second call for the same step.

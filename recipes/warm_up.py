@@ -112,6 +112,7 @@ class TeacherForcing(Seq2SeqTrainer):
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
     """Captioner, tokenizer, image processor."""
+    model: Any
     if settings.model_name_or_path is not None:
         source = settings.model_name_or_path
         model = VisionEncoderDecoderModel.from_pretrained(source)
@@ -137,7 +138,6 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            is_decoder=True,
             add_cross_attention=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -151,9 +151,9 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         )
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    for config in (model.config, model.generation_config):
-        config.decoder_start_token_id, config.bos_token_id = start, start
-        config.eos_token_id, config.pad_token_id = end, tokenizer.pad_token_id
+    for part in (model.config, model.generation_config):
+        part.decoder_start_token_id, part.bos_token_id = start, start
+        part.eos_token_id, part.pad_token_id = end, tokenizer.pad_token_id
     model.generation_config.max_length = settings.max_caption_length + 1  # the start token counts
     return model, tokenizer, image_processor
 
