@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluation import caption_metrics, retrieval_metrics
     from .hub import pull, push_folder
     from .model_card import write_model_card
+    from .pipelines import pipeline
     from .reporting import write_contrast_sheet
     from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
     from .scorer import ClipScorer, shipped
@@ -43,6 +44,7 @@ __all__ = [
     "ensure_splits",
     "load_captions",
     "mine_neighbours",
+    "pipeline",
     "pull",
     "push_folder",
     "resolve_reward",
@@ -61,6 +63,7 @@ _HOMES = {
     "evaluation": ["caption_metrics", "retrieval_metrics"],
     "hub": ["pull", "push_folder"],
     "model_card": ["write_model_card"],
+    "pipelines": ["pipeline"],
     "reporting": ["write_contrast_sheet"],
     "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
     "scorer": ["ClipScorer", "shipped"],

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
@@ -23,6 +22,7 @@ from transformers import (
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
 from hf_distinct.scorer import ClipScorer
 
@@ -52,7 +52,7 @@ class Captioner:
         try:
             self.model: Any = VisionEncoderDecoderModel.from_pretrained(source).to(self.device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            self.image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
+            self.image_processor = load_image_processor(source)
         except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
         check_captioner(self.model, self.tokenizer)

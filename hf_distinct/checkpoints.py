@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,21 @@ def newest_whole(folder: Path, before: int | None = None) -> Path | None:
             return found[step]
         logger.warning("%s is torn and passed over: %s", found[step], reason)
     return None
+
+
+def remove_oldest(newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove checkpoints of a run, the oldest first, until there are no more than it may keep.
+
+    Args:
+        newest: the checkpoint just saved, which stays.
+        limit: ``save_total_limit``; None or 0 for no limit.
+        best: ``best_model_checkpoint``, which stays too.
+    """
+    found = {path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()}
+    # By age before step: the folder may hold a longer run of earlier times.
+    old = sorted(found - {newest, Path(best or newest)}, key=lambda path: (path.stat().st_mtime, step_of(path) or 0))
+    for path in old[: max(len(found) - limit, 0) if limit else 0]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:

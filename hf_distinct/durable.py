@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from transformers import Seq2SeqTrainer
+from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -204,6 +204,8 @@ class DurableTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what a kill may have left there
         self.accelerator.wait_for_everyone()
+        # The parent would remove the last whole checkpoint before the new one is sealed.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         with checkpoints.written_to(folder, run):
             try:
                 super()._save_checkpoint(model, trial)
@@ -213,13 +215,12 @@ class DurableTrainer(Seq2SeqTrainer):
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            finally:
+                self.args.save_total_limit = limit
         self._saved_step = self.state.global_step
         if self.args.should_save:
-            super()._rotate_checkpoints(use_mtime=True, output_dir=str(run))
+            checkpoints.remove_oldest(folder, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
-
-    def _rotate_checkpoints(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the parent would remove the last whole checkpoint before the new one is sealed."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the parent's.
@@ -266,6 +267,23 @@ class DurableTrainer(Seq2SeqTrainer):
         if len(state["unlogged"]) == self.args.world_size:
             self._carried = state["unlogged"][self.args.process_index]
             self.meter.load_state_dict(self._carried["figures"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the parent's, but by names that files and memory agree on.
+
+        transformers 5 gave layers (those of a ViT, a SegFormer, ...) new names, which its files have not, and which
+        only `from_pretrained` translates: its Trainer leaves such layers as they are, with no more than a warning.
+        """
+        model = self.model if model is None else model
+        if not isinstance(model, PreTrainedModel):  # adapters
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        """As the parent's, with the same remedy."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(self.model, PreTrainedModel):
+            return super()._load_best_model()
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _state_file(self, folder: str) -> Path:
         """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""

@@ -117,9 +117,10 @@ def generate_labels(
     # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
     # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
     own, model.generation_config = model.generation_config, generation_config
+    writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
     try:
         with torch.no_grad():
-            sequences = model.generate(
+            sequences = writer.generate(
                 encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
                 generation_config=generation_config,
                 logits_processor=logits_processor,
@@ -186,10 +187,11 @@ def write_captions(
         One caption a row, in order.
     """
     captions: list[str] = []
+    writer: Any = model
     for start in range(0, len(dataset), batch_size):
         images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
         pixels = to_pixel_values(images, image_processor).to(model.device)
-        sequences: Any = model.generate(pixels, synced_gpus=False)
+        sequences = writer.generate(pixels, synced_gpus=False)
         captions += decode(tokenizer, sequences)
     return captions
 

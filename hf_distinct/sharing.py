@@ -21,6 +21,7 @@ from hf_distinct.data.mined import link_or_copy
 from hf_distinct.durable import DurableTrainer
 from hf_distinct.hub import DISCRIMINATOR, REQUIRED_FILES, commit_files, model_files, prepare_repo, push_folder
 from hf_distinct.model_card import write_model_card
+from hf_distinct.pipelines import save_tokenizer
 from hf_distinct.portable import portable
 from hf_distinct.reporting.reward_formula import describe_reward
 
@@ -62,6 +63,7 @@ class SharingTrainer(DurableTrainer):
         """Save the captioner with both of its processors, so that ``pipeline`` loads it; and the discriminator."""
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
+        save_tokenizer(self.processing_class, folder)
         self.image_processor.save_pretrained(folder)
         if self.args.discriminator_weight:
             weights = self.discriminator.discriminator.state_dict()

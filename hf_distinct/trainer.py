@@ -410,6 +410,6 @@ class RLCaptionTrainer(SharingTrainer):
             return found
         captions = self.caption(dataset)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.caption_metrics(captions, dataset).items()}
-        self.log(metrics)
+        self.log(dict(metrics))  # it would add the epoch, if there is one, which depends on the version
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
 from hf_distinct.model_card import Sample, write_model_card
+from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import write_captions
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def samples_of(folder: Path, count: int = 6) -> list[Sample]:
     scenes = emoji_scenes("validation", 1000, VALIDATION_SEED).select(range(0, 1000, -(-1000 // count)))
     model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
     captions = write_captions(
-        model, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder, use_fast=False),
+        model, AutoTokenizer.from_pretrained(folder), load_image_processor(folder),
         scenes, batch_size=count,
     )  # fmt: skip
     said = zip(scenes["image"], captions, scenes["captions"], strict=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel, set_seed
+from transformers import AutoTokenizer, VisionEncoderDecoderModel, set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
@@ -35,6 +35,7 @@ from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, pull, push_folder
 from hf_distinct.model_card import Sample
+from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
 from hf_distinct.scorer import ClipScorer, shipped
@@ -160,7 +161,7 @@ def main() -> None:
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
     # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    image_processor = AutoImageProcessor.from_pretrained(source, use_fast=False, trust_remote_code=False)
+    image_processor = load_image_processor(source)
     names = {"scorer": settings.scorer, "judge": settings.judge}
     with unsplit(config):
         clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
@@ -208,7 +209,7 @@ def main() -> None:
     ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
     captions = {"image_id": ids, "before": before, "after": after}
     (output / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
-    tokenizer.save_pretrained(output)
+    save_tokenizer(tokenizer, output)
     image_processor.save_pretrained(output)
     judge = "judge" if "judge" in clips else "scorer"
     sheet = [

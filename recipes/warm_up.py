@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     GPT2Config,
     Seq2SeqTrainer,
@@ -34,6 +33,7 @@ from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
+from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.rollout import caption_logits, write_captions
 
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
@@ -112,11 +112,12 @@ class TeacherForcing(Seq2SeqTrainer):
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
     """Captioner, tokenizer, image processor."""
+    model: Any
     if settings.model_name_or_path is not None:
         source = settings.model_name_or_path
         model = VisionEncoderDecoderModel.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return model, tokenizer, AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        return model, tokenizer, load_image_processor(source)
     if settings.decoder is not None:
         tokenizer = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
@@ -125,7 +126,7 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         tokenizer = build_word_tokenizer(captions, max_length=settings.max_caption_length)
     if settings.encoder is not None and settings.decoder is not None:
         model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(settings.encoder, settings.decoder)
-        image_processor = AutoImageProcessor.from_pretrained(settings.encoder, trust_remote_code=False)
+        image_processor = load_image_processor(settings.encoder)
     else:
         encoder = json.loads(settings.encoder_config)
         decoder = GPT2Config(
@@ -137,7 +138,6 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            is_decoder=True,
             add_cross_attention=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -151,9 +151,9 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         )
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    for config in (model.config, model.generation_config):
-        config.decoder_start_token_id, config.bos_token_id = start, start
-        config.eos_token_id, config.pad_token_id = end, tokenizer.pad_token_id
+    for part in (model.config, model.generation_config):
+        part.decoder_start_token_id, part.bos_token_id = start, start
+        part.eos_token_id, part.pad_token_id = end, tokenizer.pad_token_id
     model.generation_config.max_length = settings.max_caption_length + 1  # the start token counts
     return model, tokenizer, image_processor
 
@@ -185,7 +185,7 @@ def main() -> None:
     trainer.train()
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(training.output_dir)
+        save_tokenizer(tokenizer, training.output_dir)
         image_processor.save_pretrained(training.output_dir)
         log = Path(training.output_dir) / "training_log.json"
         log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")

@@ -21,7 +21,7 @@ import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -87,6 +87,10 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
     if path.endswith(LARGE):
         found["lfs"] = {"oid": etag(path, content), "size": len(content), "pointerSize": 128}
     return found
+
+
+def directory(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "oid": "0" * 40}
 
 
 class LoopbackHub:
@@ -286,18 +290,25 @@ class _Handler(BaseHTTPRequestHandler):
         return ({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{sha}"},)
 
     def tree(self, body: bytes, kind: str, name: str, revision: str, folder: str | None = None) -> tuple[Any, ...]:
-        repo, sha = self._at(kind, name, revision)
-        inside = [path for path in sorted(repo.history[sha]) if not folder or path.startswith(folder + "/")]
+        (repo, sha), above = self._at(kind, name, revision), f"{folder}/" if folder else ""
+        files = repo.history[sha]
+        inside = [path.removeprefix(above) for path in sorted(files) if path.startswith(above)]
         if folder and not inside:
             raise Refused(404, "EntryNotFound", f"no folder {folder}")
-        return ([entry(path, repo.history[sha][path]) for path in inside],)
+        if parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() in ("true", "1"):
+            folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents} - {"."}
+        else:
+            folders = {path.split("/")[0] for path in inside if "/" in path}
+            inside = [path for path in inside if "/" not in path]
+        found = [entry(above + path, files[above + path]) for path in inside]
+        return ([*map(directory, (above + path for path in sorted(folders))), *found],)
 
     def paths_info(self, body: bytes, kind: str, name: str, revision: str) -> tuple[Any, ...]:
         repo, sha = self._at(kind, name, revision)
         files, asked = repo.history[sha], parse_qs(body.decode()).get("paths", [])
         folders = [path for path in asked if any(file.startswith(path + "/") for file in files)]
         found = [entry(path, files[path]) for path in asked if path in files]
-        return (found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders],)
+        return ([*found, *map(directory, folders)],)
 
     def resolve(self, body: bytes, name: str, revision: str, path: str, kind: str | None = None) -> tuple[Any, ...]:
         repo, sha = self._at(kind or "models", name, revision)

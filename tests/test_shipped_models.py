@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data.emoji_scenes import Scene, emoji_scenes, full_caption, judge_caption, scene_metrics
 from hf_distinct.data.negatives import hard_negative
 from hf_distinct.evaluation.retrieval import retrieval_metrics
+from hf_distinct.pipelines import load_image_processor
 from hf_distinct.scorer import ClipScorer, shipped
 
 SCENES = 400
@@ -65,7 +66,7 @@ def test_the_captioner_writes_true_sentences(scenes: Any) -> None:
     folder = shipped("captioner")
     model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    processor = load_image_processor(folder)
     pixels = processor(images=scenes["image"][:200], return_tensors="pt")["pixel_values"]
     captions = tokenizer.batch_decode(model.generate(pixels), skip_special_tokens=True)
     found = scene_metrics(captions, scenes["scene"][:200])

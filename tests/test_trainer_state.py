@@ -7,21 +7,12 @@ import os
 import subprocess
 import sys
 
+import plain_captions
 import pytest
 import tiny
 import torch
 
-PIPELINE = """
-import json, sys
-from pathlib import Path
-from transformers import pipeline
-folder = Path(sys.argv[1])
-captioner = pipeline("image-to-text", model=str(folder / "model"))
-paths = sorted(str(path) for path in folder.glob("*.png"))
-found = [captioner(path)[0]["generated_text"].strip() for path in paths]
-assert not [name for name in sys.modules if name.startswith(("hf_distinct", "open_clip"))]
-print(json.dumps(found))
-"""
+pytestmark = pytest.mark.both_ends
 
 
 @pytest.mark.parametrize("stop", [2, 3])
@@ -75,7 +66,7 @@ def test_a_saved_captioner_gives_the_same_captions_in_a_plain_pipeline(make_trai
         picture.save(tmp_path / f"{number:02}.png")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", PIPELINE, str(tmp_path)],
+        [sys.executable, plain_captions.__file__, str(tmp_path / "model"), *sorted(map(str, tmp_path.glob("*.png")))],
         capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

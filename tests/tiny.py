@@ -16,7 +16,6 @@ import open_clip
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     GPT2Config,
     VisionEncoderDecoderConfig,
@@ -29,6 +28,7 @@ import hf_distinct
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.scorer import save_open_clip
 
 MAX_LENGTH = 14
@@ -51,8 +51,9 @@ def build_models(folder: Path) -> Path:
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     model = _new_captioner(tokenizer)
     _teach(model, CaptionCollator(tokenizer, image_processor, captions_per_image=5, max_length=MAX_LENGTH), dataset)
-    for part in (model, tokenizer, image_processor):
-        part.save_pretrained(folder / "captioner")
+    model.save_pretrained(folder / "captioner")
+    image_processor.save_pretrained(folder / "captioner")
+    save_tokenizer(tokenizer, folder / "captioner")
 
     tokenizer.save_pretrained(folder / "scorer")
     text = {"context_length": MAX_LENGTH, "vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 1}
@@ -101,7 +102,7 @@ def load_captioner(folder: Path) -> tuple[VisionEncoderDecoderModel, Any, Any]:
     """Captioner, tokenizer, image processor."""
     source = folder / "captioner"
     model = VisionEncoderDecoderModel.from_pretrained(source)
-    return model, AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source, use_fast=False)
+    return model, AutoTokenizer.from_pretrained(source), load_image_processor(source)
 
 
 class RecordingTrainer(RLCaptionTrainer):

@@ -166,6 +166,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.both_ends
 def test_a_data_set_on_the_hub(tmp_path):
     folder, _ = published_forms.parquet(tmp_path, published_forms.jpegs(6), [[f"Caption {row}."] for row in range(6)])
     with LoopbackHub() as hub:

@@ -15,9 +15,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import pipeline
 
-from hf_distinct import emoji_scenes
+from hf_distinct import emoji_scenes, pipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS, BATCH, IMAGES, TEST_IMAGES = 3, 8, 64, 40
@@ -89,7 +88,7 @@ def test_two_processes_train_the_captioner_of_one(tiny_models: Path, of_one: Pat
     assert captions == json.loads((of_one / "captions.json").read_text())
     first, after = captions["before"][""], captions["after"][""]
     assert len(after) == TEST_IMAGES and len(set(after)) > 1 and first != after
-    describe = pipeline("image-to-text", model=str(of_two), device="cpu")
+    describe = pipeline("image-to-text", model=of_two, device="cpu")
     pictures = emoji_scenes("test", TEST_IMAGES, seed=0).select(range(5))["image"]
     assert [describe(picture)[0]["generated_text"].strip() for picture in pictures] == after[:5]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import plain_captions
 import pytest
 import tiny
 import torch
@@ -36,14 +37,6 @@ QUICK = {
     "max_reference_length": tiny.MAX_LENGTH, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-
-PIPELINE = """
-import json, sys
-from transformers import pipeline
-describe = pipeline("image-to-text", model=sys.argv[1], device="cpu")
-print(json.dumps([describe(path)[0]["generated_text"].strip() for path in sys.argv[2:]]))
-assert "hf_distinct" not in sys.modules
-"""
 
 
 def file_name(number: int) -> str:
@@ -211,7 +204,7 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
         if numbers[image_id] not in (ONE_PIXEL, TRANSPARENT)
     }
     assert len(expected) >= 2
-    command = [sys.executable, "-I", "-c", PIPELINE, str(out), *expected]
+    command = [sys.executable, "-I", plain_captions.__file__, str(out), *expected]
     loaded = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout.splitlines()[-1]) == list(expected.values())

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data import load_captions
+from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import write_captions
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -32,6 +33,6 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     warm_up(tmp_path / "on", "--dataset", str(pictures), "--model_name_or_path", str(tmp_path / "new"))
     model = VisionEncoderDecoderModel.from_pretrained(tmp_path / "on").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "on")
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "on", use_fast=False)
+    processor = load_image_processor(tmp_path / "on")
     dataset = load_captions(str(pictures))["train"].select(range(5))
     assert len(write_captions(model, tokenizer, processor, dataset, batch_size=2)) == 5
