@@ -50,6 +50,7 @@ class SharingTrainer(DurableTrainer):
 
     model: VisionEncoderDecoderModel
     train_dataset: Dataset
+    processing_class: Any
     image_processor: BaseImageProcessor
     discriminator: Any
 

@@ -129,6 +129,7 @@ class LoopbackHub:
     def adopt(self, patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> None:
         """Lead this process here, too; but not its downloads, whose addresses are made at import."""
         patch.setattr(constants, "ENDPOINT", self.endpoint)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_TOKEN_PATH", os.devnull)  # nobody's login
         patch.setenv("HF_TOKEN", token or "")
