@@ -151,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(403, "Forbidden", f"no rights in the namespace {account}")
         name = f"{account}/{wish['name']}"
         status = 409 if name in self.hub.repos else 200
-        self.hub.repos.setdefault(name, Repo(name, private=bool(wish.get("private"))))
+        self.hub.repos.setdefault(
+            name, Repo(name, private=wish.get("private") is True or wish.get("visibility") == "private")
+        )
         self._answer({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}, status)
 
     def info(self, body: bytes, name: str, revision: str | None = None) -> None:
