@@ -221,7 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{account}/{wish['name']}"
         key = name if wish.get("type", "model") == "model" else f"{wish['type']}s/{name}"
         status = 409 if key in self.hub.repos else 200
-        self.hub.repos.setdefault(key, Repo(name, private=bool(wish.get("private"))))
+        private = (
+            wish.get("private") is True or wish.get("visibility") == "private"
+        )  # up to huggingface_hub 1; from 2 on
+        self.hub.repos.setdefault(key, Repo(name, private=private))
         return {"url": f"{self.hub.endpoint}/{key}", "name": name, "id": name}, status
 
     def branch(self, body: bytes, kind: str, name: str, branch: str) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,16 @@ def test_what_cannot_be_written_is_one_kind_of_error(tmp_path):
     message = r"out could not be written: no space left\. .*--resume_from_checkpoint true; .*checkpoint-4 is whole"
     with pytest.raises(OSError, match=message), checkpoints.written_to("out", tmp_path):
         raise RuntimeError("no space\n left")
+
+
+def test_the_oldest_are_removed_but_never_the_newest_nor_the_best(tmp_path):
+    written = [write(tmp_path, step) for step in (900, 1, 2, 3)]  # the first is of an earlier, longer run
+    for age, folder in enumerate(reversed(written)):
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    earlier, best, _, newest = written
+    checkpoints.remove_oldest(newest, None, str(best))
+    assert all(folder.is_dir() for folder in written)
+    checkpoints.remove_oldest(newest, 3, str(best))
+    assert [folder.is_dir() for folder in written] == [False, True, True, True] and not earlier.exists()
+    checkpoints.remove_oldest(newest, 1, str(best))
+    assert [folder.is_dir() for folder in written] == [False, True, False, True]
