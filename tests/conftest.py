@@ -12,6 +12,12 @@ import pytest
 import tiny
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of a file share what it trains and launches: with `-n` they stay together in one process."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadfile"
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny ``captioner`` and ``scorer``."""
