@@ -46,7 +46,7 @@ class Settings(DatasetSettings):
     train_size: int = field(default=4000, metadata={"help": "Emoji scenes."})
     scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
     scorer: str = field(
-        default="truth_scorer",
+        default="scorer",
         metadata={"help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."},
     )
     output_dir: str = field(default="outputs/mined", metadata={"help": "Where everything goes."})

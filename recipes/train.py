@@ -38,7 +38,7 @@ from hf_distinct.model_card import Sample
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
-from hf_distinct.scorer import ClipScorer, shipped
+from hf_distinct.scorer import ClipScorer, load_clip, shipped
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 SHOWN = (
@@ -60,7 +60,7 @@ class Settings(DatasetSettings):
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
     scorer: str = field(
-        default="truth_scorer",
+        default="scorer",
         metadata={"help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name."},
     )
     judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
@@ -77,11 +77,6 @@ class Settings(DatasetSettings):
         default=None,
         metadata={"help": "Grams of CO2 of the training, for the card; none: what CodeCarbon measured, if it ran."},
     )
-
-
-def load_clip(name: str) -> ClipScorer:
-    """A shipped model by its short name, or whatever open_clip loads."""
-    return ClipScorer(shipped(name) if name in ("scorer", "truth_scorer", "judge") else name)
 
 
 def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:

@@ -109,7 +109,6 @@ def test_a_run_goes_on_exactly_from_what_was_pushed_of_a_checkpoint(hub, make_tr
 
 def test_a_push_that_fails_is_told_and_the_training_goes_on(hub, make_trainer, caplog):
     caplog.set_level(logging.WARNING)
-    logging.getLogger("hf_distinct").addHandler(caplog.handler)
     hub.meddle(f"POST /api/models/{NAME}/commit", cut)
     trainer = make_trainer(**SAVING, hub_strategy="every_save")
     trainer.train()
@@ -119,7 +118,6 @@ def test_a_push_that_fails_is_told_and_the_training_goes_on(hub, make_trainer, c
 
 
 def test_what_cannot_be_put_together_is_told_too_and_leaves_nothing(hub, make_trainer, tmp_path, caplog):
-    logging.getLogger("hf_distinct").addHandler(caplog.handler)
     (tmp_path / "run" / ".push-of_a_killed_run").mkdir(parents=True)
     trainer = make_trainer(**SAVING, hub_strategy="every_save")
     assert not list((tmp_path / "run").glob(".push-*"))
