@@ -84,7 +84,7 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     """What was set to something else than its default.
 
     Args:
-        settings: an instance of a dataclass; what has no default counts as set.
+        settings: an instance of a dataclass; what has no default counts as set, one kind of nothing for another not.
 
     Returns:
         Values by name, in the order of the dataclass.
@@ -92,8 +92,10 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     changed = {}
     for field in dataclasses.fields(settings):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.init and getattr(settings, field.name) != default:
-            changed[field.name] = getattr(settings, field.name)
+        value = getattr(settings, field.name)
+        nothing = value in (None, "") and default in (None, "")
+        if field.init and value != default and not nothing:
+            changed[field.name] = value
     return changed
 
 

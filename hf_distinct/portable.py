@@ -6,7 +6,7 @@ import ntpath
 import os
 import re
 
-_TOKEN = re.compile(r"\bhf_\w{8,}")
+_TOKEN = re.compile(r"\bhf_(?!distinct)\w{8,}")
 # An absolute path, `~/path` or `../path` inside a text; not the slashes of `https://host/page`, `org/name`, `and/or`.
 # Folders may hold spaces, and are told from prose by the slash behind them.
 _PATH = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
 from hf_distinct.config import RLCaptionConfig
 
 
@@ -193,3 +193,15 @@ def test_other_errors_pass():
         _ = 1 / 0
     with clear_errors():
         pass
+
+
+def test_what_was_set_to_something_else_than_its_default():
+    @dataclass
+    class Some:
+        told: int
+        kept: int = 2
+        other: int = 3
+        nothing: str | None = ""
+        several: list[int] = field(default_factory=lambda: [1, 2])
+
+    assert changed_settings(Some(1, other=4, nothing=None, several=[1, 2])) == {"told": 1, "other": 4}

@@ -14,6 +14,7 @@ from hf_distinct.portable import portable
         (r"C:\Users\alice liddell\pictures", "pictures"),
         ("cannot open '/data/my pictures/7.png': truncated", "cannot open '7.png': truncated"),
         ("a token: hf_abcdefghijklmnop.", "a token: [token]."),
+        ("made by hf_distinct", "made by hf_distinct"),
         ("https://example.org/page, org/name and/or 3/4", "https://example.org/page, org/name and/or 3/4"),
     ],
 )
