@@ -62,7 +62,6 @@ def bounds(cider_floor: float) -> list[Bound]:
         Bound("kl", "kl", "the captioner has run away from what it was taught", most=3.0),
         Bound("endings", "ended", "captions are cut off instead of ended", least=0.8, of_first=True),
         Bound("endings", "bad_endings", "captions break off", most=0.2, evaluated=True),
-        Bound("repetitions", "repeats", "captions repeat themselves", most=0.25, evaluated=True),
         Bound("repetitions", "repeated", "captions repeat themselves", most=0.25),
         Bound("unique", "unique", "the captioner says the same of everything", least=0.5, of_first=True),
         Bound("unique", "unique", "one caption for many pictures", least=0.5, of_first=True, evaluated=True),

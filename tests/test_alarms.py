@@ -39,7 +39,6 @@ def rings(alarms: AlarmCallback, figure: str, *values: float) -> list[str]:
         ("endings", "ended", (1.0, 0.79, 0.8, 0.79, 0.2), "....+"),
         ("repetitions", "repeated", (0.0, 0.3, 0.25, 0.3, 0.26), "....+"),
         ("endings", "eval_bad_endings", (0.0, 0.3, 0.2, 0.3, 0.3), "....+"),
-        ("repetitions", "eval_repeats", (0.0, 0.3, 0.25, 0.3, 0.3), "....+"),
         ("unique", "unique", (0.9, 0.44, 0.45, 0.44, 0.3), "....+"),
         ("unique", "eval_unique", (0.4, 0.19, 0.2, 0.19, 0.1), "....+"),
         ("vocabulary", "eval_vocabulary", (100, 49, 50, 49, 49), "....+"),
