@@ -62,5 +62,5 @@ class ImageGuidance(LogitsProcessor):
             decoder_input_ids=input_ids,
             use_cache=False,
         ).logits[:, -1]
-        conditional, unconditional = scores.log_softmax(dim=-1), blind.to(scores).log_softmax(dim=-1)
-        return (unconditional + self.gamma * (conditional - unconditional)).log_softmax(dim=-1)
+        blind = blind.to(scores)
+        return (blind + self.gamma * (scores - blind)).log_softmax(dim=-1)
