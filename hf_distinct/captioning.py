@@ -22,6 +22,7 @@ from transformers import (
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.guidance import ImageGuidance
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
 from hf_distinct.scorer import ClipScorer
@@ -85,6 +86,7 @@ class Captioner:
         num_samples: int = 0,
         *,
         batch_size: int = 32,
+        guidance: float = 1.0,
         seed: int = 0,
         num_workers: int = 0,
         progress: bool = False,
@@ -100,6 +102,8 @@ class Captioner:
             num_samples: 0: one caption an image, greedy or by beam search as the model's generation config says. K: as
                 many samples of each, from the whole of the model's distribution.
             batch_size: images at a time.
+            guidance: gamma of [`hf_distinct.guidance.ImageGuidance`]: above 1, captions say more of their picture. For
+                captioners that were taught by ``recipes/warm_up.py --drop_images 0.5``; 1: none.
             seed: decides the samples, together with the image and with nothing else.
             num_workers: processes that read images while others are captioned; 0: it waits for them.
             progress: show a bar.
@@ -119,36 +123,48 @@ class Captioner:
             num_workers=min(num_workers, len(batches)),
             generator=torch.Generator(),  # else it would draw from the global one
         )
+        guides = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
         return self._stream(
-            loader, num_samples, seed, tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress)
+            loader,
+            num_samples,
+            seed,
+            guides,
+            tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress),
         )
 
-    def _stream(self, loader: DataLoader[Any], num_samples: int, seed: int, bar: Any) -> Iterator[Any]:
+    def _stream(
+        self, loader: DataLoader[Any], num_samples: int, seed: int, guides: list[ImageGuidance], bar: Any
+    ) -> Iterator[Any]:
         with bar:
             for batch in loader:
-                said = iter(self._write(batch, num_samples, seed))
+                said = iter(self._write(batch, num_samples, seed, guides))
                 for error in batch.errors:
                     yield error or next(said)
                 bar.update(len(batch.errors))
 
     @torch.no_grad()
-    def _write(self, batch: _Batch, num_samples: int, seed: int) -> list[str] | list[list[str]]:
+    def _write(
+        self, batch: _Batch, num_samples: int, seed: int, guides: list[ImageGuidance]
+    ) -> list[str] | list[list[str]]:
         """What is said of the images of a batch that could be decoded."""
         if batch.pixel_values is None:
             return []
         if not num_samples:
-            pixels = batch.pixel_values.to(self.device)
-            return decode(self.tokenizer, self.model.generate(pixels, do_sample=False, num_return_sequences=1))
-        samples = self._sample(batch.pixel_values, num_samples, seed)
+            how: dict[str, Any] = {"do_sample": False, "num_return_sequences": 1}
+            tokens = self.model.generate(
+                batch.pixel_values.to(self.device), **how, logits_processor=LogitsProcessorList(guides)
+            )
+            return decode(self.tokenizer, tokens)
+        samples = self._sample(batch.pixel_values, num_samples, seed, guides)
         return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
 
-    def _sample(self, pixels: Tensor, count: int, seed: int) -> list[list[str]]:
+    def _sample(self, pixels: Tensor, count: int, seed: int, guides: list[ImageGuidance]) -> list[list[str]]:
         """Samples of each image, ``count`` of them."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
         hidden = self.model.encoder(pixels.to(self.device)).last_hidden_state.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
-        labels = generate_labels(self.model, hidden, config, LogitsProcessorList([GumbelNoise(seeds)]))
+        labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*guides, GumbelNoise(seeds)]))
         texts = decode(self.tokenizer, labels)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
@@ -195,7 +211,7 @@ def caption(
         model: a Hub id, or the folder that a training left behind.
         num_samples: 0: one caption of each; K: as many samples of each.
         rerank_with: the CLIP that chooses among the samples.
-        settings: ``batch_size``, ``seed``, ``num_workers``, ``progress``.
+        settings: ``batch_size``, ``guidance``, ``seed``, ``num_workers``, ``progress``.
 
     Returns:
         For one picture its caption (or its samples), for several a list of those.

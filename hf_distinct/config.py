@@ -15,8 +15,11 @@ from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
 
 Rollouts = Literal["sample", "beam"]
+AlarmMode = Literal["off", "warn", "stop"]
 TOKENS = ("hub_token", "push_to_hub_token")
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
+# Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
+LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats")
 
 
 @dataclass
@@ -99,6 +102,18 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     wtf_policy: ReferenceWeighting = field(default="clamp", metadata={"help": "How a reward becomes a weight."})
     max_reference_length: int = field(default=50, metadata={"help": "Longest ground-truth caption, in tokens."})
 
+    # -------------------------------------------------------------------------------------------------- alarms
+    alarms: AlarmMode = field(
+        default="warn",
+        metadata={
+            "help": "When captions begin to please the scorer instead of people: `warn`, `stop` (and restore the best "
+            "checkpoint) or `off`."
+        },
+    )
+    alarm_cider_floor: float = field(
+        default=0.75, metadata={"help": "The share of its first value that an evaluation's CIDEr-D may fall to."}
+    )
+
     # ------------------------------------------------------------------------------------------------ the rest
     kl_weight: float = field(default=0.0, metadata={"help": "β, weight of KL(policy || warm-started captioner)."})
     length_normalization: Normalization = field(
@@ -121,6 +136,10 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             # is used, as the reentrant ones of the parent's default do.
             self.gradient_checkpointing_kwargs = self.gradient_checkpointing_kwargs or {"use_reentrant": False}
             self.ddp_find_unused_parameters = self.ddp_find_unused_parameters is not False
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            raise ValueError("load_best_model_at_end needs metric_for_best_model, e.g. judge/t2i_R@1 or CIDEr-D")
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.lower().endswith(LOWER_IS_BETTER)
         super().__post_init__()
         check_number_of_processes(self.world_size)
         self._check_offload()
@@ -131,6 +150,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             ("baseline", BaselineSetting),
             ("wtf_policy", ReferenceWeighting),
             ("length_normalization", Normalization),
+            ("alarms", AlarmMode),
         ):
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
@@ -149,6 +169,13 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         for name in ("temperature", "reward_clamp", "discriminator_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.alarm_cider_floor <= 1:
+            raise ValueError(f"alarm_cider_floor={self.alarm_cider_floor} must lie between 0 and 1")
+        if self.alarms == "stop" and not self.load_best_model_at_end:
+            raise ValueError(
+                "alarms='stop' ends a training at its best checkpoint: set load_best_model_at_end, "
+                "metric_for_best_model (e.g. judge/t2i_R@1), eval_strategy, eval_steps and save_strategy='best'"
+            )
         if self.baseline == "leave_one_out" and self.num_rollouts < 2:
             raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2 (and rollouts='sample')")
         if not self.reward:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_distinct import checkpoints
+from hf_distinct.alarms import AlarmCallback
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
@@ -36,12 +37,14 @@ class DurableTrainer(Seq2SeqTrainer):
     - A step whose rewards or loss are not finite in any process is left out in all.
 
     Attributes:
+        alarms: know what they have seen.
         appraiser: holds discriminator and memory.
         meter: holds what has been measured since the last log line.
         skipped_steps: how many were left out so far.
     """
 
     args: RLCaptionConfig
+    alarms: AlarmCallback
     appraiser: Appraiser
     meter: Meter
 
@@ -57,6 +60,7 @@ class DurableTrainer(Seq2SeqTrainer):
         self._stop_signal = 0  # what all processes agreed to stop at
         self._saved_step, self._seen_step = step, step
         self._unlogged_loss = torch.tensor(0.0)
+        self.alarms.reset()
         self._carried: dict[str, Any] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -75,8 +79,11 @@ class DurableTrainer(Seq2SeqTrainer):
         if checkpoint is not None:
             self._compare_launches(Path(checkpoint))
         self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
+        on_start = self.args.eval_on_start
+        self.args.eval_on_start = on_start and checkpoint is None  # that of a run which is taken up has been made
         with self._interruption.watched():
             found = super().train(checkpoint, *args, **kwargs)
+            self.args.eval_on_start = on_start
             self._agree()
             if self._stop_signal:  # it came too late for a step to see it
                 self._stop(self.model_wrapped, None)
@@ -89,11 +96,11 @@ class DurableTrainer(Seq2SeqTrainer):
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; nothing once the last step is done.
+        """As the parent's; nothing once the last step is done, or alarms have stopped the training.
 
         A run that is killed after its last checkpoint is taken up there, and the parent would train one step too many.
         """
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.alarms.stopped:
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
@@ -193,6 +200,13 @@ class DurableTrainer(Seq2SeqTrainer):
         )  # fmt: skip
         leave(self._stop_signal)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the parent's, which in transformers 4.57 forgets the step of the best where ``save_strategy`` is best."""
+        found = super()._determine_best_metric(metrics, trial)
+        if found:
+            self.state.best_global_step = self.state.global_step
+        return found
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, seal, and only then remove older ones; what cannot be finished does not stay.
 
@@ -204,6 +218,8 @@ class DurableTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what a kill may have left there
         self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder)
         # The parent would remove the last whole checkpoint before the new one is sealed.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with checkpoints.written_to(folder, run):
@@ -243,6 +259,7 @@ class DurableTrainer(Seq2SeqTrainer):
         state = {
             **self.appraiser.state_dict(),
             "skipped": [self.skipped_steps, self._skipped_in_a_row],
+            "alarms": self.alarms.state_dict(),
             "unlogged": gather_object([unlogged]),  # of every process
         }
         path = self._state_file(output_dir)
@@ -264,6 +281,7 @@ class DurableTrainer(Seq2SeqTrainer):
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         self.appraiser.load_state_dict(state)
         self.skipped_steps, self._skipped_in_a_row = state["skipped"]
+        self.alarms.load_state_dict(state["alarms"])
         if len(state["unlogged"]) == self.args.world_size:
             self._carried = state["unlogged"][self.args.process_index]
             self.meter.load_state_dict(self._carried["figures"])

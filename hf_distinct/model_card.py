@@ -115,6 +115,7 @@ def write_model_card(
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     samples: Sequence[Sample] = (),
     log_history: Sequence[Mapping[str, Any]] = (),
+    alarms: Sequence[str] = (),
     emissions: float | None = None,
     loading: str | None = None,
     made_by: Sequence[str] = (),
@@ -142,6 +143,7 @@ def write_model_card(
             Those of `"after"`, or of the last system, also become the card's `model-index`, which the Hub shows.
         samples: Pictures with captions.
         log_history: What the Trainer logged, as in `trainer_state.json`, for the training curve.
+        alarms: What `hf_distinct.alarms` told during the training, a sentence each.
         emissions: Grams of CO2 equivalents of the training. None: what CodeCarbon left in `output_dir`, if it did.
         loading: The two lines that load it; none: those for whoever has it from the Hub.
         made_by: The commands that made it.
@@ -197,6 +199,7 @@ def write_model_card(
         samples_table=_samples_table(samples) if samples else None,
         sheet="contrast.png" if path.with_name("contrast.png").is_file() and not prefix else None,
         settings={name: _cell(portable(str(value))) for name, value in _public(settings or {}).items()},
+        alarms=alarms,
         made_by=made_by,
         limits=limits,
         emissions=emissions,

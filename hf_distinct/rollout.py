@@ -11,6 +11,7 @@ import torch
 from accelerate.accelerator import Accelerator
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     BaseImageProcessor,
@@ -156,14 +157,25 @@ def rollout_figures(labels: Tensor, captions: list[str], end: int, accelerator: 
         accelerator: knows the other processes.
 
     Returns:
-        ``length`` in tokens, ``ended``, and ``unique``, the number of different captions over that of captions.
+        ``length`` in tokens; ``ended``; ``repeated``, the share with the same three tokens twice; and ``unique``, the
+        number of different captions over that of captions.
     """
     labels = labels[: len(captions)]
     ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
-    columns = torch.stack([(labels != IGNORED_LABEL).sum(dim=1), (labels == end).any(dim=1).long(), ids], dim=1)
-    lengths, ended, ids = gather_rows(columns, accelerator).unbind(dim=1)
+    lengths, ended = (labels != IGNORED_LABEL).sum(dim=1), (labels == end).any(dim=1)
+    columns = torch.stack([lengths, ended.long(), repeats(labels).long(), ids], dim=1)
+    lengths, ended, repeated, ids = gather_rows(columns, accelerator).unbind(dim=1)
     unique = 1 + ids.sort().values.diff().ne(0).sum()  # `Tensor.unique` would wait for the device
-    return {"length": lengths.float().mean(), "ended": ended.float().mean(), "unique": unique / len(ids)}
+    means = {"length": lengths, "ended": ended, "repeated": repeated}
+    return {name: values.float().mean() for name, values in means.items()} | {"unique": unique / len(ids)}
+
+
+def repeats(labels: Tensor, n: int = 3) -> Tensor:
+    """Whether each caption has the same n tokens in a row twice: ``(N,)`` bool, of labels ``(N, L)``."""
+    grams = F.pad(labels, (0, n - 1), value=IGNORED_LABEL).unfold(1, n, 1)  # (N, L, n)
+    real = (grams != IGNORED_LABEL).all(dim=2)
+    same = (grams[:, :, None] == grams[:, None]).all(dim=3) & real[:, None]
+    return same.triu(diagonal=1).flatten(1).any(dim=1)
 
 
 @torch.no_grad()

@@ -100,6 +100,7 @@ class SharingTrainer(DurableTrainer):
             "base_model": getattr(self.model.config, "_name_or_path", None) or None,
             "settings": self.args.changed,
             "log_history": self.state.log_history,
+            "alarms": self.alarms.told,
         }
         return write_model_card(folder, **known | self.card | facts)
 

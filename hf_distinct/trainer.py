@@ -9,6 +9,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct import losses
+from hf_distinct.alarms import AlarmCallback
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
@@ -132,6 +134,7 @@ class RLCaptionTrainer(SharingTrainer):
             self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
         self.image_processor = image_processor
         self.caption_metrics = caption_metrics
+        self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
         # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
@@ -160,7 +163,7 @@ class RLCaptionTrainer(SharingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_Epoch(*drawing), *(callbacks or [])],
+            callbacks=[_Epoch(*drawing), self.alarms, *(callbacks or [])],
             optimizers=optimizers,
         )
         # The loss is a mean over captions; the Trainer must only divide it by the accumulation steps.
@@ -343,7 +346,7 @@ class RLCaptionTrainer(SharingTrainer):
             self.meter.add(name, value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add what was measured since the last log line, averaged over steps and processes, and show samples."""
+        """Add what was measured since the last log line, averaged over steps and processes; show samples, watch."""
         if "loss" in logs:
             logs.update(self.meter.flush(self.accelerator))
             logs["memory/peak_gib"] = peak_memory(self.accelerator)
@@ -352,6 +355,7 @@ class RLCaptionTrainer(SharingTrainer):
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
                     logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)
+        logs.update(self.alarms.watch(logs, self.state.global_step))
         super().log(logs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -410,6 +414,7 @@ class RLCaptionTrainer(SharingTrainer):
             return found
         captions = self.caption(dataset)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.caption_metrics(captions, dataset).items()}
+        metrics = broadcast_object_list([metrics])[0]  # GPUs may differ in a last digit, and what follows from it
         self.log(dict(metrics))  # it would add the epoch, if there is one, which depends on the version
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -41,6 +41,10 @@ class Settings:
         default=None,
         metadata={"help": "The CLIP that chooses among samples: NAME:TAG, a folder, or a shipped one's name."},
     )
+    guidance: float = field(
+        default=1.0,
+        metadata={"help": "Above 1: says more of the picture (1.5 to 3), if taught by warm_up.py --drop_images 0.5."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
     num_workers: int = field(
         default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that read pictures beside the captioner."}
@@ -68,6 +72,7 @@ def main() -> None:
         pictures,
         settings.num_samples,
         batch_size=settings.batch_size,
+        guidance=settings.guidance,
         seed=settings.seed,
         num_workers=settings.num_workers,
         progress=True,

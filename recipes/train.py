@@ -5,6 +5,7 @@
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --model_name_or_path my/captioner           # your own pictures
 
+With `--eval_strategy steps --eval_steps 50` it is measured during the training too, where alarms watch it.
 Ends with a table on the screen, the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and a
 captioner in OUT that `pipeline("image-to-text", model=OUT)` loads.
 """
@@ -66,6 +67,10 @@ class Settings(DatasetSettings):
     judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
     train_size: int = field(default=4000, metadata={"help": "Emoji scenes to train on."})
     test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
+    eval_size: int = field(
+        default=200,
+        metadata={"help": "Pictures of the validation split to measure on during the training, with --eval_strategy."},
+    )
     split: Literal["test", "validation"] = field(
         default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
     )
@@ -79,18 +84,19 @@ class Settings(DatasetSettings):
     )
 
 
-def load_data(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
-    """Training data, and the test galleries by the prefix of their figures."""
+def load_data(settings: Settings) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
+    """What is trained on, what is measured on meanwhile, and the test galleries by the prefix of their figures."""
     if settings.drawn:
         train = emoji_scenes("train", settings.train_size, settings.scenes_seed)
         galleries = {
             "": emoji_scenes(settings.split, settings.test_size, settings.scenes_seed),
             "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
         }
-        return train, galleries
+        return train, emoji_scenes("validation", settings.eval_size, settings.scenes_seed), galleries
     splits = settings.load()
-    test = splits[settings.split]
-    return splits["train"], {"": test.select(range(min(settings.test_size, len(test))))}
+    validation, test = splits["validation"], splits[settings.split]
+    validation = validation.select(range(min(settings.eval_size, len(validation))))
+    return splits["train"], validation, {"": test.select(range(min(settings.test_size, len(test))))}
 
 
 def take_mined(
@@ -161,23 +167,24 @@ def main() -> None:
     with unsplit(config):
         clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
 
-    train, tests = load_data(settings)
+    train, validation, tests = load_data(settings)
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
         with config.main_process_first(desc="embedding the data"):
             train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
     galleries = {prefix: Gallery(test, clips) for prefix, test in tests.items()}
+    watched = None if config.eval_strategy == "no" else Gallery(validation, clips)
     trainer = RLCaptionTrainer(
         captioner,
         config,
         scorer=clips["scorer"],
         train_dataset=train,
         embeddings=embeddings,
-        eval_dataset=galleries[""].dataset,
+        eval_dataset=None if watched is None else watched.dataset,
         processing_class=tokenizer,
         image_processor=image_processor,
-        caption_metrics=lambda captions, _: galleries[""].measure(captions),
+        caption_metrics=None if watched is None else lambda captions, _: watched.measure(captions),
     )
 
     trainer.card = {
@@ -223,6 +230,8 @@ def main() -> None:
     )
     rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
     print(format_table(rows))  # noqa: T201  the one thing this script is run for
+    for told in trainer.alarms.told:
+        print(told)  # noqa: T201
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
     if push:
         address = push_folder(

@@ -33,6 +33,7 @@ from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
+from hf_distinct.guidance import drop_images
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.rollout import caption_logits, write_captions
 
@@ -73,6 +74,10 @@ class Settings(DatasetSettings):
         },
     )
     captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
+    drop_images: float = field(
+        default=0.0,
+        metadata={"help": "Share of captions that learn to be written without their picture, as guidance needs; 0.5."},
+    )
     max_caption_length: int = field(default=24, metadata={"help": "Tokens, end token included."})
 
 
@@ -94,7 +99,9 @@ class Training(Seq2SeqTrainingArguments):
 
 
 class TeacherForcing(Seq2SeqTrainer):
-    """Cross-entropy on several captions an image, the image encoded once."""
+    """Cross-entropy on several captions an image, the image encoded once, and dropped for a share of them."""
+
+    drop_images = 0.0
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,6 +110,8 @@ class TeacherForcing(Seq2SeqTrainer):
         labels = inputs["labels"]
         hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
         hidden = hidden.repeat_interleave(labels.shape[1], dim=0)
+        if self.drop_images:
+            hidden = drop_images(hidden, self.drop_images)
         # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
         # captioner would learn to leave out every other word (huggingface/transformers#40111).
         logits = caption_logits(model, hidden, labels.flatten(0, 1))
@@ -161,6 +170,8 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
 def main() -> None:
     """Train and save."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
+    if not 0 <= settings.drop_images < 1:
+        raise ValueError(f"drop_images={settings.drop_images} must be a share, 0 or more and less than 1")
     set_seed(training.seed)
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
@@ -182,6 +193,7 @@ def main() -> None:
     trainer = TeacherForcing(
         model=model, args=training, train_dataset=train, data_collator=collator, processing_class=tokenizer
     )
+    trainer.drop_images = settings.drop_images
     trainer.train()
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():

@@ -68,6 +68,10 @@ def test_beam_search_has_one_rollout():
         ({"reward": []}, "reward is empty"),
         ({"reward": ["similarity", "cider"], "reward_weights": [1.0]}, "1 reward_weights for 2 rewards"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be off"),
+        ({"alarms": "loud"}, "alarms='loud' is unknown; choose one of off, warn, stop"),
+        ({"alarms": "stop"}, "set load_best_model_at_end, metric_for_best_model (e.g. judge/t2i_R@1), eval_strategy"),
+        ({"alarm_cider_floor": 1.5}, "alarm_cider_floor=1.5 must lie between 0 and 1"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs metric_for_best_model"),
     ],
 )
 def test_what_contradicts_itself_is_an_error(settings, message):
@@ -81,6 +85,18 @@ def test_what_contradicts_itself_is_an_error(settings, message):
 )
 def test_the_bounds_themselves_are_allowed(settings):
     RLCaptionConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("judge/t2i_R@1", True), ("CIDEr-D", True), ("eval_i2t_median_rank", False), ("perplexity", False),
+     ("self_bleu", False), ("bad_endings", False), ("repeats", False), ("eval_loss", False)],
+)  # fmt: skip
+def test_it_knows_of_which_metrics_the_least_is_the_best(metric, greater):
+    assert RLCaptionConfig(metric_for_best_model=metric).greater_is_better is greater
+    assert (
+        RLCaptionConfig(metric_for_best_model=metric, greater_is_better=not greater).greater_is_better is not greater
+    )
 
 
 def test_it_is_read_from_a_command_line_and_written_as_json(tmp_path):

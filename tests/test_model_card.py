@@ -62,6 +62,14 @@ def test_the_whole_card_is_of_one_pattern(tmp_path):
             assert picture.width > 200
 
 
+def test_a_card_tells_what_alarms_were_raised(tmp_path):
+    told = ["step 20, alarm/cider: CIDEr-D is 1", "step 20: stopped"]
+    assert "## Training\n\nAlarms that were raised:\n\n" + "".join(f"- {each}\n" for each in told) in write(
+        tmp_path, alarms=told
+    )
+    assert "larm" not in write(tmp_path)
+
+
 def test_the_cards_metadata_is_what_the_hub_reads(tmp_path):
     facts = {"model_name": "Crab: a captioner", "base_model": "microsoft/git-base", "reward": reward()}
     write(tmp_path / "new" / "folder", **facts, emissions=12.5, model_license="mit")

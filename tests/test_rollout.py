@@ -17,6 +17,7 @@ from hf_distinct.rollout import (
     decoder_positions,
     generate_labels,
     join_labels,
+    repeats,
     rollout_config,
     token_id,
 )
@@ -216,3 +217,12 @@ def test_logits_are_those_of_the_model_from_pixels_with_labels(captioner):
     whole = captioner.model(pixel_values=captioner.pixels, labels=labels.masked_fill(labels == IGNORED_LABEL, 0))
     real = labels != IGNORED_LABEL
     torch.testing.assert_close(caption_logits(captioner.model, encode(captioner), labels)[real], whole.logits[real])
+
+
+def test_a_caption_repeats_itself_where_three_tokens_come_twice():
+    captions = [[1, 2, 3, 4, 1, 2, 3, 9], [1, 2, 3, 4, 1, 2, 4, 9], [5, 5, 5, 5, 9], [5, 5, 5, 9], [9], []]
+    labels = torch.full((6, 8), -100)
+    for row, tokens in enumerate(captions):
+        labels[row, : len(tokens)] = torch.tensor(tokens)
+    assert repeats(labels).tolist() == [True, False, True, False, False, False]
+    assert repeats(labels[:, :2]).tolist() == [False] * 6

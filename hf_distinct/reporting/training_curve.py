@@ -10,6 +10,7 @@ from typing import Any
 # Panels by their title, each with the series it can have: the log's name and a label.
 PANELS = {
     "reward": {"reward/total/rollouts": "the captioner's captions", "reward/total/references": "people's captions"},
+    "R@1 in evaluations": {"eval_scorer/t2i_R@1": "under the scorer", "eval_judge/t2i_R@1": "under the judge"},
     "loss": {"loss": "training", "eval_loss": "evaluation"},
 }
 STYLES = ({"color": "#00508f", "linestyle": "-"}, {"color": "#b03a00", "linestyle": "--"})  # told apart without colour

@@ -47,6 +47,10 @@ CASES = {
         "spoil": "train-0-5", "max_steps": 6, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05,
         "lr_scheduler_type": "linear",
     },
+    "stopped": {
+        "max_steps": 6, "judged": True, "alarms": "stop", "metric_for_best_model": "CIDEr-D", "eval_steps": 1,
+        "eval_strategy": "steps", "save_strategy": "best", "load_best_model_at_end": True,
+    },
     "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
 }  # fmt: skip
 PLAN = {
@@ -130,6 +134,12 @@ def test_it_is_the_run_of_one_process(run, kind, case):
 def test_generation_ends_earlier_on_one_process_and_nobody_waits(run, kind, case):
     first, second = run(kind)[case]["lengths"]
     assert any(ours != theirs for ours, theirs in zip(first, second, strict=kind != "ddp"))
+
+
+def test_what_one_process_measures_stops_all_at_one_checkpoint(run):
+    """The other one measured something else; the weights, held against each other above, are those of step 2."""
+    for kind in ("one_process", "ddp"):
+        assert run(kind)["stopped"]["best"] == [2, "step 4: stopped"]
 
 
 def test_a_step_that_is_void_in_one_process_is_void_in_all(run):

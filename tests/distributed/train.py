@@ -3,7 +3,8 @@
 accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
 
 One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
-data set, ``resume``, the checkpoint to go on from, and ``same_samples``, ``lora`` and ``spoil``, see below.
+data set, ``resume``, the checkpoint to go on from, and ``same_samples``, ``lora``, ``spoil`` and ``judged``, see
+below.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         settings["adapt"] = adapted
     if spoil := settings.pop("spoil", None):
         settings["rewards"] = ["contrastive", spoiled(spoil)]
+    if settings.pop("judged", False):
+        measured = iter([1.0, 1.5, 0.5, 0.4, 2.0, 2.0] if os.environ.get("RANK", "0") == "0" else range(6))
+        settings |= {"caption_metrics": lambda *_: {"CIDEr-D": next(measured)}, "eval_dataset": tiny.scenes(3)}
     checkpoint = settings.pop("resume", None)
     # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
     trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
@@ -100,6 +104,7 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         "discriminator": trainer.discriminator.discriminator.state_dict(),
         "memory": list(trainer.appraiser.memory),
         "gathers": gathers(trainer),
+        "best": [trainer.state.best_global_step, *trainer.alarms.told[-1:]],
         "log": [line for line in trainer.state.log_history if "loss" in line],
     }
 

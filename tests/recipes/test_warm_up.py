@@ -30,7 +30,8 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     make = [sys.executable, str(RECIPES / "make_example.py"), str(pictures), "40"]
     assert subprocess.run(make).returncode == 0
-    warm_up(tmp_path / "on", "--dataset", str(pictures), "--model_name_or_path", str(tmp_path / "new"))
+    on = ["--dataset", str(pictures), "--model_name_or_path", str(tmp_path / "new")]
+    warm_up(tmp_path / "on", *on, "--drop_images", "0.5")
     model = VisionEncoderDecoderModel.from_pretrained(tmp_path / "on").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "on")
     processor = load_image_processor(tmp_path / "on")

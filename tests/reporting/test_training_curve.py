@@ -20,6 +20,13 @@ def test_a_panel_for_reward_and_one_for_loss(tmp_path):
     assert width(tmp_path / "new" / "both.png") == 2 * width(tmp_path / "loss.png")
 
 
+def test_a_panel_for_what_evaluations_found(tmp_path):
+    evaluated = [{"step": step, "eval_judge/t2i_R@1": 0.9 - step / 10, "eval_scorer/t2i_R@1": 0.9} for step in (1, 2)]
+    assert write_training_curve([*LOG, *evaluated], tmp_path / "three.png")
+    assert write_training_curve(evaluated, tmp_path / "one.png")
+    assert width(tmp_path / "three.png") == 3 * width(tmp_path / "one.png")
+
+
 def test_other_figures_give_another_picture(tmp_path):
     write_training_curve(LOG, tmp_path / "one.png")
     write_training_curve(LOG, tmp_path / "same.png")
