@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .bootstrap import Statistic, mean_of, value_of
-from .captions import CiderD, bleu, bleu_counts, bleu_statistic, cider_d, rouge_l, rouge_l_scores
+from .captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
 from .clip_score import clip_scores, ref_clip_scores
 from .diversity import (
     different,
@@ -22,6 +22,7 @@ from .diversity import (
     vocabulary,
 )
 from .faults import bad_endings, repeats
+from .ngram_counts import NgramCounts
 from .ptb_tokenizer import ptb_line, tokenize
 from .retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
 
@@ -78,8 +79,9 @@ def caption_statistics(captions: Sequence[str], references: Sequence[Sequence[st
         ValueError: see `caption_metrics`.
     """
     scores = rouge_l_scores(captions, references)
-    statistics = {"CIDEr-D": mean_of(CiderD(references).scores(captions, references))}
-    counts = bleu_counts(captions, references)
+    ngrams = NgramCounts(captions, references)
+    counts = ngrams.bleu()
+    statistics = {"CIDEr-D": mean_of(ngrams.cider_d())}
     statistics |= {f"BLEU-{n}": bleu_statistic(counts, n) for n in range(1, 5)}
     statistics |= {
         "ROUGE-L": mean_of(scores),

@@ -16,15 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .bootstrap import Statistic
+from .ngram_counts import MAX_N, SIGMA, NgramCounts
 from .ptb_tokenizer import ptb_line, tokenize
 
 Ngram = tuple[str, ...]
 Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
 
-MAX_N = 4
-"""Longest n-gram of CIDEr-D."""
-SIGMA = 6.0
-"""Width, in words, of CIDEr-D's Gaussian penalty on a difference in length."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
 
@@ -143,12 +140,11 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
     _check_rows(captions, references)
-    scores = CiderD(references).scores(captions, references)
-    return math.fsum(scores) / len(scores)
+    return float(NgramCounts(captions, references).cider_d().mean())
 
 
-def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
-    """Return corpus BLEU-1 .. BLEU-`max_n`, each from 0 to 1.
+def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Return corpus BLEU-1 .. BLEU-4, each from 0 to 1.
 
     Clipped n-gram matches are summed over the corpus before dividing; the brevity penalty compares the sum of caption
     lengths with the sum of the closest reference lengths, the shorter one of two equally close (Papineni et al. 2002).
@@ -156,26 +152,16 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: in
     Args:
         captions: one caption for each image.
         references: the reference captions of each image.
-        max_n: the longest n-gram.
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
     _check_rows(captions, references)
-    return bleu_of_counts(bleu_counts(captions, references, max_n).sum(axis=0, keepdims=True))[0].tolist()
-
-
-def bleu_counts(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> np.ndarray:
-    """Return what BLEU sums over images: `(N, 2 + 2 * max_n)`.
-
-    The columns are the caption's length, that of the reference closest to it, the matches of each n, and the n-grams
-    of each n.
-    """
-    return np.array([_bleu_row(*row, max_n) for row in zip(captions, references, strict=True)], dtype=np.float64)
+    return bleu_of_counts(NgramCounts(captions, references).bleu().sum(axis=0, keepdims=True))[0].tolist()
 
 
 def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Return BLEU-1 .. BLEU-n, `(R, n)`, of R sums of rows of `bleu_counts`."""
+    """Return BLEU-1 .. BLEU-n, `(R, n)`, of R sums of rows of `NgramCounts.bleu`."""
     lengths, closest, rest = counts[:, 0], counts[:, 1], counts[:, 2:]
     matches, attempts = np.hsplit(rest, 2)
     # The two small numbers are pycocoevalcap's way round 0 / 0. They change the ninth digit, except where no caption
@@ -189,28 +175,6 @@ def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
 def bleu_statistic(counts: np.ndarray, n: int) -> Statistic:
     """Return BLEU-n as a function of the images that are in the test set."""
     return lambda weights: bleu_of_counts(weights @ counts)[:, n - 1]
-
-
-def _bleu_row(caption: str, references: Sequence[str], max_n: int) -> list[int]:
-    words = tokenize(caption)
-    own = Counter(_ngrams(words, max_n))
-    allowed: dict[Ngram, int] = {}
-    lengths = []
-    for reference in references:
-        theirs = tokenize(reference)
-        lengths.append(len(theirs))
-        counts: dict[Ngram, int] = {}
-        for ngram in _ngrams(theirs, max_n):
-            if ngram in own:
-                counts[ngram] = counts.get(ngram, 0) + 1
-        for ngram, count in counts.items():
-            if count > allowed.get(ngram, 0):
-                allowed[ngram] = count
-    matches = [0] * max_n
-    for ngram, count in allowed.items():
-        matches[len(ngram) - 1] += min(count, own[ngram])
-    closest = min((abs(length - len(words)), length) for length in lengths)[1]
-    return [len(words), closest, *matches, *(max(0, len(words) - n) for n in range(max_n))]
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -136,7 +136,8 @@ def neighbour_ranks(
         )
     _check_finite(text_embeds, "text_embeds", 2048)
     _check_finite(image_embeds, "image_embeds", 2048)
-    to_image, to_text = [], []
+    to_image: list[int] = []
+    to_text: list[int] = []
     for row, own in enumerate(neighbours):
         if row in own:
             raise ValueError(f"row {row}: the image is among its own neighbours.")

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distinct.evaluation.bootstrap import difference, draws, interval, mean_of, median_of, resample, value_of
-from hf_distinct.evaluation.captions import bleu, bleu_counts, bleu_statistic
+from hf_distinct.evaluation.captions import bleu, bleu_statistic
 from hf_distinct.evaluation.diversity import different, distinct_n, ngrams_of, vocabulary
+from hf_distinct.evaluation.ngram_counts import NgramCounts
 
 CAPTIONS = ["a red dog", "a cat", "a cat", "the dog the dog", ""]
 REFERENCES = [["a red dog runs"], ["a cat", "the cat"], ["a blue bird"], ["the dog"], ["a bus"]]
@@ -28,7 +29,7 @@ def test_a_statistic_is_the_figure_of_the_images_that_were_drawn(times):
     numbers = [number for number, count in zip([3.0, 1.0, 2.0, 2.0, 9.0], times, strict=True) for _ in range(count)]
     assert mean_of([3, 1, 2, 2, 9])(weights)[0] == pytest.approx(statistics.mean(numbers))
     assert median_of([3, 1, 2, 2, 9])(weights)[0] == statistics.median(numbers)
-    counts = bleu_counts(CAPTIONS, REFERENCES)
+    counts = NgramCounts(CAPTIONS, REFERENCES).bleu()
     assert [bleu_statistic(counts, n)(weights)[0] for n in (1, 2, 3, 4)] == pytest.approx(bleu(captions, references))
     assert different([caption.split() for caption in CAPTIONS])(weights)[0] == vocabulary(captions)
     share = different(ngrams_of(CAPTIONS, 2), share=True)
