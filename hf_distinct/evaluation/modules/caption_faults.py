@@ -10,8 +10,8 @@ Args:
     predictions: list of captions.
 
 Returns:
-    "bad_endings" (share of captions that end where something must follow) and "repeats" (share that say a word twice in
-    a row, or two words in a row twice), from 0 to 1.
+    "bad_endings" (share of captions that end where something must follow) and "repeats" (share that say a word twice
+    in a row, or two words in a row twice), from 0 to 1.
 """
 
 
