@@ -52,6 +52,6 @@ def ref_clip_scores(
     if lacking.any():
         raise ValueError(f"image {int(lacking.nonzero()[0])} has no reference.")
     cosines = (text_embeds.float()[reference_rows] * reference_embeds.float()).sum(dim=1).clamp_min(0)
-    best = torch.zeros_like(scores).scatter_reduce(0, reference_rows, cosines, "amin")
+    best = torch.zeros_like(scores).scatter_reduce(0, reference_rows, cosines, "amax")
     both = scores + best
     return torch.where(both > 0, 2 * scores * best / both.clamp_min(torch.finfo().tiny), 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from importlib import import_module
+from subprocess import CalledProcessError
 from typing import Any
 
 from .ptb_tokenizer import ptb_line
@@ -20,7 +21,7 @@ def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     The test set's is no mean: it is counted on sums over all captions.
 
     Raises:
-        ValueError: Java or `pycocoevalcap` is missing; lists of unequal length.
+        ValueError: Java or `pycocoevalcap` is missing or fails; lists of unequal length.
     """
     found, each = _score("meteor", "Meteor", captions, references)
     return float(found), [float(score) for score in each]
@@ -30,7 +31,7 @@ def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     """Return SPICE of a test set, from 0 to 1, and that of each caption (Anderson et al., arXiv 1607.08822).
 
     Raises:
-        ValueError: Java or `pycocoevalcap` is missing; lists of unequal length.
+        ValueError: Java or `pycocoevalcap` is missing or fails; lists of unequal length.
     """
     found, each = _score("spice", "Spice", captions, references)
     return float(found), [float(score["All"]["f"]) for score in each]
@@ -55,4 +56,8 @@ def _score(name: str, kind: str, captions: Sequence[str], references: Sequence[S
         raise ValueError(f"{len(captions)} captions and {len(references)} lists of references: give one for each.")
     module = _metric(name)
     given = {row: [ptb_line(reference) for reference in own] for row, own in enumerate(references)}
-    return getattr(module, kind)().compute_score(given, {row: [ptb_line(said)] for row, said in enumerate(captions)})
+    said = {row: [ptb_line(caption)] for row, caption in enumerate(captions)}
+    try:
+        return getattr(module, kind)().compute_score(given, said)
+    except (OSError, CalledProcessError) as error:  # SPICE's models cannot be fetched, Java fails
+        raise ValueError(f"{name.upper()} could not run: {error}") from error
