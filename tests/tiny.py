@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import (
     AutoTokenizer,
     GPT2Config,
+    GPT2LMHeadModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -96,6 +97,19 @@ def _teach(model: VisionEncoderDecoderModel, collate: CaptionCollator, dataset: 
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def language_model(folder: Path) -> Path:
+    """Write a small GPT-2 with random weights, of which all words are equally likely but for chance."""
+    torch.manual_seed(0)
+    tokenizer = build_word_tokenizer(["a red dog", "a cat on a mat"], max_length=MAX_LENGTH)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=16, n_embd=32, n_layer=1, n_head=2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
 
 
 def load_captioner(folder: Path) -> tuple[VisionEncoderDecoderModel, Any, Any]:

@@ -1,4 +1,4 @@
-"""Measures of captions: retrieval, agreement with people's captions, diversity.
+"""Measures of captions: retrieval, agreement with people's captions, diversity, faults; and how sure they are.
 
 The files here are pure functions on tensors and strings; `modules/` holds the same as metrics for `evaluate.load`.
 """
@@ -7,20 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .captions import CiderD, bleu, cider_d, rouge_l, tokenize
-from .diversity import distinct_n, mean_length, unique_share, vocabulary
-from .retrieval import retrieval_metrics, retrieval_ranks
+from .bootstrap import Statistic, mean_of, value_of
+from .captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
+from .clip_score import clip_scores, ref_clip_scores
+from .diversity import (
+    different,
+    distinct_n,
+    mean_length,
+    ngrams_of,
+    novelty,
+    self_bleu,
+    self_bleu_scores,
+    unique_share,
+    vocabulary,
+)
+from .faults import bad_endings, repeats
+from .ngram_counts import NgramCounts
+from .ptb_tokenizer import ptb_line, tokenize
+from .retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
 
 __all__ = [
     "CiderD",
+    "bad_endings",
     "bleu",
     "caption_metrics",
+    "caption_statistics",
     "cider_d",
+    "clip_scores",
     "distinct_n",
     "mean_length",
+    "neighbour_ranks",
+    "novelty",
+    "ref_clip_scores",
+    "repeats",
     "retrieval_metrics",
     "retrieval_ranks",
     "rouge_l",
+    "self_bleu",
     "tokenize",
     "unique_share",
     "vocabulary",
@@ -35,17 +58,39 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
         references: the reference captions of each image.
 
     Returns:
-        `CIDEr-D` (1.0 is "100"), `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words), `mean_length` (words
-        in a caption) and `unique` (share of captions that differ).
+        `CIDEr-D` (1.0 is "100"), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words),
+        `mean_length` (words in a caption), `unique` (share of captions that differ), `distinct_1` and `distinct_2`
+        (share of words and word pairs that differ), `self_BLEU` (0 to 1; for two captions or more), `bad_endings` and
+        `repeats` (shares of captions that end badly, or say something twice).
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
-    return {
-        "CIDEr-D": cider_d(captions, references),
-        "BLEU-4": bleu(captions, references)[3],
-        "ROUGE-L": rouge_l(captions, references),
-        "vocabulary": vocabulary(captions),
-        "mean_length": mean_length(captions),
-        "unique": unique_share(captions),
+    metrics = {k: value_of(each, len(captions)) for k, each in caption_statistics(captions, references).items()}
+    return metrics | {"vocabulary": int(metrics["vocabulary"])}
+
+
+def caption_statistics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
+    """Return the figures of `caption_metrics` as functions of the images in the test set, for the bootstrap.
+
+    The document frequencies of CIDEr-D stay those of the whole test set; self-BLEU's others stay all other captions.
+
+    Raises:
+        ValueError: see `caption_metrics`.
+    """
+    scores = rouge_l_scores(captions, references)
+    ngrams = NgramCounts(captions, references)
+    counts = ngrams.bleu()
+    statistics = {"CIDEr-D": mean_of(ngrams.cider_d())}
+    statistics |= {f"BLEU-{n}": bleu_statistic(counts, n) for n in range(1, 5)}
+    statistics |= {
+        "ROUGE-L": mean_of(scores),
+        "vocabulary": different([tokenize(caption) for caption in captions]),
+        "mean_length": mean_of([len(tokenize(caption)) for caption in captions]),
+        "unique": different([[ptb_line(caption)] for caption in captions], share=True),
+        "distinct_1": different(ngrams_of(captions, 1), share=True),
+        "distinct_2": different(ngrams_of(captions, 2), share=True),
     }
+    if len(captions) > 1:
+        statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
+    return statistics | {"bad_endings": mean_of(bad_endings(captions)), "repeats": mean_of(repeats(captions))}

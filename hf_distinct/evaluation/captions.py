@@ -4,51 +4,26 @@ The definitions are those of the COCO caption evaluation (the package `pycocoeva
 stand beside a published one. Two things to know when comparing:
 
 - scores are in their own unit: a CIDEr-D of 1.0 is what papers print as "100", a BLEU of 0.35 as "35";
-- texts are split by `tokenize`, which follows the Penn Treebank habits that matter for captions but needs no Java.
+- words are those of the COCO evaluation's tokenizer, see `hf_distinct.evaluation.ptb_tokenizer`; it needs no Java.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from .bootstrap import Statistic
+from .ngram_counts import MAX_N, SIGMA, NgramCounts
+from .ptb_tokenizer import ptb_line, tokenize
 
 Ngram = tuple[str, ...]
 Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
 
-MAX_N = 4
-"""Longest n-gram of CIDEr-D."""
-SIGMA = 6.0
-"""Width, in words, of CIDEr-D's Gaussian penalty on a difference in length."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
-
-_TOKEN = re.compile(
-    r"""
-    n't\b                               # the end of don't, isn't
-  | '(?:s|re|ve|ll|d|m)\b               # the end of man's, they're
-  | \d+(?:[.,:]\d+)+                    # 3.5  1,000  10:30
-  | [^\W_]+(?=n't\b)                    # the beginning of don't
-  | [^\W_]+(?:[-/]+[^\W_]+)*            # a word, hyphens and slashes inside it kept
-    """,
-    re.VERBOSE,
-)
-
-
-def tokenize(text: str) -> list[str]:
-    """Split a caption into lower-case words; punctuation is dropped.
-
-    Contractions are split as in the Penn Treebank (`don't` -> `do`, `n't`; `man's` -> `man`, `'s`), words joined by
-    hyphens or slashes stay whole. Unlike the Treebank's own tokenizer it drops the dot of abbreviations, brackets and
-    signs such as `&` and `%`.
-
-    Example:
-        >>> tokenize("A man's T-shirt, don't look!")
-        ['a', 'man', "'s", 't-shirt', 'do', "n't", 'look']
-    """
-    return _TOKEN.findall(unicodedata.normalize("NFC", text).lower().replace("\u2019", "'"))
 
 
 class CiderD:
@@ -165,12 +140,11 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
     _check_rows(captions, references)
-    scores = CiderD(references).scores(captions, references)
-    return math.fsum(scores) / len(scores)
+    return float(NgramCounts(captions, references).cider_d().mean())
 
 
-def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
-    """Return corpus BLEU-1 .. BLEU-`max_n`, each from 0 to 1.
+def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Return corpus BLEU-1 .. BLEU-4, each from 0 to 1.
 
     Clipped n-gram matches are summed over the corpus before dividing; the brevity penalty compares the sum of caption
     lengths with the sum of the closest reference lengths, the shorter one of two equally close (Papineni et al. 2002).
@@ -178,45 +152,47 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], max_n: in
     Args:
         captions: one caption for each image.
         references: the reference captions of each image.
-        max_n: the longest n-gram.
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
     _check_rows(captions, references)
-    matches = [0] * max_n
-    attempts = [0] * max_n
-    caption_length = reference_length = 0
-    for caption, own in zip(captions, references, strict=True):
-        words = tokenize(caption)
-        reference_words = [tokenize(reference) for reference in own]
-        allowed: Counter[Ngram] = Counter()
-        for reference in reference_words:
-            allowed |= Counter(_ngrams(reference, max_n))
-        for ngram, count in Counter(_ngrams(words, max_n)).items():
-            matches[len(ngram) - 1] += min(count, allowed[ngram])
-        for n in range(max_n):
-            attempts[n] += max(0, len(words) - n)
-        caption_length += len(words)
-        reference_length += min((abs(len(reference) - len(words)), len(reference)) for reference in reference_words)[1]
+    return bleu_of_counts(NgramCounts(captions, references).bleu().sum(axis=0, keepdims=True))[0].tolist()
 
+
+def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
+    """Return BLEU-1 .. BLEU-n, `(R, n)`, of R sums of rows of `NgramCounts.bleu`."""
+    lengths, closest, rest = counts[:, 0], counts[:, 1], counts[:, 2:]
+    matches, attempts = np.hsplit(rest, 2)
     # The two small numbers are pycocoevalcap's way round 0 / 0. They change the ninth digit, except where no caption
     # has n words: BLEU-n is then small instead of 0, there as here.
     tiny, small = 1e-15, 1e-9
-    ratio = (caption_length + tiny) / (reference_length + small)
-    brevity = math.exp(min(0.0, 1 - 1 / ratio))
-    scores, product = [], 1.0
-    for n in range(max_n):
-        product *= (matches[n] + tiny) / (attempts[n] + small)
-        scores.append(brevity * product ** (1 / (n + 1)))
-    return scores
+    brevity = np.exp(np.minimum(0.0, 1 - (closest + small) / (lengths + tiny)))
+    products = np.cumprod((matches + tiny) / (attempts + small), axis=1)
+    return brevity[:, None] * products ** (1 / np.arange(1, matches.shape[1] + 1))
+
+
+def bleu_statistic(counts: np.ndarray, n: int) -> Statistic:
+    """Return BLEU-n as a function of the images that are in the test set."""
+    return lambda weights: bleu_of_counts(weights @ counts)[:, n - 1]
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return the mean ROUGE-L of a test set, from 0 to 1.
 
+    Raises:
+        ValueError: the two lists differ in length, are empty, or a row has no reference.
+    """
+    scores = rouge_l_scores(captions, references)
+    return math.fsum(scores) / len(scores)
+
+
+def rouge_l_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Return the ROUGE-L of each caption, from 0 to 1.
+
     With the longest common subsequence of a caption and each reference, P = the best precision and R = the best recall
-    over the references (which may be two different ones): (1 + b^2) P R / (R + b^2 P), b = 1.2 (Lin 2004).
+    over the references (which may be two different ones): (1 + b^2) P R / (R + b^2 P), b = 1.2 (Lin 2004). A text
+    without words counts as one empty word, so that two of them agree.
 
     Args:
         captions: one caption for each image.
@@ -226,18 +202,18 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
     _check_rows(captions, references)
-    total = 0.0
+    scores = []
     for caption, own in zip(captions, references, strict=True):
-        words = tokenize(caption)
+        words = ptb_line(caption).split(" ")
         precision = recall = 0.0
-        for reference in map(tokenize, own):
-            common = _longest_common_subsequence(words, reference)
-            if common:
-                precision = max(precision, common / len(words))
-                recall = max(recall, common / len(reference))
-        if precision:
-            total += (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
-    return total / len(captions)
+        for reference in own:
+            theirs = ptb_line(reference).split(" ")
+            common = _longest_common_subsequence(words, theirs)
+            precision = max(precision, common / len(words))
+            recall = max(recall, common / len(theirs))
+        both = recall + ROUGE_BETA**2 * precision
+        scores.append((1 + ROUGE_BETA**2) * precision * recall / both if both else 0.0)
+    return scores
 
 
 def _ngrams(words: list[str], max_n: int) -> Iterator[Ngram]:
@@ -247,15 +223,20 @@ def _ngrams(words: list[str], max_n: int) -> Iterator[Ngram]:
 
 
 def _longest_common_subsequence(first: list[str], second: list[str]) -> int:
-    """Return the length of the longest common subsequence, by the usual table kept one row at a time."""
-    row = [0] * (len(second) + 1)
+    """Return the length of the longest common subsequence.
+
+    A bit for each word of `second`: the row of the usual table, whose steps upward are its zeros (Hyyro 2004).
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(second):
+        places[word] = places.get(word, 0) | 1 << place
+    whole = row = (1 << len(second)) - 1
     for word in first:
-        diagonal = 0
-        for column, other in enumerate(second, start=1):
-            above = row[column]
-            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
-            diagonal = above
-    return row[-1]
+        if word in places:
+            matching = row & places[word]
+            row = (row + matching) | (row - matching)
+            row &= whole
+    return len(second) - row.bit_count()
 
 
 def _check_references(references: Sequence[str], row: int | None) -> None:

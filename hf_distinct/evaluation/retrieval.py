@@ -6,8 +6,12 @@ look where the caption's own image comes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from .bootstrap import Statistic, mean_of, median_of, value_of
 
 RECALL_DEPTHS = (1, 5, 10)
 """The depths k of the recalls R@k."""
@@ -21,7 +25,7 @@ def retrieval_ranks(
     gallery: Tensor,
     targets: Tensor,
     gallery_ids: Tensor | None = None,
-    chunk_size: int = 1024,
+    chunk_size: int = 2048,
 ) -> Tensor:
     """Return the rank of the right gallery item for each query, counted from 1.
 
@@ -34,7 +38,8 @@ def retrieval_ranks(
         gallery: L2-normalised embeddings, `(M, d)`.
         targets: `(N,)` int, the id of the right item (or items) for each query.
         gallery_ids: `(M,)` int, the id of each gallery item; by default its position 0..M-1.
-        chunk_size: queries compared at a time; a chunk takes `chunk_size * M` floats.
+        chunk_size: queries, and gallery items, compared at a time: about 6 bytes times its square are in memory
+            beside the embeddings, whatever N and M.
 
     Returns:
         `(N,)` int64 ranks from 1 to M.
@@ -58,22 +63,93 @@ def retrieval_ranks(
             f"one target for each of {len(queries)} queries and one id for each of {len(gallery)} gallery items are "
             f"needed; got {tuple(targets.shape)} and {tuple(gallery_ids.shape)}."
         )
-    queries, gallery = _full_precision(queries, "queries"), _full_precision(gallery, "gallery")
+    _check_finite(queries, "queries", chunk_size)
+    _check_finite(gallery, "gallery", chunk_size)
     ranks: list[Tensor] = []
-    for query_chunk, target_chunk in zip(queries.split(chunk_size), targets.split(chunk_size), strict=True):
-        similarities = query_chunk @ gallery.T
-        right = target_chunk[:, None] == gallery_ids[None, :]
-        lacking = (~right.any(dim=1)).nonzero()
+    for start in range(0, len(queries), chunk_size):
+        chunk, wanted = _full_precision(queries[start : start + chunk_size]), targets[start : start + chunk_size]
+        best = torch.full((len(chunk), 1), -torch.inf, dtype=chunk.dtype, device=chunk.device)
+        for rows in torch.isin(gallery_ids, wanted).nonzero().split(chunk_size):
+            if not len(rows):  # what torch makes of splitting nothing
+                break
+            rows = rows[:, 0]
+            right = wanted[:, None] == gallery_ids[rows]
+            similarities = chunk @ _full_precision(gallery[rows]).T
+            best = torch.maximum(best, similarities.masked_fill_(~right, -torch.inf).amax(dim=1, keepdim=True))
+        lacking = (best[:, 0] == -torch.inf).nonzero()
         if len(lacking):
-            query = int(lacking[0]) + chunk_size * len(ranks)
+            query = start + int(lacking[0])
             raise ValueError(f"query {query}: its target {int(targets[query])} is not in the gallery.")
-        best = similarities.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(1 + ((similarities >= best - TIE_TOLERANCE) & ~right).sum(dim=1))
+        above = torch.zeros(len(chunk), dtype=torch.int64, device=chunk.device)
+        for items, ids in zip(gallery.split(chunk_size), gallery_ids.split(chunk_size), strict=True):
+            as_near = chunk @ _full_precision(items).T >= best - TIE_TOLERANCE
+            above += (as_near & (wanted[:, None] != ids)).sum(dim=1)
+        ranks.append(1 + above)
     return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64, device=queries.device)
 
 
+def both_ranks(
+    text_embeds: Tensor, image_embeds: Tensor, text_to_image: Tensor | None = None, chunk_size: int = 2048
+) -> tuple[Tensor, Tensor]:
+    """Return the ranks of `retrieval_metrics`: of each text's image, and of each described image's nearest text.
+
+    Args and raises: see `retrieval_metrics`. The second are in the order of `text_to_image.unique()`.
+    """
+    if len(text_embeds) == 0:
+        raise ValueError("there are no texts to retrieve with.")
+    if text_to_image is None:
+        if len(text_embeds) != len(image_embeds):
+            raise ValueError(
+                f"{len(text_embeds)} texts for {len(image_embeds)} images: say by text_to_image which image each "
+                "text belongs to."
+            )
+        text_to_image = torch.arange(len(text_embeds), device=text_embeds.device)
+    described = text_to_image.unique()
+    return retrieval_ranks(text_embeds, image_embeds, text_to_image, chunk_size=chunk_size), retrieval_ranks(
+        image_embeds[described], text_embeds, described, gallery_ids=text_to_image, chunk_size=chunk_size
+    )
+
+
+def neighbour_ranks(
+    text_embeds: Tensor, image_embeds: Tensor, neighbours: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return ranks in small galleries: each image with the images most similar to it, which a caption must tell apart.
+
+    Ties count against the model, as in `retrieval_ranks`.
+
+    Args:
+        text_embeds: L2-normalised embeddings, `(N, d)`.
+        image_embeds: L2-normalised embeddings, `(N, d)`; text i describes image i.
+        neighbours: for each image the rows of its similar images, as `hf_distinct.data.mine_neighbours` gives them.
+
+    Returns:
+        `(N,)` int64 each, from 1 to 1 + the number of neighbours: where its image comes for each text, and its text
+        for each image, among those of the neighbours.
+
+    Raises:
+        ValueError: the numbers of rows differ, an embedding is not finite, or an image is among its own neighbours.
+    """
+    if not len(text_embeds) == len(image_embeds) == len(neighbours):
+        raise ValueError(
+            f"{len(text_embeds)} texts, {len(image_embeds)} images and {len(neighbours)} lists of neighbours: each "
+            "image needs one of each."
+        )
+    _check_finite(text_embeds, "text_embeds", 2048)
+    _check_finite(image_embeds, "image_embeds", 2048)
+    to_image: list[int] = []
+    to_text: list[int] = []
+    for row, own in enumerate(neighbours):
+        if row in own:
+            raise ValueError(f"row {row}: the image is among its own neighbours.")
+        rows = torch.tensor([row, *own], device=text_embeds.device)
+        for ranks, query, gallery in ((to_image, text_embeds, image_embeds), (to_text, image_embeds, text_embeds)):
+            near = _full_precision(gallery[rows]) @ _full_precision(query[row])
+            ranks.append(1 + int((near[1:] >= near[0] - TIE_TOLERANCE).sum()))
+    return torch.tensor(to_image), torch.tensor(to_text)
+
+
 def retrieval_metrics(
-    text_embeds: Tensor, image_embeds: Tensor, text_to_image: Tensor | None = None, chunk_size: int = 1024
+    text_embeds: Tensor, image_embeds: Tensor, text_to_image: Tensor | None = None, chunk_size: int = 2048
 ) -> dict[str, float]:
     """Return recall, mean reciprocal rank and median rank in both directions.
 
@@ -93,35 +169,31 @@ def retrieval_metrics(
     Raises:
         ValueError: there are no texts, shapes do not fit, or an embedding is not finite.
     """
-    if len(text_embeds) == 0:
-        raise ValueError("there are no texts to retrieve with.")
-    if text_to_image is None:
-        if len(text_embeds) != len(image_embeds):
-            raise ValueError(
-                f"{len(text_embeds)} texts for {len(image_embeds)} images: say by text_to_image which image each "
-                "text belongs to."
-            )
-        text_to_image = torch.arange(len(text_embeds), device=text_embeds.device)
-    text_ranks = retrieval_ranks(text_embeds, image_embeds, text_to_image, chunk_size=chunk_size)
-    described = text_to_image.unique()
-    image_ranks = retrieval_ranks(
-        image_embeds[described], text_embeds, described, gallery_ids=text_to_image, chunk_size=chunk_size
-    )
-    return _summary("t2i", text_ranks) | _summary("i2t", image_ranks)
+    to_image, to_text = both_ranks(text_embeds, image_embeds, text_to_image, chunk_size)
+    return rank_summary("t2i", to_image) | rank_summary("i2t", to_text)
 
 
-def _full_precision(embeds: Tensor, name: str) -> Tensor:
-    """Return the embeddings in at least float32; a NaN would compare as "not similar" and flatter the ranks."""
-    if not embeds.isfinite().all():
-        row = int((~embeds.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"{name}: the embedding in row {row} holds NaN or infinity.")
+def rank_summary(direction: str, ranks: Tensor) -> dict[str, float]:
+    """Return recalls, mean reciprocal rank and median rank, `{"t2i_R@1": ...}` for the direction "t2i"."""
+    return {name: value_of(each, len(ranks)) for name, each in rank_statistics(direction, ranks).items()}
+
+
+def rank_statistics(direction: str, ranks: Tensor) -> dict[str, Statistic]:
+    """Return the figures of `rank_summary` as functions of the images in the test set; one rank an image."""
+    values = ranks.cpu().double().numpy()
+    statistics = {f"{direction}_R@{depth}": mean_of(values <= depth) for depth in RECALL_DEPTHS}
+    return statistics | {f"{direction}_MRR": mean_of(1 / values), f"{direction}_median_rank": median_of(values)}
+
+
+def _full_precision(embeds: Tensor) -> Tensor:
+    """Return the embeddings in at least float32."""
     return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
 
 
-def _summary(direction: str, ranks: Tensor) -> dict[str, float]:
-    ordered = ranks.double().sort().values
-    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]  # one rank, or two for an even number
-    summary = {f"{direction}_R@{depth}": (ordered <= depth).double().mean().item() for depth in RECALL_DEPTHS}
-    summary[f"{direction}_MRR"] = (1 / ordered).mean().item()
-    summary[f"{direction}_median_rank"] = middle.mean().item()
-    return summary
+def _check_finite(embeds: Tensor, name: str, chunk_size: int) -> None:
+    """Refuse NaN, which would compare as "not similar" and flatter the ranks."""
+    for number, rows in enumerate(embeds.split(chunk_size)):
+        broken = (~rows.isfinite()).any(dim=1).nonzero()
+        if len(broken):
+            row = number * chunk_size + int(broken[0])
+            raise ValueError(f"{name}: the embedding in row {row} holds NaN or infinity.")

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hf_distinct.evaluation.diversity import distinct_n, mean_length, unique_share, vocabulary
+from hf_distinct.evaluation.captions import bleu
+from hf_distinct.evaluation.diversity import (
+    distinct_n,
+    mean_length,
+    novel,
+    novelty,
+    self_bleu,
+    self_bleu_scores,
+    unique_share,
+    vocabulary,
+)
 
 CAPTIONS = ["A dog.", "a dog", "a cat on a mat"]
 
@@ -35,3 +47,27 @@ def test_not_a_list_of_captions(measure, captions):
 def test_wrong_n():
     with pytest.raises(ValueError, match="n = 0"):
         distinct_n(CAPTIONS, 0)
+
+
+def test_self_bleu_by_hand():
+    assert self_bleu(["a b c d"] * 3) == pytest.approx(1.0)
+    assert self_bleu(["a b c d", "e f g h"]) == pytest.approx(0.0, abs=1e-6)
+    # Two of three words of each are in the other, in a row: 2/3 and 1/2.
+    assert self_bleu(["a b c", "a b d"], max_n=2) == pytest.approx((2 / 3 * 1 / 2) ** 0.5)
+    with pytest.raises(ValueError, match="at least two"):
+        self_bleu(["a"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=6).map(" ".join), min_size=2, max_size=6))
+def test_self_bleu_is_bleu_against_all_others(captions):
+    expected = [bleu([caption], [captions[:i] + captions[i + 1 :]])[3] for i, caption in enumerate(captions)]
+    assert self_bleu_scores(captions) == pytest.approx(expected)
+
+
+def test_novelty_by_hand():
+    assert novel(["A dog.", "a dog", "a red dog"], ["a dog", "the cat"]) == [False, False, True]
+    assert novelty(["A dog.", "a dog", "a red dog"], ["a dog", "the cat"]) == pytest.approx(1 / 3)
+    for captions, training in (([], ["a"]), (["a"], [])):
+        with pytest.raises(ValueError, match="at least one caption"):
+            novelty(captions, training)

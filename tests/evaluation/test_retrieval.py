@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_distinct.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from hf_distinct.evaluation.retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
 
 
 def unit(*rows):
@@ -132,3 +134,43 @@ class TestMetrics:
             retrieval_metrics(torch.empty(0, 3), torch.eye(3))
         with pytest.raises(ValueError, match="2 texts for 3 images: say by text_to_image"):
             retrieval_metrics(torch.ones(2, 3), torch.eye(3))
+
+
+class TestNeighbours:
+    def test_by_hand(self):
+        # Cosines of text i and image j; text 0 and 1 are right of all, text 2 is nearest to image 1.
+        images = torch.eye(3).double()
+        texts = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.8, 0.5], [0.1, 0.7, 0.6]], dtype=torch.float64)
+        to_image, to_text = neighbour_ranks(texts, images, [[1, 2], [0], [1]])
+        assert to_image.tolist() == [1, 1, 2]  # image 1 (0.7) is nearer to text 2 than its own (0.6)
+        assert to_text.tolist() == [1, 1, 1]  # among texts 0.9 0.3 0.1; 0.8 0.1; 0.6 0.5
+        assert [each.tolist() for each in neighbour_ranks(texts, images, [[], [], []])] == [[1, 1, 1]] * 2
+
+    def test_ties_count_against_the_model(self):
+        same = unit([1.0, 0.0]).repeat(3, 1)
+        assert neighbour_ranks(same, same, [[1, 2], [0], [0, 1]])[0].tolist() == [3, 2, 3]
+
+    def test_all_as_neighbours_is_the_whole_gallery(self):
+        generator = torch.Generator().manual_seed(0)
+        texts, images = (torch.nn.functional.normalize(torch.randn(9, 3, generator=generator), dim=1) for _ in "ab")
+        others = [[j for j in range(9) if j != i] for i in range(9)]
+        to_image, to_text = neighbour_ranks(texts, images, others)
+        assert to_image.tolist() == retrieval_ranks(texts, images, torch.arange(9)).tolist()
+        assert to_text.tolist() == retrieval_ranks(images, texts, torch.arange(9)).tolist()
+
+    def test_errors(self):
+        eye = torch.eye(3)
+        with pytest.raises(ValueError, match="3 texts, 3 images and 1 lists"):
+            neighbour_ranks(eye, eye, [[0]])
+        with pytest.raises(ValueError, match="row 1: the image is among its own"):
+            neighbour_ranks(eye, eye, [[1], [1], [0]])
+
+
+def test_memory_does_not_grow_with_the_gallery():
+    # 400 queries among 200,000 items at once would be 320 MB of similarities.
+    generator = torch.Generator().manual_seed(0)
+    gallery = torch.nn.functional.normalize(torch.randn(200_000, 4, generator=generator), dim=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ranks = retrieval_ranks(gallery[:400], gallery, torch.arange(400), chunk_size=400)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 64
+    assert (ranks[:5] == 1 + ((gallery[:5] @ gallery.T) >= 1 - 1e-6).sum(dim=1) - 1).all()

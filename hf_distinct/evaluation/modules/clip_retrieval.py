@@ -4,16 +4,17 @@ import datasets
 import evaluate
 import torch
 
-from hf_distinct.evaluation.retrieval import retrieval_metrics
+from hf_distinct.evaluation.retrieval import neighbour_ranks, rank_summary, retrieval_metrics
 
 _INPUTS = """
 Args:
     predictions: list of CLIP embeddings of captions, L2-normalised.
     references: list of CLIP embeddings of images, L2-normalised; predictions[i] describes references[i].
+    neighbours: for each image the rows of the images most similar to it; without them the next line is left out.
 
 Returns:
     for the prefixes "t2i_" and "i2t_": "R@1", "R@5", "R@10", "MRR" from 0 to 1, and "median_rank" from 1. Ties count
-    against the captions.
+    against the captions. For "neighbours_t2i_" and "neighbours_i2t_" the same within each image's neighbours.
 """
 
 
@@ -29,5 +30,15 @@ class ClipRetrieval(evaluate.Metric):
             features=datasets.Features({"predictions": embedding, "references": embedding}),
         )
 
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        return retrieval_metrics(torch.as_tensor(predictions), torch.as_tensor(references))
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[list[float]],
+        neighbours: list[list[int]] | None = None,
+    ) -> dict[str, float]:
+        texts, images = torch.as_tensor(predictions), torch.as_tensor(references)
+        scores = retrieval_metrics(texts, images)
+        if neighbours is not None:
+            to_image, to_text = neighbour_ranks(texts, images, neighbours)
+            scores |= rank_summary("neighbours_t2i", to_image) | rank_summary("neighbours_i2t", to_text)
+        return scores

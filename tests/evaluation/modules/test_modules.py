@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 import hf_distinct.evaluation
-from hf_distinct.evaluation import bleu, caption_metrics, distinct_n, retrieval_metrics
+from hf_distinct.evaluation import bleu, caption_metrics, distinct_n, retrieval_metrics, self_bleu
 from hf_distinct.evaluation.modules import path
 
 CAPTIONS = ["a red dog", "a cat", "a cat"]
@@ -48,10 +49,13 @@ def in_fresh_process(script: str, text: str, cache: Path) -> str:
 
 
 def test_load_and_compute(tmp_path):
-    given = [
+    given: list = [
         ("caption_quality", {"predictions": CAPTIONS, "references": REFERENCES}),
-        ("caption_diversity", {"predictions": CAPTIONS}),
-        ("clip_retrieval", {"predictions": TEXTS, "references": IMAGES}),
+        ("caption_diversity", {"predictions": CAPTIONS, "training_captions": ["a cat"]}),
+        ("clip_retrieval", {"predictions": TEXTS, "references": IMAGES, "neighbours": [[1], [2], [0]]}),
+        ("clip_score", {"predictions": TEXTS, "references": IMAGES, "reference_captions": [[text] for text in TEXTS]}),
+        ("caption_faults", {"predictions": ["a dog on a", *CAPTIONS]}),
+        ("caption_perplexity", {"predictions": CAPTIONS, "model": str(tiny.language_model(tmp_path / "model"))}),
     ]
     text = json.dumps([(name, path(name), arguments) for name, arguments in given])
     results = json.loads(in_fresh_process(SCRIPT, text, tmp_path))
@@ -64,8 +68,18 @@ def test_load_and_compute(tmp_path):
     assert results["caption_diversity"] == pytest.approx(
         {name: expected[name] for name in ("vocabulary", "mean_length", "unique")}
         | {"distinct_1": distinct_n(CAPTIONS, 1), "distinct_2": distinct_n(CAPTIONS, 2)}
+        | {"self_BLEU": self_bleu(CAPTIONS), "novelty": 1 / 3}
     )
-    assert results["clip_retrieval"] == pytest.approx(retrieval_metrics(torch.tensor(TEXTS), torch.tensor(IMAGES)))
+    found = retrieval_metrics(torch.tensor(TEXTS), torch.tensor(IMAGES))
+    assert {name: results["clip_retrieval"][name] for name in found} == pytest.approx(found)
+    # Caption 0 is nearer to its image than to image 1, caption 1 is nearest to image 2, caption 2 to image 2.
+    assert results["clip_retrieval"]["neighbours_t2i_R@1"] == pytest.approx(2 / 3)
+    assert results["clip_score"]["CLIPScore"] == pytest.approx(2.5 * (1 + 0.8 + 0.96) / 3)
+    assert results["clip_score"]["RefCLIPScore"] == pytest.approx(
+        sum(2 * cosine * 2.5 / (2.5 * cosine + 1) for cosine in (1, 0.8, 0.96)) / 3
+    )
+    assert results["caption_faults"] == {"bad_endings": 0.25, "repeats": 0.0}
+    assert results["caption_perplexity"]["perplexity"] > 1
 
 
 def test_the_package_does_not_import_evaluate(tmp_path):
@@ -74,5 +88,8 @@ def test_the_package_does_not_import_evaluate(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="there are caption_diversity, caption_quality, clip_retrieval"):
+    with pytest.raises(
+        ValueError,
+        match="there are caption_diversity, caption_faults, caption_java, caption_perplexity, caption_quality",
+    ):
         path("cider")

@@ -1,0 +1,37 @@
+"""METEOR and SPICE of captions, where Java is, as a metric of `evaluate`."""
+
+import datasets
+import evaluate
+
+from hf_distinct.evaluation.java_metrics import meteor_scores, spice_scores
+
+_INPUTS = """
+Args:
+    predictions: list of captions, one for each image.
+    references: list of lists, the reference captions of each image.
+    spice: whether SPICE is wanted too, which is slow and downloads its models at first use.
+
+Returns:
+    "METEOR", and "SPICE" where it is wanted, from 0 to 1.
+"""
+
+
+class CaptionJava(evaluate.Metric):
+    """The metrics that exist in Java alone, see `hf_distinct.evaluation.java_metrics`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="METEOR and SPICE of image captions, through pycocoevalcap.",
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]], spice: bool = False) -> dict[str, float]:
+        scores = {"METEOR": meteor_scores(predictions, references)[0]}
+        return scores | {"SPICE": spice_scores(predictions, references)[0]} if spice else scores

@@ -1,0 +1,43 @@
+"""COCO results and references: read, written, and refused with file and row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_distinct.data.coco_results import read_coco_references, read_coco_results, write_coco_results
+
+
+def test_there_and_back(tmp_path):
+    file = tmp_path / "results.json"
+    write_coco_results(file, ["42", "007", "test-1"], ["a dog", "", "café"])
+    assert [row["image_id"] for row in json.loads(file.read_text())] == [42, "007", "test-1"]
+    assert read_coco_results(file) == {"42": "a dog", "007": "", "test-1": "café"}
+
+
+def test_references_are_gathered_by_image(tmp_path):
+    file = tmp_path / "captions.json"
+    rows = [(2, "a cat"), (1, "a dog"), (2, "the cat")]
+    file.write_text(json.dumps({"annotations": [{"image_id": i, "caption": text} for i, text in rows]}))
+    assert list(read_coco_references(file).items()) == [("2", ["a cat", "the cat"]), ("1", ["a dog"])]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (read_coco_results, {}, "results.json: expected a list"),
+        (read_coco_results, [], "results.json: expected a list"),
+        (read_coco_results, [{"image_id": 1, "caption": "a"}, {"image_id": 2}], "row 1: 'caption' .*is missing"),
+        (read_coco_results, [{"image_id": 1, "caption": 5}], "row 0: 'caption' should be text"),
+        (read_coco_results, [{"image_id": 1, "caption": "a"}] * 2, "row 1: image 1 has a caption already"),
+        (read_coco_references, {"images": []}, "results.json: 'annotations' .*is missing"),
+        (read_coco_references, {"annotations": []}, "there are no annotations"),
+        (read_coco_references, {"annotations": [{"image_id": 1}]}, r"annotations\[0\]: 'caption'"),
+    ],
+)
+def test_what_is_refused(read, content, message, tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read(file)

@@ -1,0 +1,92 @@
+"""recipes/evaluate.py as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+import hf_distinct
+from hf_distinct.evaluation import caption_metrics, retrieval_metrics
+from hf_distinct.scorer import ClipScorer
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "evaluate.py"
+REFERENCES = {1: ["a dog runs", "the dog"], 2: ["a red bus on a street"], 3: ["two cats sleep", "cats on a bed"]}
+OURS = {1: "a dog", 2: "a red bus", 3: "two cats on a bed"}
+THEIRS = {3: "a cat", 1: "a dog runs", 2: "a bus on a", 9: "of no image"}
+
+
+def run(*arguments, fails=False):
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, RECIPE, *arguments]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+def write(folder):
+    rows = [{"image_id": i, "caption": text} for i, own in REFERENCES.items() for text in own]
+    (folder / "references.json").write_text(json.dumps({"annotations": rows}))
+    for name, said in (("ours", OURS), ("theirs", THEIRS)):
+        rows = [{"image_id": i, "caption": text} for i, text in said.items()]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+
+
+def test_captions_that_anyone_made(tmp_path):
+    write(tmp_path)
+    files = [
+        "--captions",
+        tmp_path / "ours.json",
+        tmp_path / "theirs.json",
+        "--references",
+        tmp_path / "references.json",
+    ]
+    done = run(*files, "--train_captions", tmp_path / "references.json", "--output_dir", tmp_path / "out")
+    assert "theirs.json: 1 captions of images that are not in the test set are left out" in done.stderr
+    assert "CIDEr-D" in done.stdout and "ours - theirs: 95 % intervals" in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for system, said in (("ours", OURS), ("theirs", THEIRS)):
+        expected = caption_metrics([said[i] for i in REFERENCES], list(REFERENCES.values()))
+        assert {name: metrics[system][name] for name in expected} == pytest.approx(expected)
+    assert (metrics["ours"]["novelty"], metrics["theirs"]["novelty"]) == pytest.approx((1, 2 / 3))
+    intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
+    assert set(intervals) == {"ours", "theirs", "ours - theirs"}
+    for name, value in metrics["ours"].items():
+        assert intervals["ours"][name]["low"] <= value <= intervals["ours"][name]["high"]
+        assert intervals["ours - theirs"][name]["value"] == pytest.approx(value - metrics["theirs"][name])
+    rows = json.loads((tmp_path / "out" / "captions" / "theirs.json").read_text())
+    assert rows == [{"image_id": i, "caption": THEIRS[i]} for i in REFERENCES]
+
+
+def test_captioners_on_pictures(tiny_models, tmp_path):
+    model, output = tiny_models / "captioner", tmp_path / "out"
+    language = tiny.language_model(tmp_path / "language")
+    options = ["--split", "train", "--test_size", 12, "--scorer", tiny_models / "scorer", "--num_neighbours", 2]
+    run("--model", model, *options, "--language_model", language, "--resamples", 20, "--output_dir", output)
+    metrics = json.loads((output / "metrics.json").read_text())["captioner"]
+    dataset = tiny.scenes(12)
+    said = hf_distinct.caption(dataset["image"][:], model)
+    written = json.loads((output / "captions" / "captioner.json").read_text())
+    assert [(row["image_id"], row["caption"]) for row in written] == list(zip(dataset["image_id"], said, strict=True))
+    assert metrics["CIDEr-D"] == pytest.approx(caption_metrics(said, dataset["captions"])["CIDEr-D"])
+    clip = ClipScorer(str(tiny_models / "scorer"))
+    import torch
+
+    images = clip.encode_images(torch.stack([clip.transform(image) for image in dataset["image"]]))
+    found = retrieval_metrics(clip.encode_texts(said), images)
+    assert {name: metrics[f"scorer/{name}"] for name in found} == pytest.approx(found)
+    assert {"judge/t2i_R@1", "scorer/neighbours_t2i_R@1", "judge/RefCLIPScore", "true", "perplexity"} <= set(metrics)
+
+
+def test_what_does_not_go_together(tmp_path):
+    write(tmp_path)
+    assert "nothing to measure" in run(fails=True).stderr
+    (tmp_path / "ours.json").write_text(json.dumps([{"image_id": 2, "caption": "a bus"}]))
+    files = ["--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json"]
+    error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr
+    assert "ours.json: 2 of the 3 images of the test set have no caption, the first with image_id 1" in error
