@@ -281,7 +281,8 @@ class DurableTrainer(Seq2SeqTrainer):
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         self.appraiser.load_state_dict(state)
         self.skipped_steps, self._skipped_in_a_row = state["skipped"]
-        self.alarms.load_state_dict(state["alarms"])
+        if "alarms" in state:  # not in checkpoints of version 0.1's first days
+            self.alarms.load_state_dict(state["alarms"])
         if len(state["unlogged"]) == self.args.world_size:
             self._carried = state["unlogged"][self.args.process_index]
             self.meter.load_state_dict(self._carried["figures"])
