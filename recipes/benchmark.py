@@ -1,0 +1,342 @@
+"""Measure a step beside a plain one of the published structure, and beside what no step can do without.
+
+    python recipes/benchmark.py                             # the shipped captioner and CLIP on emoji scenes, 32 images
+    python recipes/benchmark.py --size base                 # ViT-B/16 + GPT-2 and a ViT-B/32 CLIP, all random weights
+    python recipes/benchmark.py --rollouts sample --repetitions 30 --output sample.json
+
+Three ways from the same batch to the same gradients take turns in one process, on a GPU if there is one:
+
+    reference   images encoded anew for rollouts, greedy captions, ground truth and scoring, and once for each sample;
+                separate passes; CLIP's image and text towers in every step, ground truth included, texts padded
+    ours        `RLCaptionTrainer.compute_loss` with embeddings from the cache, and backward
+    floor       one encoder pass, a bare `generate`, a bare forward and backward over the same tokens, and CLIP's
+                text tower over the same strings
+
+The rollouts are drawn from the same seed, so reference and ours have the same loss, which is checked in every turn.
+Shows the median of each ratio and its smallest and largest value; `sample5_vs_floor` and `beam_vs_floor` are our time
+over the floor's, the others how many times as many images a second we do as the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+    set_seed,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses, shipped
+from hf_distinct.appraisal import Appraiser
+from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.discriminator import DiscriminatorTrainer
+from hf_distinct.metering import Meter, peak_memory
+from hf_distinct.pipelines import load_image_processor
+from hf_distinct.reporting import format_table
+from hf_distinct.rollout import decode, join_labels, rollout_config
+from hf_distinct.scorer import clean_caption
+
+WARM_UP = 1  # turns in which memory is taken and kernels are chosen
+TOLERANCE = 1e-4  # of two losses, relative to the mean log-probability of a token, as large as they get
+
+
+@dataclass
+class Settings:
+    """What is measured."""
+
+    size: Literal["small", "base"] = field(default="small", metadata={"help": "The captioner and its CLIP."})
+    rollouts: Literal["beam", "sample", "both"] = field(
+        default="both", metadata={"help": "Five beams of an image, of which the best counts; or five samples."}
+    )
+    repetitions: int = field(default=10, metadata={"help": "Turns of the three ways."})
+    images: int | None = field(default=None, metadata={"help": "Of a batch; none: 32, and 4 of the base size."})
+    output: str | None = field(default=None, metadata={"help": "A JSON file for all that was measured."})
+
+
+# --------------------------------------------------------------------------------------------------------- the models
+
+
+def small_models(folder: Path) -> tuple[Any, ...]:
+    """Captioner, tokenizer, image processor and scorer: the shipped ones."""
+    source = shipped("captioner")
+    captioner, tokenizer = VisionEncoderDecoderModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    return captioner, tokenizer, load_image_processor(source), ClipScorer(shipped("scorer"))
+
+
+def base_models(folder: Path) -> tuple[Any, ...]:
+    """ViT-B/16 + GPT-2 and a CLIP of ViT-B/32 size with random weights; a token of one is about one of the other."""
+    words = [token[:-4] for token in open_clip.get_tokenizer("ViT-B-32").decoder.values() if token.endswith("</w>")]
+    decoder = GPT2Config(is_decoder=True, add_cross_attention=True)
+    vocabulary = [word for word in words if word.isascii() and word.isalpha()]
+    vocabulary += [f"word{number}" for number in range(decoder.vocab_size - 4 - len(set(vocabulary)))]
+    tokenizer = build_word_tokenizer(vocabulary)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), decoder)
+    captioner: Any = VisionEncoderDecoderModel(config)
+    for part in (captioner.config, captioner.generation_config):
+        part.decoder_start_token_id = part.bos_token_id = tokenizer.bos_token_id
+        part.eos_token_id, part.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    captioner.generation_config.max_length = 21  # twenty tokens, and the one to start with
+    weights = folder / "clip.pt"
+    torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
+    return captioner, tokenizer, ViTImageProcessor(), ClipScorer("ViT-B-32", pretrained=str(weights))
+
+
+# ----------------------------------------------------------------------------------------------------- the reference
+
+
+class PaddedScorer(ClipScorer):
+    """A scorer that shares the weights of another, and reads texts as open_clip's own code does."""
+
+    def __init__(self, scorer: ClipScorer) -> None:
+        self.__dict__.update(vars(scorer))
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Any, batch_size: int = 0) -> Tensor:
+        """All at once, each padded to the full context."""
+        tokens = self.tokenizer([clean_caption(text) for text in texts])
+        return F.normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=-1)
+
+
+class Reference:
+    """The step that the published scripts have, with the trainer's settings; the arithmetic of rewards is ours."""
+
+    def __init__(self, trainer: RLCaptionTrainer) -> None:
+        self.trainer, self.meter = trainer, Meter()
+        self.scorer = PaddedScorer(trainer.scorer)
+        discriminator = DiscriminatorTrainer(
+            copy.deepcopy(trainer.discriminator.discriminator), trainer.args.discriminator_lr
+        )
+        self.appraiser = Appraiser(
+            trainer.args, scorer=self.scorer, discriminator=discriminator, accelerator=trainer.accelerator
+        )
+
+    def __call__(self, inputs: dict[str, Any]) -> Tensor:
+        """Loss of a batch, with its gradients."""
+        a, pixels, tokenizer = self.trainer.args, inputs["pixel_values"], self.trainer.processing_class
+        model: Any = self.trainer.model
+        repeated = pixels.repeat_interleave(a.num_rollouts, dim=0)
+        with self.meter.phase("step"):
+            with self.meter.phase("generate"), torch.no_grad():
+                rollouts = labels_of(model.generate(repeated, generation_config=how(self.trainer, 1)), tokenizer)
+            with self.meter.phase("greedy"), torch.no_grad():
+                greedy = labels_of(model.generate(pixels, generation_config=rollout_config(model)), tokenizer)
+            with self.meter.phase("reward"):
+                references = [text for row in inputs["captions"] for text in row]
+                embeds = {
+                    "image_embeds": self.scorer.encode_images(inputs["clip_pixels"]),
+                    "caption_embeds": self.scorer.encode_texts(references).unflatten(0, (len(pixels), -1)),
+                }
+                judged = self.appraiser.judge(inputs | embeds, decode(tokenizer, rollouts), decode(tokenizer, greedy))
+            with self.meter.phase("references"):
+                log_probs = self.log_probs(pixels, inputs["labels"].flatten(0, 1))
+                loss = a.wtf_weight * losses.weighted_teacher_forcing_loss(log_probs, judged.reference_weights)
+            with self.meter.phase("score"):
+                loss = loss + losses.policy_gradient_loss(self.log_probs(repeated, rollouts), judged.advantages)
+            loss.backward()
+        return loss
+
+    def log_probs(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Mean log-probability of each caption's tokens, from pixels."""
+        model: Any = self.trainer.model
+        logits = model(pixel_values=pixels, decoder_input_ids=shifted(model, labels)).logits
+        real = labels != losses.IGNORED_LABEL
+        chosen = logits.log_softmax(dim=-1).gather(-1, labels.masked_fill(~real, 0)[..., None]).squeeze(-1)
+        return (chosen * real).sum(dim=1) / real.sum(dim=1)
+
+
+def how(trainer: RLCaptionTrainer, rollouts: int) -> Any:
+    """What `generate` is told, for so many rollouts of each of its rows."""
+    a, model = trainer.args, trainer.model
+    if a.rollouts == "beam":
+        return rollout_config(model, num_beams=a.num_beams, no_repeat_ngram_size=a.no_repeat_ngram_size)
+    return rollout_config(model, do_sample=True, num_return_sequences=rollouts)
+
+
+def labels_of(sequences: Tensor, tokenizer: Any) -> Tensor:
+    """What `generate` wrote, without the start token, -100 behind the end token."""
+    tokens = sequences[:, 1:]
+    ends = (tokens == tokenizer.eos_token_id).cumsum(dim=1)
+    return tokens.masked_fill((ends - (tokens == tokenizer.eos_token_id).long()) > 0, losses.IGNORED_LABEL)
+
+
+def shifted(model: Any, labels: Tensor) -> Tensor:
+    """What the decoder reads when it is to say the labels."""
+    ids = labels.masked_fill(labels == losses.IGNORED_LABEL, model.config.pad_token_id).roll(1, dims=1)
+    ids[:, 0] = model.config.decoder_start_token_id
+    return ids
+
+
+# ------------------------------------------------------------------------------------------------- ours and the floor
+
+
+def ours(trainer: RLCaptionTrainer, inputs: dict[str, Any]) -> Tensor:
+    """Loss of a batch, with its gradients, as training takes it."""
+    with trainer.meter.phase("step"):
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+    return loss
+
+
+def floor(trainer: RLCaptionTrainer, meter: Meter, inputs: dict[str, Any]) -> Tensor:
+    """The bare work of a step; what it returns means nothing."""
+    model, pixels, tokenizer = trainer.model, inputs["pixel_values"], trainer.processing_class
+    writer: Any = model
+    per_image = trainer.args.num_rollouts
+    with meter.phase("step"):
+        with meter.phase("encode"):
+            hidden = writer.encoder(pixels).last_hidden_state
+        with meter.phase("generate"), torch.no_grad():
+            encoded: Any = BaseModelOutput(last_hidden_state=hidden.detach())
+            sequences = writer.generate(encoder_outputs=encoded, generation_config=how(trainer, per_image))
+        labels = labels_of(sequences, tokenizer)
+        with meter.phase("reward"), torch.no_grad():
+            trainer.scorer.model.encode_text(trainer.scorer.tokenizer(decode(tokenizer, labels)).to(pixels.device))
+        with meter.phase("score"):
+            labels = join_labels(labels, inputs["labels"].flatten(0, 1))
+            rows = torch.cat([hidden.repeat_interleave(per_image, dim=0), hidden])
+            logits = writer(encoder_outputs=(rows,), decoder_input_ids=shifted(model, labels), use_cache=False).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+    return loss
+
+
+# ------------------------------------------------------------------------------------------------------- taking turns
+
+
+def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Path) -> RLCaptionTrainer:
+    """With the paper's settings but for the mined neighbours, which both would take from the cache."""
+    captioner, tokenizer, image_processor, scorer = models
+    args = RLCaptionConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=images,
+        rollouts=rollouts,  # type: ignore[arg-type]
+        num_rollouts=5,
+        pool_greedy=True,
+        wtf_policy="raw",
+        max_reference_length=24,
+    )
+    return RLCaptionTrainer(
+        captioner, args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images), processing_class=tokenizer,
+        image_processor=image_processor,
+    )  # fmt: skip
+
+
+def batches(trainer: RLCaptionTrainer) -> list[dict[str, Any]]:
+    """The batches of an epoch, on the device, with the pixels that CLIP would see."""
+    transform = trainer.scorer.transform
+    pictures = {row["image_id"]: transform(row["image"]) for row in emoji_scenes("train", len(trainer.train_dataset))}
+    found = []
+    for batch in trainer.get_train_dataloader():
+        batch["clip_pixels"] = torch.stack([pictures[image_id] for image_id in batch["columns"]["image_id"]])
+        found.append(trainer._prepare_inputs(batch))
+    return found
+
+
+def take_turns(trainer: RLCaptionTrainer, repetitions: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each way's phases and its peak memory, turn by turn.
+
+    Raises:
+        ValueError: if the losses of reference and ours differ.
+    """
+    reference, bare = Reference(trainer), Meter()
+    ways: dict[str, tuple[Meter, Callable[..., Tensor]]] = {
+        "reference": (reference.meter, reference),
+        "ours": (trainer.meter, partial(ours, trainer)),
+        "floor": (bare, partial(floor, trainer, bare)),
+    }
+    trainer.model.eval()
+    data = batches(trainer)
+    turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for turn in range(-WARM_UP, repetitions):
+        found = {}
+        for way, (meter, step) in ways.items():
+            trainer.model.zero_grad()
+            forget_peak()
+            set_seed(turn + WARM_UP)
+            found[way] = float(step(data[turn % len(data)]).detach())
+            measured = meter.flush(trainer.accelerator)
+            times = {name[5:]: value for name, value in measured.items() if name.startswith("time/")}
+            if turn >= 0:
+                turns[way].append({**times, "peak_gib": peak_memory(trainer.accelerator), "loss": found[way]})
+        if abs(found["reference"] - found["ours"]) > TOLERANCE:
+            raise ValueError(f"turn {turn}: the reference's loss is {found['reference']}, ours {found['ours']}")
+    return turns
+
+
+def forget_peak() -> None:
+    """Let peak memory begin anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (peak := Path("/proc/self/clear_refs")).exists():
+        peak.write_text("5")
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over the turns."""
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def ratios(turns: dict[str, list[dict[str, float]]], name: str) -> dict[str, list[float]]:
+    """Ratio by ratio, one of each turn."""
+    seconds = {way: [turn["step"] for turn in rows] for way, rows in turns.items()}
+    pairs = list(zip(seconds["reference"], seconds["ours"], seconds["floor"], strict=True))
+    return {
+        f"{name}_vs_reference": [theirs / our for theirs, our, _ in pairs],
+        f"{name}_vs_floor": [our / least for _, our, least in pairs],
+    }
+
+
+def main() -> None:
+    """Measure, show, write."""
+    (settings,) = parse_settings(Settings, description=__doc__)
+    images = settings.images or {"small": 32, "base": 4}[settings.size]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    report: dict[str, Any] = {
+        "ratios": {},
+        "spread": {},
+        "seconds": {},
+        "settings": {**vars(settings), "images": images},
+    }
+    report |= {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"small": small_models, "base": base_models}[settings.size](Path(folder))
+        for rollouts in ("beam", "sample") if settings.rollouts == "both" else (settings.rollouts,):
+            trainer = make_trainer(models, rollouts, images, Path(folder))
+            turns = take_turns(trainer, settings.repetitions)
+            table = {way: medians(rows) for way, rows in turns.items()}
+            for row in table.values():
+                row["images a second"] = images / row["step"]
+            name = "beam" if rollouts == "beam" else f"sample{trainer.args.num_rollouts}"
+            report["seconds"][name] = table
+            print(f"\n{name}, {images} images, medians of {settings.repetitions} turns\n{format_table(table)}")
+            for ratio, values in ratios(turns, name).items():
+                report["ratios"][ratio] = statistics.median(values)
+                report["spread"][ratio] = [min(values), max(values)]
+                print(f"{ratio}: {report['ratios'][ratio]:.2f} ({min(values):.2f} to {max(values):.2f})")
+    if settings.output:
+        Path(settings.output).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

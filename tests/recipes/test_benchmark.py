@@ -1,0 +1,36 @@
+"""recipes/benchmark.py as a person runs it, on few pictures; it checks that reference and ours have the same loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
+RATIOS = {"beam_vs_reference", "beam_vs_floor", "sample5_vs_reference", "sample5_vs_floor"}
+
+
+def test_ratios_phases_and_memory_of_three_ways_with_one_loss(tmp_path):
+    output = tmp_path / "report.json"
+    command = [sys.executable, RECIPE, "--images", 3, "--repetitions", 1, "--output", output]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert set(report["ratios"]) == set(report["spread"]) == RATIOS
+    for name, ratio in report["ratios"].items():
+        low, high = report["spread"][name]
+        assert 0 < low <= ratio <= high
+        assert f"{name}: {ratio:.2f} ({low:.2f} to {high:.2f})" in done.stdout
+    for ways in report["seconds"].values():
+        assert ways["reference"]["loss"] == pytest.approx(ways["ours"]["loss"], abs=1e-4)
+        assert ways["floor"]["loss"] > 0  # a cross-entropy
+        for way in ways.values():
+            assert way["images a second"] == pytest.approx(3 / way["step"])
+            assert 0 < way["generate"] < way["step"]
+            assert 0 < way["backward"] < way["step"]
+            assert way["peak_gib"] > 0
