@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.gathering import gather_rows
+from hf_distinct.image_sharing import ImageCache, share_images
 from hf_distinct.losses import IGNORED_LABEL
 
 
@@ -118,11 +119,13 @@ def generate_labels(
     # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
     # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
     own, model.generation_config = model.generation_config, generation_config
+    images = len(encoder_hidden_states)
     writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
     try:
         with torch.no_grad():
             sequences = writer.generate(
                 encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
+                past_key_values=ImageCache(images) if share_images(writer.decoder) else None,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
                 synced_gpus=False,  # see generation_ready
@@ -215,8 +218,8 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
 
     Args:
         model: the captioner; the wrapped one where gradients are wanted.
-        encoder_hidden_states: ``(N, S, H)``, one row a caption.
-        labels: ``(N, L)`` token ids, -100 behind the end.
+        encoder_hidden_states: ``(B, S, H)``, one row an image.
+        labels: ``(N, L)`` token ids, -100 behind the end; N is a multiple of B, the captions of an image in a row.
 
     Returns:
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
@@ -225,6 +228,10 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
     start, pad = token_id(captioner, "decoder_start_token_id"), token_id(captioner, "pad_token_id")
     inputs = labels.masked_fill(labels == IGNORED_LABEL, pad).roll(1, dims=1)
     inputs[:, 0] = start
+    if not share_images(captioner.decoder):
+        encoder_hidden_states = encoder_hidden_states.repeat_interleave(
+            len(labels) // len(encoder_hidden_states), dim=0
+        )
     outputs = model(
         encoder_outputs=_encoder_outputs(encoder_hidden_states),
         decoder_input_ids=inputs,

@@ -282,32 +282,33 @@ class RLCaptionTrainer(SharingTrainer):
         Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
         """
         a = self.args
-        references = inputs["labels"]
-        rollouts, per_image = len(labels), references.shape[1]
-        joined = join_labels(labels, references.flatten(0, 1)) if a.wtf_weight else labels
-        rows = [hidden.repeat_interleave(a.num_rollouts, dim=0)]
-        if a.wtf_weight:
-            rows.append(hidden.repeat_interleave(per_image, dim=0))
+        references = inputs["labels"].flatten(0, 1) if a.wtf_weight else labels[:0]
+        # Captions of an image in a row, as `caption_logits` wants them: its rollouts, then its references.
+        parts = join_labels(labels, references).tensor_split([len(labels)])
+        joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
+        flat = joined.flatten(0, 1)
         with checkpointing(model), self.compute_loss_context_manager():
-            logits = caption_logits(model, torch.cat(rows), joined)
+            logits = caption_logits(model, hidden, flat)
         log_probs = losses.sequence_log_probs(
-            losses.token_log_probs(logits, joined),
-            joined,
+            losses.token_log_probs(logits, flat),
+            flat,
             normalize=a.length_normalization,
             constant=a.max_new_tokens or a.max_reference_length,
-        )
+        ).view(joined.shape[:2])
+        of_rollouts, of_references = (part.flatten() for part in log_probs.tensor_split([a.num_rollouts], dim=1))
         part = share(len(inputs["captions"]), self.accelerator)
-        advantages = F.pad(appraisal.advantages, (0, rollouts - len(appraisal.advantages)))  # of a stand-in: 0
-        loss = part * losses.policy_gradient_loss(log_probs[:rollouts], advantages)
+        advantages = F.pad(appraisal.advantages, (0, len(of_rollouts) - len(appraisal.advantages)))  # of a stand-in: 0
+        loss = part * losses.policy_gradient_loss(of_rollouts, advantages)
         terms = {"loss/policy_gradient": loss}
         if a.wtf_weight:
-            log_probs = log_probs[rollouts:]
-            weights = F.pad(appraisal.reference_weights, (0, len(log_probs) - len(appraisal.reference_weights)))
-            term = part * losses.weighted_teacher_forcing_loss(log_probs, weights)
+            weights = F.pad(appraisal.reference_weights, (0, len(of_references) - len(appraisal.reference_weights)))
+            term = part * losses.weighted_teacher_forcing_loss(of_references, weights)
             terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
-            divergence = self._divergence(logits[:rollouts], inputs["pixel_values"], joined[:rollouts])
+            policy = logits.unflatten(0, joined.shape[:2])[:, : a.num_rollouts].flatten(0, 1)
+            padded = joined[:, : a.num_rollouts].flatten(0, 1)
+            divergence = self._divergence(policy, inputs["pixel_values"], padded)
             divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
             terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence
@@ -319,8 +320,7 @@ class RLCaptionTrainer(SharingTrainer):
         self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
         with torch.no_grad(), self.compute_loss_context_manager():
             hidden = self.reference_model.encoder(pixel_values).last_hidden_state
-            rows = hidden.repeat_interleave(self.args.num_rollouts, dim=0)
-            reference_logits = caption_logits(self.reference_model, rows, labels)
+            reference_logits = caption_logits(self.reference_model, hidden, labels)
         return losses.kl_divergence(logits, reference_logits, labels)
 
     # ----------------------------------------------------------------------------------------------- discriminator

@@ -109,9 +109,8 @@ class TeacherForcing(Seq2SeqTrainer):
         """Mean negative log-likelihood of the captions' tokens."""
         labels = inputs["labels"]
         hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
-        hidden = hidden.repeat_interleave(labels.shape[1], dim=0)
         if self.drop_images:
-            hidden = drop_images(hidden, self.drop_images)
+            hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.drop_images)
         # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
         # captioner would learn to leave out every other word (huggingface/transformers#40111).
         logits = caption_logits(model, hidden, labels.flatten(0, 1))
