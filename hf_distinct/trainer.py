@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     TrainerCallback,
     VisionEncoderDecoderModel,
@@ -33,6 +34,7 @@ from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
+from hf_distinct.logits_processors import GreedyRows, NoRepeatNGrams
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
@@ -261,18 +263,22 @@ class RLCaptionTrainer(SharingTrainer):
             generation_ready(model, self.accelerator) as captioner,
             self.compute_loss_context_manager(),
         ):
+            config = partial(rollout_config, captioner, max_new_tokens=a.max_new_tokens)
+            write = partial(generate_labels, captioner, hidden)
+            extra = int(self.appraiser.needs_greedy)
             if a.rollouts == "beam":
-                how: dict[str, Any] = {"num_beams": a.num_beams, "no_repeat_ngram_size": a.no_repeat_ngram_size}
+                unique = [NoRepeatNGrams(a.no_repeat_ngram_size)] if a.no_repeat_ngram_size else []
+                labels = write(config(num_beams=a.num_beams), LogitsProcessorList(unique))
+                greedy = write(config()) if extra else labels[:0]
             else:
-                how = {"do_sample": True, "num_return_sequences": a.num_rollouts, "temperature": a.temperature}
-            config = rollout_config(captioner, max_new_tokens=a.max_new_tokens, **how)
-            labels = generate_labels(captioner, hidden, config)
-            greedy: list[str] = []
-            if self.appraiser.needs_greedy:
-                config = rollout_config(captioner, max_new_tokens=a.max_new_tokens)
-                greedy = decode(self.processing_class, generate_labels(captioner, hidden, config))
+                count = a.num_rollouts + extra
+                how = config(do_sample=True, num_return_sequences=count, temperature=a.temperature)
+                written = write(how, LogitsProcessorList([GreedyRows(count)] if extra else []))
+                written = written.unflatten(0, (-1, count))
+                labels, greedy = (part.flatten(0, 1) for part in written.tensor_split([a.num_rollouts], dim=1))
         labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
-        return labels, decode(self.processing_class, labels)[: images * a.num_rollouts], greedy[:images]
+        texts, greedy_texts = (decode(self.processing_class, part) for part in (labels, greedy))
+        return labels, texts[: images * a.num_rollouts], greedy_texts[:images]
 
     def _score(
         self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], appraisal: Appraisal

@@ -12,9 +12,9 @@ Three ways from the same batch to the same gradients take turns in one process, 
     floor       one encoder pass, a bare `generate`, a bare forward and backward over the same tokens, and CLIP's
                 text tower over the same strings
 
-The rollouts are drawn from the same seed, so reference and ours have the same loss, which is checked in every turn.
-Shows the median of each ratio and its smallest and largest value; `sample5_vs_floor` and `beam_vs_floor` are our time
-over the floor's, the others how many times as many images a second we do as the reference.
+Ours draws the samples, and the other two are made to draw the same, so that reference and ours have the same loss,
+which is checked in every turn. Shows the median of each ratio, its smallest and its largest value: `..._vs_floor` is
+our time over the floor's, `..._vs_reference` how many times as many images a second we do as the reference.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import (
     AutoTokenizer,
     GPT2Config,
+    LogitsProcessor,
+    LogitsProcessorList,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -119,7 +121,7 @@ class PaddedScorer(ClipScorer):
 class Reference:
     """The step that the published scripts have, with the trainer's settings; the arithmetic of rewards is ours."""
 
-    def __init__(self, trainer: RLCaptionTrainer) -> None:
+    def __init__(self, trainer: RecordingTrainer) -> None:
         self.trainer, self.meter = trainer, Meter()
         self.scorer = PaddedScorer(trainer.scorer)
         discriminator = DiscriminatorTrainer(
@@ -136,7 +138,7 @@ class Reference:
         repeated = pixels.repeat_interleave(a.num_rollouts, dim=0)
         with self.meter.phase("step"):
             with self.meter.phase("generate"), torch.no_grad():
-                rollouts = labels_of(model.generate(repeated, generation_config=how(self.trainer, 1)), tokenizer)
+                rollouts = labels_of(model.generate(repeated, **how(self.trainer, 1)), tokenizer)
             with self.meter.phase("greedy"), torch.no_grad():
                 greedy = labels_of(model.generate(pixels, generation_config=rollout_config(model)), tokenizer)
             with self.meter.phase("reward"):
@@ -163,12 +165,38 @@ class Reference:
         return (chosen * real).sum(dim=1) / real.sum(dim=1)
 
 
-def how(trainer: RLCaptionTrainer, rollouts: int) -> Any:
+class SameSamples(LogitsProcessor):
+    """Leaves `generate` no choice but the tokens that were drawn, ``(N, L)``."""
+
+    def __init__(self, labels: Tensor, pad: int) -> None:
+        self.tokens = labels.masked_fill(labels == losses.IGNORED_LABEL, pad)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(N, V)``, minus infinity but for the token drawn."""
+        token = self.tokens[:, input_ids.shape[1] - 1, None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class RecordingTrainer(RLCaptionTrainer):
+    """Keeps the labels of the rollouts of its last step."""
+
+    rollouts: Tensor
+
+    def _roll_out(self, *args: Any) -> tuple[Tensor, list[str], list[str]]:
+        found = super()._roll_out(*args)
+        self.rollouts = found[0]
+        return found
+
+
+def how(trainer: RecordingTrainer, rollouts: int) -> dict[str, Any]:
     """What `generate` is told, for so many rollouts of each of its rows."""
     a, model = trainer.args, trainer.model
     if a.rollouts == "beam":
-        return rollout_config(model, num_beams=a.num_beams, no_repeat_ngram_size=a.no_repeat_ngram_size)
-    return rollout_config(model, do_sample=True, num_return_sequences=rollouts)
+        beams = {"num_beams": a.num_beams, "no_repeat_ngram_size": a.no_repeat_ngram_size}
+        return {"generation_config": rollout_config(model, **beams)}
+    drawn = SameSamples(trainer.rollouts, int(trainer.processing_class.pad_token_id))
+    config = rollout_config(model, do_sample=True, num_return_sequences=rollouts)
+    return {"generation_config": config, "logits_processor": LogitsProcessorList([drawn])}
 
 
 def labels_of(sequences: Tensor, tokenizer: Any) -> Tensor:
@@ -188,7 +216,7 @@ def shifted(model: Any, labels: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- ours and the floor
 
 
-def ours(trainer: RLCaptionTrainer, inputs: dict[str, Any]) -> Tensor:
+def ours(trainer: RecordingTrainer, inputs: dict[str, Any]) -> Tensor:
     """Loss of a batch, with its gradients, as training takes it."""
     with trainer.meter.phase("step"):
         loss = trainer.compute_loss(trainer.model, inputs)
@@ -196,7 +224,7 @@ def ours(trainer: RLCaptionTrainer, inputs: dict[str, Any]) -> Tensor:
     return loss
 
 
-def floor(trainer: RLCaptionTrainer, meter: Meter, inputs: dict[str, Any]) -> Tensor:
+def floor(trainer: RecordingTrainer, meter: Meter, inputs: dict[str, Any]) -> Tensor:
     """The bare work of a step; what it returns means nothing."""
     model, pixels, tokenizer = trainer.model, inputs["pixel_values"], trainer.processing_class
     writer: Any = model
@@ -206,7 +234,7 @@ def floor(trainer: RLCaptionTrainer, meter: Meter, inputs: dict[str, Any]) -> Te
             hidden = writer.encoder(pixels).last_hidden_state
         with meter.phase("generate"), torch.no_grad():
             encoded: Any = BaseModelOutput(last_hidden_state=hidden.detach())
-            sequences = writer.generate(encoder_outputs=encoded, generation_config=how(trainer, per_image))
+            sequences = writer.generate(encoder_outputs=encoded, **how(trainer, per_image))
         labels = labels_of(sequences, tokenizer)
         with meter.phase("reward"), torch.no_grad():
             trainer.scorer.model.encode_text(trainer.scorer.tokenizer(decode(tokenizer, labels)).to(pixels.device))
@@ -222,7 +250,7 @@ def floor(trainer: RLCaptionTrainer, meter: Meter, inputs: dict[str, Any]) -> Te
 # ------------------------------------------------------------------------------------------------------- taking turns
 
 
-def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Path) -> RLCaptionTrainer:
+def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Path) -> RecordingTrainer:
     """With the paper's settings but for the mined neighbours, which both would take from the cache."""
     captioner, tokenizer, image_processor, scorer = models
     args = RLCaptionConfig(
@@ -234,13 +262,13 @@ def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Pa
         wtf_policy="raw",
         max_reference_length=24,
     )
-    return RLCaptionTrainer(
+    return RecordingTrainer(
         captioner, args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images), processing_class=tokenizer,
         image_processor=image_processor,
     )  # fmt: skip
 
 
-def batches(trainer: RLCaptionTrainer) -> list[dict[str, Any]]:
+def batches(trainer: RecordingTrainer) -> list[dict[str, Any]]:
     """The batches of an epoch, on the device, with the pixels that CLIP would see."""
     transform = trainer.scorer.transform
     pictures = {row["image_id"]: transform(row["image"]) for row in emoji_scenes("train", len(trainer.train_dataset))}
@@ -251,7 +279,7 @@ def batches(trainer: RLCaptionTrainer) -> list[dict[str, Any]]:
     return found
 
 
-def take_turns(trainer: RLCaptionTrainer, repetitions: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[dict[str, float]]]:
     """Seconds of each way's phases and its peak memory, turn by turn.
 
     Raises:
@@ -259,8 +287,8 @@ def take_turns(trainer: RLCaptionTrainer, repetitions: int) -> dict[str, list[di
     """
     reference, bare = Reference(trainer), Meter()
     ways: dict[str, tuple[Meter, Callable[..., Tensor]]] = {
-        "reference": (reference.meter, reference),
         "ours": (trainer.meter, partial(ours, trainer)),
+        "reference": (reference.meter, reference),
         "floor": (bare, partial(floor, trainer, bare)),
     }
     trainer.model.eval()

@@ -14,6 +14,7 @@ import torch
 
 from hf_distinct.data.images import decode_image
 from hf_distinct.evaluation.captions import CiderD
+from hf_distinct.logits_processors import GreedyRows
 from hf_distinct.rewards import TextKind
 
 
@@ -82,9 +83,13 @@ def plain_loss(trainer, inputs):
         how = {
             "do_sample": True, "top_k": 0, "num_return_sequences": a.num_rollouts, "temperature": a.temperature
         }  # fmt: skip
-    rows, rollouts = tiny.plain_captions(trainer, inputs, **how)
-    _, greedy = tiny.plain_captions(trainer, inputs)
+    if trainer.appraiser.needs_greedy and a.rollouts == "sample":  # drawn beside the samples, as their last row
+        how |= {"num_return_sequences": a.num_rollouts + 1, "logits_processor": [GreedyRows(a.num_rollouts + 1)]}
     per_image, references = a.num_rollouts, inputs["captions"]
+    rows, rollouts = tiny.plain_captions(trainer, inputs, **how)
+    drawn = [n for n in range(len(rows)) if n % (len(rows) // number) < per_image]
+    rows, rollouts = [rows[n] for n in drawn], [rollouts[n] for n in drawn]
+    _, greedy = tiny.plain_captions(trainer, inputs)
 
     def vector(picture):
         return scorer.encode_images(scorer.transform(decode_image(picture))[None])[0].tolist()
