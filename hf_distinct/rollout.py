@@ -51,6 +51,8 @@ def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> No
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
     """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
+    if isinstance(model, VisionEncoderDecoderModel):  # Accelerate would ask each of its modules
+        return model
     return _without_adapters(accelerator.unwrap_model(model))
 
 
