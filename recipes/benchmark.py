@@ -85,12 +85,12 @@ def small_models(folder: Path) -> tuple[Any, ...]:
 
 
 def base_models(folder: Path) -> tuple[Any, ...]:
-    """ViT-B/16 + GPT-2 and a CLIP of ViT-B/32 size with random weights; a token of one is about one of the other."""
-    words = [token[:-4] for token in open_clip.get_tokenizer("ViT-B-32").decoder.values() if token.endswith("</w>")]
+    """ViT-B/16 + GPT-2 and a CLIP of ViT-B/32 size with random weights; a token of one is one or two of the other."""
+    tokens = open_clip.get_tokenizer("ViT-B-32").decoder.values()
+    words = sorted({token[:-4] for token in tokens if token.endswith("</w>") and token[:-4].isalpha()})
     decoder = GPT2Config(is_decoder=True, add_cross_attention=True)
-    vocabulary = [word for word in words if word.isascii() and word.isalpha()]
-    vocabulary += [f"word{number}" for number in range(decoder.vocab_size - 4 - len(set(vocabulary)))]
-    tokenizer = build_word_tokenizer(vocabulary)
+    vocabulary = words + [first + second for first, second in zip(words, reversed(words), strict=True)]
+    tokenizer = build_word_tokenizer(vocabulary[: decoder.vocab_size - 4])
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), decoder)
     captioner: Any = VisionEncoderDecoderModel(config)
     for part in (captioner.config, captioner.generation_config):
