@@ -17,12 +17,20 @@ Kind = Literal["trained", "ours", "guidance", "best of n", "landmark"]
 MARKS: dict[Kind, dict[str, Any]] = {
     "ours": {"marker": "*", "markersize": 14, "color": "#00508f", "label": "ours"},
     "trained": {"marker": "o", "markersize": 6, "color": "#b03a00", "label": "other rewards"},
-    "guidance": {"marker": "s", "markersize": 5, "color": "#444444", "mfc": "white", "label": "guidance at decoding"},
+    "guidance": {
+        "marker": "s",
+        "markersize": 5,
+        "color": "#444444",
+        "mfc": "white",
+        "label": "guided decoding",
+    },
     "best of n": {"marker": "^", "markersize": 6, "color": "#444444", "mfc": "white", "label": "best of n samples"},
     "landmark": {"marker": "P", "markersize": 8, "color": "#111111", "mfc": "white", "label": "for orientation"},
 }
 Y = "judge/t2i_R@1"
 XS = {"CIDEr-D": "CIDEr-D", "well_formed": "well-formed", "true": "true"}
+LEAST_SHARE = 0.85
+"""Where the axes of shares begin; what is less stands at their edge with its value, or the rest would be one dot."""
 GALLERIES = {"": "gallery drawn at random", "twins/": "gallery of near twins"}
 
 
@@ -91,7 +99,7 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
     figure.draw_without_rendering()  # now the scale is known
     for row, prefix in zip(panels, galleries, strict=True):
         for axes, x in zip(row, xs, strict=True):
-            _number(axes, _points(systems, prefix + x, prefix + Y))
+            _number(axes, _labels(axes, systems, prefix + x, prefix + Y))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -111,19 +119,31 @@ def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
         axes.plot(*zip(*edge, strict=True), color="#888888", linewidth=1, zorder=0, label="reach of all but ours")
     axes.grid(alpha=0.25)
     axes.margins(0.09)
+    if x.rpartition("/")[2] in ("well_formed", "true") and axes.get_xlim()[0] < LEAST_SHARE:
+        axes.set_xlim(LEAST_SHARE, 1 + (1 - LEAST_SHARE) * 0.06)
+        for each in shown:
+            if each.mean(x) < LEAST_SHARE:
+                axes.plot(
+                    LEAST_SHARE, each.mean(y), clip_on=False, **{**MARKS[each.kind], "marker": "<", "label": None}
+                )
 
 
-def _points(systems: Sequence[System], x: str, y: str) -> dict[int, Point]:
-    """Return by their numbers where the systems stand that have both figures."""
-    numbered = enumerate(systems, start=1)
-    return {n: (each.mean(x), each.mean(y)) for n, each in numbered if {x, y} <= set(each.figures)}
+def _labels(axes: Any, systems: Sequence[System], x: str, y: str) -> dict[str, Point]:
+    """Return the numbers of the systems that have both figures, with their values where they are off the axis."""
+    found: dict[str, Point] = {}
+    least = axes.get_xlim()[0]
+    for number, each in enumerate(systems, start=1):
+        if {x, y} <= set(each.figures):
+            value = each.mean(x)
+            found[str(number) if value >= least else f"{number} ({value:.2f})"] = (max(value, least), each.mean(y))
+    return found
 
 
-def _number(axes: Any, points: Mapping[int, Point]) -> None:
-    """Write each point's number beside it, where there is most room."""
+def _number(axes: Any, points: Mapping[str, Point]) -> None:
+    """Write each point's label beside it, where there is most room."""
     dots = [axes.transData.transform(point) for point in points.values()]
     taken: list[Point] = [(float(dot[0]), float(dot[1])) for dot in dots]
-    for number, dot in zip(points, dots, strict=True):
+    for label, dot in zip(points, dots, strict=True):
         offsets = [(dx * far, dy * far) for far in (12, 20, 30) for dx, dy in _DIRECTIONS]
         places = {offset: (dot[0] + offset[0] * _SCALE, dot[1] + offset[1] * _SCALE) for offset in offsets}
         room = {
@@ -134,7 +154,7 @@ def _number(axes: Any, points: Mapping[int, Point]) -> None:
         taken.append(places[best])
         line = {"arrowstyle": "-", "color": "#777777", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
-            str(number), points[number], xytext=best, textcoords="offset points", ha="center", va="center",
+            label, points[label], xytext=best, textcoords="offset points", ha="center", va="center",
             fontsize=9, arrowprops=line if max(map(abs, best)) > 12 else None, zorder=5,
         )  # fmt: skip
 
