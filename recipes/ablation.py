@@ -147,7 +147,11 @@ class Ablation:
 
     def _decoding(self, seed: int, model: str, source: str) -> list[Run]:
         """The ways of a captioner to write, one run a gallery."""
-        ways = {way: numbers for way, numbers in self.decoding.items() if model == "captioner" or way == "guidance"}
+        ways = dict(self.decoding)
+        if model == "dropped":
+            ways.pop("best_of", None)
+        elif seed != self.settings.seeds[0]:  # nothing is drawn in it
+            ways.pop("guidance", None)
         runs = []
         for end in self.galleries.values():
             folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
@@ -268,7 +272,13 @@ def main() -> None:
     systems = ablation.systems()
     output = ablation.output
     (output / "ablation.md").write_text("\n".join(filter(None, (table(systems), margins(systems)))))
-    found = {each.name: {"kind": each.kind, "figures": each.figures} for each in systems}
+    found = {
+        each.name: {
+            "kind": each.kind,
+            "figures": {name: [round(value, 4) for value in values] for name, values in each.figures.items()},
+        }
+        for each in systems
+    }
     (output / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
     for ending in ("png", "svg"):
         write_frontier_plot(systems, output / f"frontier.{ending}")
