@@ -15,7 +15,7 @@ Kind = Literal["trained", "ours", "guidance", "best of n", "landmark"]
 
 # Marks say what is what; colour only repeats it.
 MARKS: dict[Kind, dict[str, Any]] = {
-    "ours": {"marker": "*", "markersize": 14, "color": "#00508f", "label": "ours"},
+    "ours": {"marker": "*", "markersize": 11, "color": "#00508f", "label": "ours"},
     "trained": {"marker": "o", "markersize": 6, "color": "#b03a00", "label": "other rewards"},
     "guidance": {
         "marker": "s",
@@ -29,8 +29,9 @@ MARKS: dict[Kind, dict[str, Any]] = {
 }
 Y = "judge/t2i_R@1"
 XS = {"CIDEr-D": "CIDEr-D", "well_formed": "well-formed", "true": "true"}
-LEAST_SHARE = 0.85
-"""Where the axes of shares begin; what is less stands at their edge with its value, or the rest would be one dot."""
+LEAST = {"CIDEr-D": 0.6, "well_formed": 0.85, "true": 0.85}
+"""Where an axis begins, as a share of the best mean on it; what is less stands at its edge with its value, or the rest
+would be one dot."""
 GALLERIES = {"": "gallery drawn at random", "twins/": "gallery of near twins"}
 
 
@@ -107,6 +108,8 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
 def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
     """Draw the systems that have both figures, and the frontier of the others."""
     shown = [each for each in systems if {x, y} <= set(each.figures)]
+    if not shown:
+        return
     others = [(each.mean(x), each.mean(y)) for each in shown if each.kind not in ("ours", "landmark")]
     for kind, mark in MARKS.items():
         some = [each for each in shown if each.kind == kind]
@@ -119,13 +122,13 @@ def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
         axes.plot(*zip(*edge, strict=True), color="#888888", linewidth=1, zorder=0, label="reach of all but ours")
     axes.grid(alpha=0.25)
     axes.margins(0.09)
-    if x.rpartition("/")[2] in ("well_formed", "true") and axes.get_xlim()[0] < LEAST_SHARE:
-        axes.set_xlim(LEAST_SHARE, 1 + (1 - LEAST_SHARE) * 0.06)
+    best = max(each.mean(x) for each in shown)
+    least = LEAST[x.rpartition("/")[2]] * best
+    if axes.get_xlim()[0] < least:
+        axes.set_xlim(least, best + (best - least) * 0.09)
         for each in shown:
-            if each.mean(x) < LEAST_SHARE:
-                axes.plot(
-                    LEAST_SHARE, each.mean(y), clip_on=False, **{**MARKS[each.kind], "marker": "<", "label": None}
-                )
+            if each.mean(x) < least:
+                axes.plot(least, each.mean(y), "<", clip_on=False, color=MARKS[each.kind]["color"])
 
 
 def _labels(axes: Any, systems: Sequence[System], x: str, y: str) -> dict[str, Point]:
