@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distinct.evaluation.frontier import frontier, reach
@@ -25,6 +25,7 @@ def test_reach_by_hand():
         reach([], 0)
 
 
+@settings(deadline=None)
 @given(clouds, coordinates)
 def test_reach_is_the_best_mix_of_two_points(points, x):
     best = -math.inf
