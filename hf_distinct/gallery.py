@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from datasets import Dataset
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.emoji_scenes import Scene, full_caption, scene_metrics
-from hf_distinct.evaluation import caption_metrics
-from hf_distinct.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from hf_distinct.data.mining import MiningSettings, find_neighbours
+from hf_distinct.evaluation import caption_metrics, caption_statistics
+from hf_distinct.evaluation.bootstrap import Statistic, mean_of, value_of
+from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
+from hf_distinct.evaluation.retrieval import both_ranks, neighbour_ranks, rank_statistics, retrieval_ranks
 from hf_distinct.scorer import ClipScorer
 
 
@@ -20,47 +24,88 @@ class Gallery:
 
     Args:
         dataset: ``image``, ``captions``, ``image_id``; emoji scenes also have ``scene``. Pictures that cannot be read
-            are left out, with a warning; ``self.dataset`` holds the others.
+            are left out, with a warning; ``self.dataset`` holds the others. Without ``clips`` none are needed.
         clips: the CLIP models under which retrieval is measured, by the name that their figures get.
+        num_neighbours: so many similar pictures are mined for each under each CLIP, and told apart; 0: none.
+        clip_prompt: what CLIPScore puts before captions; published figures have ``"A photo depicts "``.
     """
 
-    def __init__(self, dataset: Dataset, clips: Mapping[str, ClipScorer]):
+    def __init__(
+        self, dataset: Dataset, clips: Mapping[str, ClipScorer], num_neighbours: int = 5, clip_prompt: str = ""
+    ) -> None:
         self.clips = dict(clips)
+        self.clip_prompt = clip_prompt
         self.image_embeds: dict[str, Tensor] = {}
+        self.neighbours: dict[str, list[list[int]]] = {}
         self.dataset = dataset
         for name, clip in self.clips.items():
             self.dataset, embeddings = embed_dataset(self.dataset, clip)
             self.image_embeds[name] = embeddings.image_embeds
+            if num_neighbours:
+                mined = find_neighbours(self.dataset, embeddings.image_embeds, MiningSettings(num_neighbours))
+                self.neighbours[name] = mined.add_to(self.dataset)["neighbours"][:]
 
     @property
     def judges_facts(self) -> bool:
         """Whether the facts of each picture are known."""
         return "scene" in self.dataset.column_names
 
-    def measure(self, captions: list[str]) -> dict[str, float]:
+    @cached_property
+    def references(self) -> list[list[str]]:
+        """What people say of each picture."""
+        return self.dataset["captions"][:]
+
+    @cached_property
+    def _reference_embeds(self) -> dict[str, Tensor]:
+        texts = [self.clip_prompt + text for own in self.references for text in own]
+        return {name: clip.encode_texts(texts).cpu() for name, clip in self.clips.items()}
+
+    def statistics(self, captions: Sequence[str]) -> dict[str, Statistic]:
+        """The metrics of `measure`, each as a function of how often each picture is drawn, for bootstraps."""
+        found: dict[str, Statistic] = {}
+        for name in self.clips:
+            found |= {f"{name}/{key}": each for key, each in self._clip_statistics(captions, name).items()}
+        found |= caption_statistics(captions, self.references)
+        if self.judges_facts:
+            scenes = zip(captions, self.dataset["scene"], strict=True)
+            facts = [scene_metrics([caption], [scene]) for caption, scene in scenes]
+            found |= {name: mean_of([row[name] for row in facts]) for name in facts[0]}
+        return found
+
+    def _clip_statistics(self, captions: Sequence[str], name: str) -> dict[str, Statistic]:
+        clip, images = self.clips[name], self.image_embeds[name]
+        texts = clip.encode_texts(list(captions)).cpu()
+        to_image, to_text = both_ranks(texts, images)
+        found = rank_statistics("t2i", to_image) | rank_statistics("i2t", to_text)
+        if name in self.neighbours:
+            to_image, to_text = neighbour_ranks(texts, images, self.neighbours[name])
+            near = rank_statistics("t2i", to_image) | rank_statistics("i2t", to_text)
+            found |= {f"neighbours_{key}": near[key] for key in ("t2i_R@1", "t2i_MRR", "i2t_R@1", "i2t_MRR")}
+        if self.clip_prompt:
+            texts = clip.encode_texts([self.clip_prompt + caption for caption in captions]).cpu()
+        rows = torch.tensor([row for row, own in enumerate(self.references) for _ in own])
+        found["CLIPScore"] = mean_of(clip_scores(texts, images).numpy())
+        found["RefCLIPScore"] = mean_of(ref_clip_scores(texts, images, self._reference_embeds[name], rows).numpy())
+        return found
+
+    def measure(self, captions: Sequence[str]) -> dict[str, float]:
         """All metrics of one caption an image, in order: ``{"judge/t2i_R@1": ..., "CIDEr-D": ..., "true": ...}``.
 
-        Retrieval is shares from 0 to 1 under each CLIP (prefix), CIDEr-D is in its own unit (1.0 is what papers print
-        as 100), ``details`` counts facts.
+        Retrieval is shares from 0 to 1 under each CLIP (prefix), among all pictures, and as ``neighbours_`` among each
+        one's similar ones; CIDEr-D is in its own unit (1.0 is what papers print as 100), ``details`` counts facts. The
+        rest: `hf_distinct.evaluation.caption_metrics`.
         """
-        metrics: dict[str, float] = {}
-        for name, clip in self.clips.items():
-            found = retrieval_metrics(clip.encode_texts(captions).cpu(), self.image_embeds[name])
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        metrics |= caption_metrics(captions, self.dataset["captions"])
-        if self.judges_facts:
-            metrics |= scene_metrics(captions, self.dataset["scene"])
-        return metrics
+        metrics = {name: value_of(each, len(captions)) for name, each in self.statistics(captions).items()}
+        return metrics | {"vocabulary": int(metrics["vocabulary"])}
 
     def people(self) -> dict[str, float]:
         """The same metrics for one caption a person wrote of each image, held against the person's other captions.
 
         An image with a single caption is compared with that very caption, which says nothing about its CIDEr-D.
         """
-        references = self.dataset["captions"]
-        metrics = self.measure([captions[0] for captions in references])
-        others = [captions[1:] or captions for captions in references]
-        return metrics | caption_metrics([captions[0] for captions in references], others)
+        first = [captions[0] for captions in self.references]
+        others = [captions[1:] or captions for captions in self.references]
+        return self.measure(first) | caption_metrics(first, others)
 
     def ceiling(self) -> dict[str, float]:
         """The same metrics for captions that say everything, truly; only where the facts are known."""

@@ -5,8 +5,8 @@
     python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
 
 Ends with a table on the screen and leaves OUT/metrics.json (flat figures of each system, named as by train.py),
-OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences between systems) and
-OUT/captions/SYSTEM.json (COCO results).
+OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences between systems),
+OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html, pictures with what each system says of them.
 """
 
 from __future__ import annotations
@@ -25,23 +25,21 @@ from datasets import Dataset
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.captioning import Captioner
-from hf_distinct.data import mine_neighbours
 from hf_distinct.data.coco_results import read_coco_references, read_coco_results, write_coco_results
-from hf_distinct.data.embeddings import embed_dataset
-from hf_distinct.data.emoji_scenes import emoji_scenes, scene_metrics
+from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
-from hf_distinct.evaluation import caption_statistics
 from hf_distinct.evaluation.bootstrap import Statistic, difference, interval, mean_of, resample, value_of
-from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
 from hf_distinct.evaluation.diversity import novel
 from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice_scores
-from hf_distinct.evaluation.retrieval import both_ranks, neighbour_ranks, rank_statistics
 from hf_distinct.fluency import LanguageModel, perplexity
+from hf_distinct.gallery import Gallery
 from hf_distinct.reporting import format_table
+from hf_distinct.reporting.caption_sheet import write_caption_sheet
 from hf_distinct.scorer import SHIPPED, load_clip, shipped
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 COUNTS = ("vocabulary",)
+SHOWN_PICTURES = 24
 logger = logging.getLogger("evaluate")
 
 
@@ -65,7 +63,7 @@ class Settings(DatasetSettings):
     test_size: int | None = field(default=None, metadata={"help": "The first so many pictures; none: all."})
     scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
     scorer: str | None = field(
-        default="truth_scorer", metadata={"help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."}
+        default="scorer", metadata={"help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."}
     )
     judge: str | None = field(default="judge", metadata={"help": "Another that training never saw; same forms."})
     clip_prompt: str = field(
@@ -77,6 +75,15 @@ class Settings(DatasetSettings):
     )
     language_model: str | None = field(default=None, metadata={"help": "A causal language model, for perplexity."})
     java_metrics: list[str] = field(default_factory=list, metadata={"help": "METEOR, SPICE: where Java is."})
+    guidance: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Caption by each --model again, with guidance of each of these strengths."},
+    )
+    best_of: list[int] = field(
+        default_factory=list,
+        metadata={"help": "And by the best of each of these numbers of samples, which the scorer chooses."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of those samples."})
     resamples: int = field(default=1000, metadata={"help": "Draws of the bootstrap."})
     batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
 
@@ -87,81 +94,31 @@ class Settings(DatasetSettings):
             raise ValueError("nothing to measure: give --model, --captions, or both.")
         if self.references is not None and (self.model or not self.drawn):
             raise ValueError("--references is for --captions alone; a --model needs the pictures of a --dataset.")
+        if (self.guidance or self.best_of) and not self.model:
+            raise ValueError("--guidance and --best_of are ways for a --model to write.")
+        if self.best_of and not self.scorer:
+            raise ValueError("--best_of needs the --scorer, which chooses.")
         unknown = [name for name in self.java_metrics if name not in JAVA]
         if unknown:
             raise ValueError(f"java_metrics: there are METEOR and SPICE, not {unknown[0]!r}.")
 
 
-class TestSet:
-    """Images by id, their references, and what CLIP sees in them.
-
-    Args:
-        settings: which.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.dataset: Dataset | None = None
-        self.training: list[str] = []
-        if settings.references is not None:
-            found = read_coco_references(settings.references)
-            self.image_ids, self.references = list(found), list(found.values())
-        else:
-            self.dataset, train = load(settings)
-            self.training = [caption for captions in train for caption in captions]
-        if settings.train_captions is not None:
-            of_training = read_coco_references(settings.train_captions).values()
-            self.training = [caption for captions in of_training for caption in captions]
-        self.prompt = settings.clip_prompt
-        self.clips: dict[str, Any] = {}
-        self.image_embeds: dict[str, torch.Tensor] = {}
-        self.neighbours: dict[str, list[list[int]]] = {}
-        if self.dataset is not None:
-            for role, name in (("judge", settings.judge), ("scorer", settings.scorer)):
-                if name:
-                    self._look(role, name, settings.num_neighbours)
-            self.image_ids, self.references = self.dataset["image_id"][:], self.dataset["captions"][:]
-
-    def _look(self, role: str, name: str, num_neighbours: int) -> None:
-        clip = self.clips[role] = load_clip(name).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.dataset, embeddings = embed_dataset(self.dataset, clip)
-        self.image_embeds[role] = embeddings.image_embeds.float()
-        if num_neighbours:
-            self.neighbours[role] = mine_neighbours(self.dataset, self.image_embeds[role], num_neighbours)[
-                "neighbours"
-            ][:]
-
-    def statistics(self, captions: list[str]) -> dict[str, Statistic]:
-        """Every figure of one caption an image, as a function of the images in the test set."""
-        found: dict[str, Statistic] = {}
-        for role in self.clips:
-            found |= {f"{role}/{name}": each for name, each in self._clip_statistics(captions, role).items()}
-        found |= caption_statistics(captions, self.references)
-        if self.training:
-            found["novelty"] = mean_of(novel(captions, self.training))
-        if self.dataset is not None and "scene" in self.dataset.column_names:
-            rows = [
-                scene_metrics([caption], [scene])
-                for caption, scene in zip(captions, self.dataset["scene"], strict=True)
-            ]
-            found |= {name: mean_of([row[name] for row in rows]) for name in rows[0]}
-        return found
-
-    def _clip_statistics(self, captions: list[str], role: str) -> dict[str, Statistic]:
-        clip, images = self.clips[role], self.image_embeds[role]
-        texts = clip.encode_texts(captions).cpu()
-        to_image, to_text = both_ranks(texts, images)
-        found = rank_statistics("t2i", to_image) | rank_statistics("i2t", to_text)
-        if role in self.neighbours:
-            to_image, to_text = neighbour_ranks(texts, images, self.neighbours[role])
-            near = rank_statistics("t2i", to_image) | rank_statistics("i2t", to_text)
-            found |= {f"neighbours_{name}": near[name] for name in ("t2i_R@1", "t2i_MRR", "i2t_R@1", "i2t_MRR")}
-        if self.prompt:
-            texts = clip.encode_texts([self.prompt + caption for caption in captions]).cpu()
-        rows = torch.tensor([row for row, own in enumerate(self.references) for _ in own])
-        references = clip.encode_texts([self.prompt + text for own in self.references for text in own]).cpu()
-        found["CLIPScore"] = mean_of(clip_scores(texts, images).numpy())
-        found["RefCLIPScore"] = mean_of(ref_clip_scores(texts, images, references, rows).numpy())
-        return found
+def load_gallery(settings: Settings) -> tuple[Gallery, list[str]]:
+    """The pictures to measure on, and the captions of the training, for novelty."""
+    named: dict[str, str | None] = {"judge": settings.judge, "scorer": settings.scorer}
+    training: list[list[str]] = []
+    if settings.references is not None:
+        found = read_coco_references(settings.references)
+        dataset = Dataset.from_dict({"image_id": list(found), "captions": list(found.values())})
+        named = {}
+    else:
+        dataset, training = load(settings)
+    if settings.train_captions is not None:
+        training = list(read_coco_references(settings.train_captions).values())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clips = {role: load_clip(name).to(device) for role, name in named.items() if name}
+    gallery = Gallery(dataset, clips, settings.num_neighbours, settings.clip_prompt)
+    return gallery, [caption for captions in training for caption in captions]
 
 
 def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
@@ -178,43 +135,55 @@ def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
     return dataset, splits["train"]["captions"][:] if settings.split != "train" else []
 
 
-def collect(settings: Settings, tests: TestSet) -> dict[str, list[str]]:
-    """The captions of each system, in the order of the test set."""
+def collect(settings: Settings, gallery: Gallery) -> dict[str, list[str]]:
+    """The captions of each system, in the order of the gallery."""
     systems: dict[str, list[str]] = {}
     for source in settings.model:
-        assert tests.dataset is not None
+        name = add(systems, source, [])
         captioner = Captioner(shipped(source) if (SHIPPED / source).is_dir() else source)
-        said = captioner(tests.dataset["image"], batch_size=settings.batch_size, progress=True)
-        add(systems, source, [str(caption) for caption in said])
+        images, how = gallery.dataset["image"], {"batch_size": settings.batch_size, "progress": True}
+        systems[name] = said(captioner(images, **how))
+        for gamma in settings.guidance:
+            systems[f"{name} guidance {gamma:g}"] = said(captioner(images, guidance=gamma, **how))
+        captioner.scorer = gallery.clips.get("scorer")
+        for count in settings.best_of:
+            systems[f"{name} best of {count}"] = said(captioner(images, count, seed=settings.seed, **how))
+    image_ids = gallery.dataset["image_id"][:]
     for file in settings.captions:
         found = read_coco_results(file)
-        missing = [image_id for image_id in tests.image_ids if image_id not in found]
+        missing = [image_id for image_id in image_ids if image_id not in found]
         if missing:
             raise ValueError(
-                f"{file}: {len(missing)} of the {len(tests.image_ids)} images of the test set have no caption, the "
+                f"{file}: {len(missing)} of the {len(image_ids)} images of the test set have no caption, the "
                 f"first with image_id {missing[0]}."
             )
-        if left := len(found) - len(tests.image_ids):
+        if left := len(found) - len(image_ids):
             logger.warning("%s: %d captions of images that are not in the test set are left out", file, left)
-        add(systems, Path(file).stem, [found[image_id] for image_id in tests.image_ids])
+        add(systems, Path(file).stem, [found[image_id] for image_id in image_ids])
     return systems
 
 
-def add(systems: dict[str, list[str]], source: str, captions: list[str]) -> None:
-    """Add a system under the shortest end of its path that no other has."""
+def said(captions: Sequence[Any]) -> list[str]:
+    """One caption an image."""
+    return [str(caption) for caption in captions]
+
+
+def add(systems: dict[str, list[str]], source: str, captions: list[str]) -> str:
+    """Add a system under the shortest end of its path that no other has, and return that name."""
     parts = [part for part in Path(source).parts if part != "/"]
     names = ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     name = next((name for name in names if name not in systems), None)
     if name is None:
         raise ValueError(f"{source} is given twice.")
     systems[name] = captions
+    return name
 
 
-def java_figures(names: Sequence[str], captions: list[str], tests: TestSet) -> dict[str, tuple[float, Statistic]]:
+def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) -> dict[str, tuple[float, Statistic]]:
     """METEOR and SPICE: the figure, and the mean over images by which the bootstrap knows its spread."""
     figures = {}
     for name in names:
-        value, each = JAVA[name](captions, tests.references)
+        value, each = JAVA[name](captions, gallery.references)
         figures[name] = (value, mean_of(np.nan_to_num(each)))
     return figures
 
@@ -238,6 +207,19 @@ def compare(
     return found
 
 
+def write_sheet(path: Path, systems: Mapping[str, list[str]], gallery: Gallery) -> None:
+    """Pictures evenly spread over the gallery, with what each system says of them, and a person."""
+    rows = range(0, len(gallery.references), max(len(gallery.references) // SHOWN_PICTURES, 1))
+    sheet = [
+        (
+            gallery.dataset[row]["image"],
+            {"a person": gallery.references[row][0], **{system: said[row] for system, said in systems.items()}},
+        )
+        for row in rows
+    ]
+    write_caption_sheet(sheet[:SHOWN_PICTURES], path, title="Captions side by side")
+
+
 def cell(found: Mapping[str, float], signed: bool = False) -> str:
     """A figure with its interval, as the table has it."""
     sign = "+" if signed else ""
@@ -253,19 +235,24 @@ def main() -> None:
     output = Path(settings.output_dir)
     (output / "captions").mkdir(parents=True, exist_ok=True)
     judge = LanguageModel(settings.language_model) if settings.language_model else None
-    tests = TestSet(settings)
-    images = len(tests.image_ids)
+    gallery, training = load_gallery(settings)
+    images = len(gallery.references)
     values: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, np.ndarray]] = {}
-    for system, captions in collect(settings, tests).items():
-        write_coco_results(output / "captions" / f"{system}.json", tests.image_ids, captions)
-        statistics = tests.statistics(captions)
+    systems = collect(settings, gallery)
+    for system, captions in systems.items():
+        write_coco_results(output / "captions" / f"{system}.json", gallery.dataset["image_id"][:], captions)
+        statistics = gallery.statistics(captions)
+        if training:
+            statistics["novelty"] = mean_of(novel(captions, training))
         if judge is not None:
             statistics["perplexity"] = perplexity(*judge.surprise(captions, settings.batch_size))
         values[system] = {name: value_of(each, images) for name, each in statistics.items()}
-        for name, (value, each) in java_figures(settings.java_metrics, captions, tests).items():
+        for name, (value, each) in java_figures(settings.java_metrics, captions, gallery).items():
             values[system][name], statistics[name] = value, each
         drawn[system] = resample(statistics, images, settings.resamples)
+    if "image" in gallery.dataset.column_names:
+        write_sheet(output / "captions.html", systems, gallery)
     found = compare(values, drawn)
     written = {
         system: {name: int(value) if name in COUNTS else value for name, value in figures.items()}
@@ -276,12 +263,12 @@ def main() -> None:
     rows = {name: {system: of[name] for system, of in written.items()} for name in next(iter(written.values()))}
     print(format_table(rows))
     for pair, figures in found.items():
-        if pair not in values:
+        if pair.startswith(f"{next(iter(values))} - "):
             decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}
             print(f"\n{pair}: 95 % intervals without 0 (all: intervals.json)")
             width = max(map(len, decided), default=0)
             print("\n".join(f"  {name:<{width}}  {cell(each, True)}" for name, each in decided.items()) or "  none")
-    print(f"{images} images: {output / 'metrics.json'}, intervals.json, captions/")
+    print(f"{images} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
 
 
 if __name__ == "__main__":

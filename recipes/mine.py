@@ -138,6 +138,7 @@ def main() -> None:
     if process.num_processes > 1:  # launchers give each process one thread; the others are done
         faiss.omp_set_num_threads(os.cpu_count() or 1)
     found = find_neighbours(dataset, embeddings, mining)
+    found.log_summary()
     found.save(output / FILE)
     statistics = {"R@1 of people's captions": check.recall_at_1, "gallery": check.gallery, **found.statistics()}
     (output / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")

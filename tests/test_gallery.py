@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -43,7 +44,26 @@ def test_metrics_of_scenes(gallery):
             assert f"{name}/{figure}" in metrics
     assert metrics["well_formed"] == pytest.approx(11 / 12) and metrics["vocabulary"] == 3
     assert {"CIDEr-D", "BLEU-4", "ROUGE-L", "mean_length", "unique", "true", "details"} <= set(metrics)
+    assert {"judge/neighbours_t2i_R@1", "judge/CLIPScore", "judge/RefCLIPScore"} <= set(metrics)
     assert metrics["judge/t2i_R@1"] <= 1 / 12  # one caption for all singles out one image at most
+
+
+def test_statistics_are_the_metrics_as_functions_of_the_pictures(gallery):
+    captions = [row[0] for row in gallery.dataset["captions"]]
+    statistics, metrics = gallery.statistics(captions), gallery.measure(captions)
+    assert set(statistics) == set(metrics)
+    for name, each in statistics.items():
+        assert each(np.ones((1, 12)))[0] == pytest.approx(metrics[name])
+    first = np.eye(12)[:1]  # nothing but the first picture
+    assert statistics["judge/t2i_R@1"](first)[0] == (gallery.ranks(captions, "judge")[0] == 1)
+
+
+def test_references_alone_need_no_pictures(gallery):
+    known = gallery.dataset.remove_columns(["image", "scene"])
+    captions = [row[0] for row in known["captions"]]
+    metrics = Gallery(known, {}).measure(captions)
+    assert metrics["CIDEr-D"] == gallery.measure(captions)["CIDEr-D"]
+    assert not any("/" in name for name in metrics)
 
 
 def test_both_clips_measure_on_their_own(tiny_models, clip):

@@ -103,7 +103,9 @@ def mine_neighbours(
             file beside the cache that belongs to other embeddings.
     """
     chosen = MiningSettings(num_neighbours, first_rank, min_similarity, max_similarity, **settings)
-    return find_neighbours(dataset, embeddings, chosen).add_to(dataset)
+    found = find_neighbours(dataset, embeddings, chosen)
+    found.log_summary()
+    return found.add_to(dataset)
 
 
 def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, settings: MiningSettings) -> Neighbours:
@@ -121,9 +123,7 @@ def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, se
         owners = np.repeat(np.arange(len(ids)), np.diff(offsets))
     else:
         entries, owners = image_embeds, np.arange(len(ids))
-    found = _Search(ids, UnitRows(image_embeds), entries, owners, settings, folder).run()
-    found.log_summary()
-    return found
+    return _Search(ids, UnitRows(image_embeds), entries, owners, settings, folder).run()
 
 
 class _Search:
@@ -182,7 +182,7 @@ class _Search:
                 logger.warning(f"{str(parts.folder)!r} was removed while it was written to; searching on.")
 
     def _with_progress(self, steps: Any) -> Any:
-        hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()
+        hidden = len(steps) < 2 or this_process()[0] != 0 or not logging.is_progress_bar_enabled()
         return tqdm(steps, desc=f"Mining, {PART_ROWS} images at a time", disable=hidden)
 
     def _search(self, part: range) -> Neighbours:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
+
+from PIL import Image
+
+from .picture import embedded_image
+
+PICTURE_SIZE = 256
+"""Longer side of a picture that the file holds, in pixels."""
 
 _STYLE = """
 body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff; margin: 2em auto;
@@ -19,13 +26,18 @@ small { color: #444; }
 """
 
 
+Said = str | Sequence[str] | Mapping[str, str]
+
+
 def write_caption_sheet(
-    rows: Sequence[tuple[str, str | Sequence[str]]], path: str | os.PathLike[str], title: str = "Captions"
+    rows: Sequence[tuple[str | Image.Image, Said]], path: str | os.PathLike[str], title: str = "Captions"
 ) -> None:
-    """Write one HTML file that links to the pictures, so that it stays small however many they are.
+    """Write one HTML file.
 
     Args:
-        rows: for each picture its path, relative to the folder of ``path``, and its caption or captions.
+        rows: for each picture its path, relative to the folder of ``path``, which the file links to and thus stays
+            small however many they are; or the picture itself, which the file then holds. And what is said of it: a
+            caption, several, or one by each speaker.
         path: the file to write.
         title: the heading.
 
@@ -45,11 +57,17 @@ def write_caption_sheet(
     )
 
 
-def _figure(picture: str, said: str | Sequence[str]) -> str:
-    captions = [said] if isinstance(said, str) else list(said)
-    source = quote(os.fsencode(picture.replace(os.sep, "/")))
-    return (
-        f'<figure><img loading="lazy" alt="{escape(captions[0])}" src="{escape(source)}">'
-        f"<figcaption>{''.join(f'<p>{escape(each)}</p>' for each in captions)}<small>{escape(picture)}</small>"
-        "</figcaption></figure>"
-    )
+def _figure(picture: str | Image.Image, said: Said) -> str:
+    if isinstance(said, Mapping):
+        captions = list(said.values())
+        texts = [f"<p><small>{escape(who)}</small><br>{escape(text)}</p>" for who, text in said.items()]
+    else:
+        captions = [said] if isinstance(said, str) else list(said)
+        texts = [f"<p>{escape(each)}</p>" for each in captions]
+    if isinstance(picture, str):
+        source = quote(os.fsencode(picture.replace(os.sep, "/")))
+        image = f'<img loading="lazy" alt="{escape(captions[0])}" src="{escape(source)}">'
+        texts.append(f"<small>{escape(picture)}</small>")
+    else:
+        image = embedded_image(picture, PICTURE_SIZE, captions[0])
+    return f"<figure>{image}<figcaption>{''.join(texts)}</figcaption></figure>"

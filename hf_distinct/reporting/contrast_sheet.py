@@ -6,17 +6,15 @@ the message; colour only repeats it.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from ..data.images import to_rgb
+from .picture import embedded_image
 
 IMAGE_SIZE = 256
 """Longest side of a row's own image, in pixels."""
@@ -137,23 +135,6 @@ def write_contrast_sheet(
     paint(rows, title, subtitle).save(png_path, format="PNG")
 
 
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Return the picture in RGB, scaled so that its longer side is `size` pixels.
-
-    A small picture is first repeated pixel by pixel, so that it stays sharp where smooth scaling would blur it.
-    """
-    image = to_rgb(image)
-    longest = max(image.size)
-    if longest < size:
-        factor = -(-size // longest)
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        longest *= factor
-    if longest == size:
-        return image
-    target = (max(1, round(image.width * size / longest)), max(1, round(image.height * size / longest)))
-    return image.resize(target, Image.Resampling.LANCZOS)
-
-
 _STYLE = f"""
 body {{ font: 18px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff;
        max-width: 1200px; margin: 2em auto; padding: 0 1.5em; }}
@@ -182,8 +163,8 @@ def _html(rows: Sequence[ContrastRow], title: str, subtitle: str) -> str:
 
 
 def _html_row(row: ContrastRow) -> str:
-    own = _html_image(row.image, IMAGE_SIZE, f"The image: {row.captions[0].text}")
-    similar = "".join(_html_image(image, SIMILAR_SIZE, "A similar image") for image in row.similar)
+    own = embedded_image(row.image, IMAGE_SIZE, f"The image: {row.captions[0].text}")
+    similar = "".join(embedded_image(image, SIMILAR_SIZE, "A similar image") for image in row.similar)
     if similar:
         similar = f'<figure class="similar"><figcaption>Most similar</figcaption><div>{similar}</div></figure>\n'
     captions = []
@@ -195,15 +176,4 @@ def _html_row(row: ContrastRow) -> str:
     return (
         f'<article>\n<figure class="own"><figcaption>Image</figcaption>{own}</figure>\n{similar}'
         f"<dl>{''.join(captions)}</dl>\n</article>"
-    )
-
-
-def _html_image(image: Image.Image, size: int, description: str) -> str:
-    fitted = fit_image(image, size)
-    buffer = BytesIO()
-    fitted.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return (
-        f'<img width="{fitted.width}" height="{fitted.height}" alt="{escape(description)}" '
-        f'src="data:image/png;base64,{data}">'
     )

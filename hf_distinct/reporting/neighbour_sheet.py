@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from .contrast_sheet import fit_image
+from .picture import embedded_image
 
 SIZE = 160
 """Longest side of a picture, in pixels."""
@@ -77,11 +75,7 @@ def write_neighbour_sheet(
 
 
 def _figure(picture: SheetPicture, kind: str) -> str:
-    fitted, buffer = fit_image(picture.image, SIZE), BytesIO()
-    fitted.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
-        f'<figure class="{kind}"><img width="{fitted.width}" height="{fitted.height}" '
-        f'alt="{escape(picture.caption)}" src="data:image/png;base64,{data}">'
+        f'<figure class="{kind}">{embedded_image(picture.image, SIZE, picture.caption)}'
         f"<figcaption><b>{escape(picture.label)}</b><br>{escape(picture.caption)}</figcaption></figure>"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from .contrast_png import INK, dejavu
-from .contrast_sheet import fit_image
+from .picture import fit_image
 
 SIZE, GAP, IN_ROW, LINE = 192, 16, 6, 32
 

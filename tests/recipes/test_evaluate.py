@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 import hf_distinct
 from hf_distinct.evaluation import caption_metrics, retrieval_metrics
@@ -67,16 +68,24 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     model, output = tiny_models / "captioner", tmp_path / "out"
     language = tiny.language_model(tmp_path / "language")
     options = ["--split", "train", "--test_size", 12, "--scorer", tiny_models / "scorer", "--num_neighbours", 2]
-    run("--model", model, *options, "--language_model", language, "--resamples", 20, "--output_dir", output)
-    metrics = json.loads((output / "metrics.json").read_text())["captioner"]
+    ways = ["--guidance", 2, "--best_of", 3, "--seed", 5]
+    run("--model", model, *options, *ways, "--language_model", language, "--resamples", 20, "--output_dir", output)
+    found = json.loads((output / "metrics.json").read_text())
+    assert list(found) == ["captioner", "captioner guidance 2", "captioner best of 3"]
+    metrics = found["captioner"]
     dataset = tiny.scenes(12)
     said = hf_distinct.caption(dataset["image"][:], model)
     written = json.loads((output / "captions" / "captioner.json").read_text())
     assert [(row["image_id"], row["caption"]) for row in written] == list(zip(dataset["image_id"], said, strict=True))
-    assert metrics["CIDEr-D"] == pytest.approx(caption_metrics(said, dataset["captions"])["CIDEr-D"])
     clip = ClipScorer(str(tiny_models / "scorer"))
-    import torch
-
+    best = hf_distinct.caption(dataset["image"][:], model, num_samples=3, rerank_with=clip, seed=5)
+    guided = hf_distinct.caption(dataset["image"][:], model, guidance=2.0)
+    for name, expected in (("best of 3", best), ("guidance 2", guided)):
+        written = json.loads((output / "captions" / f"captioner {name}.json").read_text())
+        assert [row["caption"] for row in written] == expected != said
+    sheet = (output / "captions.html").read_text()
+    assert sheet.count("<figure>") == 12 and sheet.count("captioner guidance 2") == 12
+    assert metrics["CIDEr-D"] == pytest.approx(caption_metrics(said, dataset["captions"])["CIDEr-D"])
     images = clip.encode_images(torch.stack([clip.transform(image) for image in dataset["image"]]))
     found = retrieval_metrics(clip.encode_texts(said), images)
     assert {name: metrics[f"scorer/{name}"] for name in found} == pytest.approx(found)
@@ -86,6 +95,10 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
 def test_what_does_not_go_together(tmp_path):
     write(tmp_path)
     assert "nothing to measure" in run(fails=True).stderr
+    assert (
+        "--best_of needs the --scorer"
+        in run("--model", "captioner", "--best_of", 2, "--scorer", "", fails=True).stderr
+    )
     (tmp_path / "ours.json").write_text(json.dumps([{"image_id": 2, "caption": "a bus"}]))
     files = ["--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json"]
     error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr

@@ -1,10 +1,13 @@
 """The sheet of captions, read back as a browser reads it."""
 
+import base64
+import io
 import os
 from html.parser import HTMLParser
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from PIL import Image
 
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
 
@@ -38,6 +41,17 @@ def test_names_and_captions_of_any_kind_come_through(tmp_path):
     assert [each["alt"] for each in sheet.pictures] == ["a <b> & c", "one"]
     assert sheet.texts == ["a <b> & c", strange, "one", "two", "d.png"]
     assert "<title>&lt;x&gt;</title>" in (tmp_path / "sheet.html").read_bytes().decode("utf-8", "replace")
+
+
+def test_a_picture_itself_and_who_says_what(tmp_path):
+    said = {"a person": "a dog", "before & after": "<nothing>"}
+    write_caption_sheet([(Image.new("RGB", (40, 20), "red"), said)], tmp_path / "sheet.html")
+    sheet = Sheet(tmp_path / "sheet.html")
+    assert sheet.texts == ["a person", "a dog", "before & after", "<nothing>"]
+    (picture,) = sheet.pictures
+    assert picture["alt"] == "a dog"
+    data = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(data)).convert("RGB").getpixel((5, 5)) == (255, 0, 0)
 
 
 def test_a_sheet_of_nothing_is_an_error(tmp_path):

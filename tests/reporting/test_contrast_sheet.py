@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 from hf_distinct.reporting import ContrastRow, write_contrast_sheet
 from hf_distinct.reporting.contrast_png import dejavu, wrap
-from hf_distinct.reporting.contrast_sheet import fit_image
+from hf_distinct.reporting.picture import fit_image
 
 RED, BLUE = Image.new("RGB", (64, 64), "red"), Image.new("RGBA", (30, 50), (0, 0, 255, 128))
 ROW = ContrastRow(

@@ -1,0 +1,40 @@
+"""Pictures inside of sheets: scaled, and written into the HTML so that the file needs no other."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from io import BytesIO
+
+from PIL import Image
+
+from ..data.images import to_rgb
+
+
+def fit_image(image: Image.Image, size: int) -> Image.Image:
+    """Return the picture in RGB, scaled so that its longer side is `size` pixels.
+
+    A small picture is first repeated pixel by pixel, so that it stays sharp where smooth scaling would blur it.
+    """
+    image = to_rgb(image)
+    longest = max(image.size)
+    if longest < size:
+        factor = -(-size // longest)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        longest *= factor
+    if longest == size:
+        return image
+    target = (max(1, round(image.width * size / longest)), max(1, round(image.height * size / longest)))
+    return image.resize(target, Image.Resampling.LANCZOS)
+
+
+def embedded_image(image: Image.Image, size: int, description: str) -> str:
+    """Return an HTML image of `size` pixels on its longer side, with its data in it."""
+    fitted = fit_image(image, size)
+    buffer = BytesIO()
+    fitted.save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return (
+        f'<img width="{fitted.width}" height="{fitted.height}" alt="{escape(description)}" '
+        f'src="data:image/png;base64,{data}">'
+    )
