@@ -4,17 +4,20 @@
     python recipes/benchmark.py --size base                 # ViT-B/16 + GPT-2 and a ViT-B/32 CLIP, all random weights
     python recipes/benchmark.py --rollouts sample --repetitions 30 --output sample.json
 
-Three ways from the same batch to the same gradients take turns in one process, on a GPU if there is one:
+Four ways from the same batch to gradients take turns in one process, on a GPU if there is one:
 
     reference   images encoded anew for rollouts, greedy captions, ground truth and scoring, and once for each sample;
                 separate passes; CLIP's image and text towers in every step, ground truth included, texts padded
     ours        `RLCaptionTrainer.compute_loss` with embeddings from the cache, and backward
     floor       one encoder pass, a bare `generate`, a bare forward and backward over the same tokens, and CLIP's
                 text tower over the same strings
+    lowered     the floor again, with our `generate_labels`, `caption_logits` and `ClipScorer.encode_texts` in it
 
-Ours draws the samples, and the other two are made to draw the same, so that reference and ours have the same loss,
-which is checked in every turn. Shows the median of each ratio, its smallest and its largest value: `..._vs_floor` is
-our time over the floor's, `..._vs_reference` how many times as many images a second we do as the reference.
+Ours draws the samples, and the others are made to draw the same, so that reference and ours have the same loss, and
+both floors have the same tokens and the same loss, which is checked in every turn. Shows the median of each ratio, its
+smallest and its largest value: `..._vs_reference` is how many times as many images a second we do as the reference,
+`..._vs_floor` our time over the floor's, `..._floor_lowered` how many times as fast the floor becomes by our parts.
+The column `tflop` counts the operations of all matrix products: the ratios as they would be if nothing else took time.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +37,7 @@ import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoTokenizer,
     GPT2Config,
@@ -54,7 +59,7 @@ from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.reporting import format_table
-from hf_distinct.rollout import decode, join_labels, rollout_config
+from hf_distinct.rollout import caption_logits, decode, generate_labels, join_labels, rollout_config
 from hf_distinct.scorer import clean_caption
 
 WARM_UP = 1  # turns in which memory is taken and kernels are chosen
@@ -69,7 +74,7 @@ class Settings:
     rollouts: Literal["beam", "sample", "both"] = field(
         default="both", metadata={"help": "Five beams of an image, of which the best counts; or five samples."}
     )
-    repetitions: int = field(default=10, metadata={"help": "Turns of the three ways."})
+    repetitions: int = field(default=10, metadata={"help": "Turns of the four ways."})
     images: int | None = field(default=None, metadata={"help": "Of a batch; none: 32, and 4 of the base size."})
     output: str | None = field(default=None, metadata={"help": "A JSON file for all that was measured."})
 
@@ -192,8 +197,8 @@ def how(trainer: RecordingTrainer, rollouts: int) -> dict[str, Any]:
     """What `generate` is told, for so many rollouts of each of its rows."""
     a, model = trainer.args, trainer.model
     if a.rollouts == "beam":
-        beams = {"num_beams": a.num_beams, "no_repeat_ngram_size": a.no_repeat_ngram_size}
-        return {"generation_config": rollout_config(model, **beams)}
+        config = rollout_config(model, num_beams=a.num_beams, no_repeat_ngram_size=a.no_repeat_ngram_size)
+        return {"generation_config": config, "logits_processor": LogitsProcessorList()}
     drawn = SameSamples(trainer.rollouts, int(trainer.processing_class.pad_token_id))
     config = rollout_config(model, do_sample=True, num_return_sequences=rollouts)
     return {"generation_config": config, "logits_processor": LogitsProcessorList([drawn])}
@@ -213,7 +218,7 @@ def shifted(model: Any, labels: Tensor) -> Tensor:
     return ids
 
 
-# ------------------------------------------------------------------------------------------------- ours and the floor
+# ------------------------------------------------------------------------------------------------ ours and the floors
 
 
 def ours(trainer: RecordingTrainer, inputs: dict[str, Any]) -> Tensor:
@@ -224,25 +229,62 @@ def ours(trainer: RecordingTrainer, inputs: dict[str, Any]) -> Tensor:
     return loss
 
 
-def floor(trainer: RecordingTrainer, meter: Meter, inputs: dict[str, Any]) -> Tensor:
-    """The bare work of a step; what it returns means nothing."""
-    model, pixels, tokenizer = trainer.model, inputs["pixel_values"], trainer.processing_class
-    writer: Any = model
-    per_image = trainer.args.num_rollouts
+@dataclass
+class Bare:
+    """The work that no step can do without, by stock parts."""
+
+    trainer: RecordingTrainer
+
+    def write(self, hidden: Tensor) -> Tensor:
+        """Rollouts ``(B * K, L)`` from encoded images ``(B, S, H)``."""
+        writer: Any = self.trainer.model
+        encoded = BaseModelOutput(last_hidden_state=hidden)  # type: ignore[arg-type]
+        sequences = writer.generate(encoder_outputs=encoded, **how(self.trainer, self.trainer.args.num_rollouts))
+        return labels_of(sequences, self.trainer.processing_class)
+
+    def read(self, texts: list[str]) -> None:
+        """CLIP's text tower."""
+        scorer = self.trainer.scorer
+        scorer.model.encode_text(scorer.tokenizer(texts).to(scorer.device))
+
+    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """``(N, L, V)`` of labels ``(N, L)``, N a multiple of B."""
+        model: Any = self.trainer.model
+        rows = hidden.repeat_interleave(len(labels) // len(hidden), dim=0)
+        return model(encoder_outputs=(rows,), decoder_input_ids=shifted(model, labels), use_cache=False).logits
+
+
+class Lowered(Bare):
+    """The same work by our parts."""
+
+    def write(self, hidden: Tensor) -> Tensor:
+        """By `generate_labels`."""
+        return generate_labels(self.trainer.model, hidden, *how(self.trainer, self.trainer.args.num_rollouts).values())
+
+    def read(self, texts: list[str]) -> None:
+        """By the scorer."""
+        self.trainer.scorer.encode_texts(texts)
+
+    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """By `caption_logits`."""
+        return caption_logits(self.trainer.model, hidden, labels)
+
+
+def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
+    """Cross-entropy of rollouts and ground truth, with its gradients, after CLIP has read the rollouts."""
+    trainer: Any = parts.trainer
+    images = len(inputs["pixel_values"])
     with meter.phase("step"):
         with meter.phase("encode"):
-            hidden = writer.encoder(pixels).last_hidden_state
+            hidden = trainer.model.encoder(inputs["pixel_values"]).last_hidden_state
         with meter.phase("generate"), torch.no_grad():
-            encoded: Any = BaseModelOutput(last_hidden_state=hidden.detach())
-            sequences = writer.generate(encoder_outputs=encoded, **how(trainer, per_image))
-        labels = labels_of(sequences, tokenizer)
+            rollouts = parts.write(hidden.detach())
         with meter.phase("reward"), torch.no_grad():
-            trainer.scorer.model.encode_text(trainer.scorer.tokenizer(decode(tokenizer, labels)).to(pixels.device))
+            parts.read(decode(trainer.processing_class, rollouts))
         with meter.phase("score"):
-            labels = join_labels(labels, inputs["labels"].flatten(0, 1))
-            rows = torch.cat([hidden.repeat_interleave(per_image, dim=0), hidden])
-            logits = writer(encoder_outputs=(rows,), decoder_input_ids=shifted(model, labels), use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            both = join_labels(rollouts, inputs["labels"].flatten(0, 1)).tensor_split([len(rollouts)])
+            labels = torch.cat([part.unflatten(0, (images, -1)) for part in both], dim=1).flatten(0, 1)
+            loss = F.cross_entropy(parts.logits(hidden, labels).flatten(0, 1), labels.flatten())
         loss.backward()
     return loss
 
@@ -283,30 +325,38 @@ def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[di
     """Seconds of each way's phases and its peak memory, turn by turn.
 
     Raises:
-        ValueError: if the losses of reference and ours differ.
+        ValueError: if two losses that must be equal differ.
     """
-    reference, bare = Reference(trainer), Meter()
+    reference, bare, lowered = Reference(trainer), Meter(), Meter()
     ways: dict[str, tuple[Meter, Callable[..., Tensor]]] = {
         "ours": (trainer.meter, partial(ours, trainer)),
         "reference": (reference.meter, reference),
-        "floor": (bare, partial(floor, trainer, bare)),
+        "floor": (bare, partial(floor, Bare(trainer), bare)),
+        "lowered": (lowered, partial(floor, Lowered(trainer), lowered)),
     }
     trainer.model.eval()
     data = batches(trainer)
     turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    tflop: dict[str, float] = {}
     for turn in range(-WARM_UP, repetitions):
         found = {}
         for way, (meter, step) in ways.items():
             trainer.model.zero_grad()
             forget_peak()
             set_seed(turn + WARM_UP)
-            found[way] = float(step(data[turn % len(data)]).detach())
+            counter = FlopCounterMode(display=False)
+            with counter if turn < 0 else nullcontext():
+                found[way] = float(step(data[turn % len(data)]).detach())
             measured = meter.flush(trainer.accelerator)
+            if turn < 0:
+                tflop[way] = counter.get_total_flops() / 1e12
+                continue
             times = {name[5:]: value for name, value in measured.items() if name.startswith("time/")}
-            if turn >= 0:
-                turns[way].append({**times, "peak_gib": peak_memory(trainer.accelerator), "loss": found[way]})
-        if abs(found["reference"] - found["ours"]) > TOLERANCE:
-            raise ValueError(f"turn {turn}: the reference's loss is {found['reference']}, ours {found['ours']}")
+            peak = peak_memory(trainer.accelerator)
+            turns[way].append({**times, "tflop": tflop[way], "peak_gib": peak, "loss": found[way]})
+        for one, other in (("reference", "ours"), ("floor", "lowered")):
+            if abs(found[one] - found[other]) > TOLERANCE:
+                raise ValueError(f"turn {turn}: the loss of {one} is {found[one]}, of {other} {found[other]}")
     return turns
 
 
@@ -326,10 +376,14 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
 def ratios(turns: dict[str, list[dict[str, float]]], name: str) -> dict[str, list[float]]:
     """Ratio by ratio, one of each turn."""
     seconds = {way: [turn["step"] for turn in rows] for way, rows in turns.items()}
-    pairs = list(zip(seconds["reference"], seconds["ours"], seconds["floor"], strict=True))
+
+    def of(one: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+
     return {
-        f"{name}_vs_reference": [theirs / our for theirs, our, _ in pairs],
-        f"{name}_vs_floor": [our / least for _, our, least in pairs],
+        f"{name}_vs_reference": of("reference", "ours"),
+        f"{name}_vs_floor": of("ours", "floor"),
+        f"{name}_floor_lowered": of("floor", "lowered"),
     }
 
 
@@ -356,6 +410,7 @@ def main() -> None:
                 row["images a second"] = images / row["step"]
             name = "beam" if rollouts == "beam" else f"sample{trainer.args.num_rollouts}"
             report["seconds"][name] = table
+            report["parameters"] = sum(weight.numel() for weight in trainer.model.parameters())
             print(f"\n{name}, {images} images, medians of {settings.repetitions} turns\n{format_table(table)}")
             for ratio, values in ratios(turns, name).items():
                 report["ratios"][ratio] = statistics.median(values)

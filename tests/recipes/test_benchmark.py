@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
-RATIOS = {"beam_vs_reference", "beam_vs_floor", "sample5_vs_reference", "sample5_vs_floor"}
+RATIOS = {f"{way}_{ratio}" for way in ("beam", "sample5") for ratio in ("vs_reference", "vs_floor", "floor_lowered")}
 
 
-def test_ratios_phases_and_memory_of_three_ways_with_one_loss(tmp_path):
+def test_ratios_phases_and_memory_of_four_ways(tmp_path):
     output = tmp_path / "report.json"
     command = [sys.executable, RECIPE, "--images", 3, "--repetitions", 1, "--output", output]
     environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
@@ -28,7 +28,9 @@ def test_ratios_phases_and_memory_of_three_ways_with_one_loss(tmp_path):
         assert f"{name}: {ratio:.2f} ({low:.2f} to {high:.2f})" in done.stdout
     for ways in report["seconds"].values():
         assert ways["reference"]["loss"] == pytest.approx(ways["ours"]["loss"], abs=1e-4)
+        assert ways["floor"]["loss"] == pytest.approx(ways["lowered"]["loss"], abs=1e-4)
         assert ways["floor"]["loss"] > 0  # a cross-entropy
+        assert ways["reference"]["tflop"] > ways["floor"]["tflop"] > ways["lowered"]["tflop"] > 0
         for way in ways.values():
             assert way["images a second"] == pytest.approx(3 / way["step"])
             assert 0 < way["generate"] < way["step"]
