@@ -80,7 +80,8 @@ def host_seconds(tokens: int) -> float:
         GPT2Config(n_embd=48, n_layer=12, n_head=12, vocab_size=100, is_decoder=True, add_cross_attention=True),
     )
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
-    model: Any = VisionEncoderDecoderModel(config).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model: Any = VisionEncoderDecoderModel(config)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     hidden = torch.zeros(1, 10, 48, device=model.device)
     length = {"min_new_tokens": tokens, "max_new_tokens": tokens}
     how = rollout_config(model, do_sample=True, num_return_sequences=5, **length)
