@@ -139,7 +139,7 @@ class Reference:
     def __call__(self, inputs: dict[str, Any]) -> Tensor:
         """Loss of a batch, with its gradients."""
         a, pixels, tokenizer = self.trainer.args, inputs["pixel_values"], self.trainer.processing_class
-        model: Any = self.trainer.model
+        model = self.trainer.stock
         repeated = pixels.repeat_interleave(a.num_rollouts, dim=0)
         with self.meter.phase("step"):
             with self.meter.phase("generate"), torch.no_grad():
@@ -163,7 +163,7 @@ class Reference:
 
     def log_probs(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Mean log-probability of each caption's tokens, from pixels."""
-        model: Any = self.trainer.model
+        model = self.trainer.stock
         logits = model(pixel_values=pixels, decoder_input_ids=shifted(model, labels)).logits
         real = labels != losses.IGNORED_LABEL
         chosen = logits.log_softmax(dim=-1).gather(-1, labels.masked_fill(~real, 0)[..., None]).squeeze(-1)
@@ -183,9 +183,10 @@ class SameSamples(LogitsProcessor):
 
 
 class RecordingTrainer(RLCaptionTrainer):
-    """Keeps the labels of the rollouts of its last step."""
+    """Keeps the labels of the rollouts of its last step, and beside its captioner one that it did not touch."""
 
     rollouts: Tensor
+    stock: Any
 
     def _roll_out(self, *args: Any) -> tuple[Tensor, list[str], list[str]]:
         found = super()._roll_out(*args)
@@ -235,11 +236,15 @@ class Bare:
 
     trainer: RecordingTrainer
 
+    @property
+    def model(self) -> Any:
+        """The captioner as transformers loads it."""
+        return self.trainer.stock
+
     def write(self, hidden: Tensor) -> Tensor:
         """Rollouts ``(B * K, L)`` from encoded images ``(B, S, H)``."""
-        writer: Any = self.trainer.model
         encoded = BaseModelOutput(last_hidden_state=hidden)  # type: ignore[arg-type]
-        sequences = writer.generate(encoder_outputs=encoded, **how(self.trainer, self.trainer.args.num_rollouts))
+        sequences = self.model.generate(encoder_outputs=encoded, **how(self.trainer, self.trainer.args.num_rollouts))
         return labels_of(sequences, self.trainer.processing_class)
 
     def read(self, texts: list[str]) -> None:
@@ -249,17 +254,22 @@ class Bare:
 
     def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """``(N, L, V)`` of labels ``(N, L)``, N a multiple of B."""
-        model: Any = self.trainer.model
         rows = hidden.repeat_interleave(len(labels) // len(hidden), dim=0)
-        return model(encoder_outputs=(rows,), decoder_input_ids=shifted(model, labels), use_cache=False).logits
+        ids = shifted(self.model, labels)
+        return self.model(encoder_outputs=(rows,), decoder_input_ids=ids, use_cache=False).logits
 
 
 class Lowered(Bare):
     """The same work by our parts."""
 
+    @property
+    def model(self) -> Any:
+        """The captioner that is trained."""
+        return self.trainer.model
+
     def write(self, hidden: Tensor) -> Tensor:
         """By `generate_labels`."""
-        return generate_labels(self.trainer.model, hidden, *how(self.trainer, self.trainer.args.num_rollouts).values())
+        return generate_labels(self.model, hidden, *how(self.trainer, self.trainer.args.num_rollouts).values())
 
     def read(self, texts: list[str]) -> None:
         """By the scorer."""
@@ -267,7 +277,7 @@ class Lowered(Bare):
 
     def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """By `caption_logits`."""
-        return caption_logits(self.trainer.model, hidden, labels)
+        return caption_logits(self.model, hidden, labels)
 
 
 def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
@@ -276,7 +286,7 @@ def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
     images = len(inputs["pixel_values"])
     with meter.phase("step"):
         with meter.phase("encode"):
-            hidden = trainer.model.encoder(inputs["pixel_values"]).last_hidden_state
+            hidden = parts.model.encoder(inputs["pixel_values"]).last_hidden_state
         with meter.phase("generate"), torch.no_grad():
             rollouts = parts.write(hidden.detach())
         with meter.phase("reward"), torch.no_grad():
@@ -304,10 +314,12 @@ def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Pa
         wtf_policy="raw",
         max_reference_length=24,
     )
-    return RecordingTrainer(
-        captioner, args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images), processing_class=tokenizer,
-        image_processor=image_processor,
+    trainer = RecordingTrainer(
+        copy.deepcopy(captioner), args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images),
+        processing_class=tokenizer, image_processor=image_processor,
     )  # fmt: skip
+    trainer.stock = captioner.to(trainer.args.device).eval()
+    return trainer
 
 
 def batches(trainer: RecordingTrainer) -> list[dict[str, Any]]:
@@ -342,6 +354,7 @@ def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[di
         found = {}
         for way, (meter, step) in ways.items():
             trainer.model.zero_grad()
+            trainer.stock.zero_grad()
             forget_peak()
             set_seed(turn + WARM_UP)
             counter = FlopCounterMode(display=False)
