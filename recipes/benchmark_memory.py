@@ -6,7 +6,8 @@
 
 Each point takes two steps of `RLCaptionTrainer.train` with AdamW, in a process of its own, on a GPU if there is one:
 
-    resident   GiB of main memory, the most that the process held in the second step, program included; not on a GPU
+    resident   GiB of main memory, the most that the process held in the second step, with the program and with what
+               the profiler of the first step left behind; not on a GPU
     tensors    GiB, the most that tensors held: on a GPU as it counts them; on a CPU the weights, the states of AdamW,
                and the most that the profiler saw beside them in the first step, up to its optimiser
     at         the operation in which that was; not on a GPU
@@ -42,7 +43,7 @@ from hf_distinct.reporting import format_table
 SWITCHES = ("gradient_checkpointing", "freeze_encoder", "bf16")
 POINTS = {
     "small": ["4x1", "32x1", "32x5", "64x5"],
-    "base": ["4x5", "8x1", "8x5", "16x5", *(f"16x5+{switch}" for switch in SWITCHES)],
+    "base": ["4x5", "8x5", "16x1", "16x5", *(f"16x5+{switch}" for switch in SWITCHES)],
 }
 FIGURES = ("resident", "tensors")
 COCO_IMAGES, COCO_CAPTIONS = 113_287, 566_747  # of Karpathy's training split
