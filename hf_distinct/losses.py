@@ -11,10 +11,11 @@ Nothing here moves a value to the host, so that no call waits for the device.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Normalization = Literal["tokens", "constant"]
 Baseline = Literal["none", "greedy", "leave_one_out"]
@@ -27,12 +28,13 @@ IGNORED_LABEL = -100
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label under the logits of its own position.
 
-    Written as ``logit - logsumexp(logits)``: no second tensor of the logits' size (their log-softmax) is kept for
-    the backward pass.
+    For the backward pass nothing is kept beside the logits themselves, and it makes one tensor of their size, their
+    gradient; log_softmax would keep its own result, and logsumexp and gather make five tensors on the way. It can be
+    differentiated once.
 
     Args:
         logits: (N, L, V), the scores at position ``l`` for the token ``labels[:, l]`` (already aligned).
-            Half precision is raised to float32.
+            Half precision is raised to float32, without a copy that stays.
         labels: (N, L) int64 token ids, -100 where there is no token.
 
     Returns:
@@ -43,10 +45,29 @@ def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together")
-    logits = _at_least_float32(logits)
     ignored = labels == IGNORED_LABEL
-    chosen = logits.gather(-1, labels.masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1)
-    return (chosen - logits.logsumexp(dim=-1)).masked_fill(ignored, 0.0)
+    return _ChosenLogProbs.apply(logits, labels.masked_fill(ignored, 0).unsqueeze(-1)).masked_fill(ignored, 0.0)
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    """``logit - logsumexp(logits)`` of the tokens chosen; its gradient is ``1[chosen] - softmax(logits)``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, chosen: Tensor) -> Tensor:
+        """Logits (N, L, V) and token ids (N, L, 1) give (N, L)."""
+        raised = _at_least_float32(logits)
+        log_sum = raised.logsumexp(dim=-1, keepdim=True)
+        ctx.save_for_backward(logits, chosen, log_sum)
+        return (raised.gather(-1, chosen) - log_sum).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient (N, L, V) for that of the result, (N, L)."""
+        logits, chosen, log_sum = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        found = logits.sub(log_sum).exp_().mul_(-grad).scatter_add_(-1, chosen, grad)
+        return found.to(logits.dtype), None
 
 
 def sequence_log_probs(

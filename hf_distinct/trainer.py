@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct import losses
+from hf_distinct.activations import fuse_gelu
 from hf_distinct.alarms import AlarmCallback
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.checkpointing import checkpointing
@@ -132,6 +133,7 @@ class RLCaptionTrainer(SharingTrainer):
             raise ValueError(f"max_new_tokens={args.max_new_tokens}, but the decoder has only {positions} positions.")
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
+        fuse_gelu(model)
         with unsplit(args):
             self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
         self.image_processor = image_processor

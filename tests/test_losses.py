@@ -69,6 +69,42 @@ def test_padded_values_never_enter_the_sum():
     assert sequence_log_probs(tokens, torch.tensor([[3, -100]])).tolist() == [-1.0]
 
 
+def plain_token_log_probs(logits, labels):
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    chosen = logits.log_softmax(dim=-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return chosen.masked_fill(labels == -100, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_token_log_probs_and_their_gradient_are_those_of_log_softmax(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(4, 6, 30, generator=generator)).to(dtype)
+    labels = torch.randint(0, 30, (4, 6), generator=generator).index_fill(1, torch.tensor([5]), -100)
+    weights = torch.randn(4, 6, generator=generator)
+    found = []
+    for function in (token_log_probs, plain_token_log_probs):
+        ours = logits.clone().requires_grad_()
+        values = function(ours, labels)
+        (values * weights.to(values)).sum().backward()
+        found.append((values.detach(), ours.grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1].dtype == dtype
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 4 + 2)])  # raised, then rounded
+def test_token_log_probs_keep_the_logits_alone_and_make_one_gradient(dtype, width):
+    logits = torch.randn(8, 16, 4096, dtype=dtype, requires_grad=True)
+    labels = torch.randint(0, 4096, (8, 16))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        loss = token_log_probs(logits, labels).sum()
+    assert [tensor.data_ptr() for tensor in kept if tensor.numel() >= logits.numel()] == [logits.data_ptr()]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss.backward()
+    made = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert made == pytest.approx(logits.numel() * width, rel=0.05)
+
+
 def test_caption_without_a_real_token_has_log_prob_zero_and_no_gradient():
     logits = torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.full((1, 2), -100)
