@@ -299,16 +299,30 @@ class DurableTrainer(Seq2SeqTrainer):
         model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
-        """As the parent's, with the same remedy."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(self.model, PreTrainedModel):
-            return super()._load_best_model()
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        """As the parent's, with the same remedy; and by however many processes the best was written."""
+        best = str(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:
+            # A run that was taken up from other processes has set it, but its own checkpoints are as they are.
+            engine: Any = self.model_wrapped
+            engine._config.load_universal_checkpoint = self._divided_anew(Path(best))
+        elif not self.is_fsdp_enabled and isinstance(self.model, PreTrainedModel):
+            return self._load_from_checkpoint(best)
+        return super()._load_best_model()
 
     def _state_file(self, folder: str) -> Path:
         """One file for all processes, whose state is the same, unless each remembers what it alone has seen."""
         a = self.args
         alone = a.memory_batches and not a.pool_other_processes and a.process_index
         return Path(folder) / (f"rl_state_{a.process_index}.pt" if alone else checkpoints.RL_STATE)
+
+    def _divided_anew(self, checkpoint: Path) -> bool:
+        """Whether DeepSpeed's part of a checkpoint is of other processes, and now made for any number of them."""
+        if checkpoints.processes_of(checkpoint) in (None, self.args.world_size):
+            return False
+        if self.is_world_process_zero():
+            divide_anew(checkpoint)
+        self.accelerator.wait_for_everyone()
+        return True
 
     def _compare_launches(self, checkpoint: Path) -> None:
         """Say what cannot be taken up exactly by another number of processes.
@@ -327,10 +341,7 @@ class DurableTrainer(Seq2SeqTrainer):
         then, now = checkpoints.processes_of(checkpoint), self.args.world_size
         if then is None or then == now:
             return
-        if self.is_deepspeed_enabled:
-            if self.is_world_process_zero():
-                divide_anew(checkpoint)
-            self.accelerator.wait_for_everyone()
+        if self.is_deepspeed_enabled and self._divided_anew(checkpoint):
             self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
         logger.warning(
             "%s was written by %d processes and there are %d now. Weights, optimiser, schedule, discriminator, memory "

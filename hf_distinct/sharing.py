@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor, VisionEncoderDecoderModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -70,6 +70,13 @@ class SharingTrainer(DurableTrainer):
             weights = self.discriminator.discriminator.state_dict()
             weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
             save_file(weights, folder / DISCRIMINATOR, {"scorer": self._scorer_id})
+
+    def _load_best_model(self) -> None:
+        """Load the best captioner, and the discriminator that is saved beside it."""
+        super()._load_best_model()
+        if self.args.discriminator_weight:
+            best = load_file(Path(str(self.state.best_model_checkpoint)) / DISCRIMINATOR)
+            self.discriminator.discriminator.load_state_dict(best)
 
     # ---------------------------------------------------------------------------------------------------------- card
 

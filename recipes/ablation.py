@@ -152,6 +152,8 @@ class Ablation:
             ways.pop("best_of", None)
         elif seed != self.settings.seeds[0]:  # nothing is drawn in it
             ways.pop("guidance", None)
+        if model == "captioner" and not ways:  # its own way is measured by every training
+            return []
         runs = []
         for end in self.galleries.values():
             folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
@@ -212,13 +214,13 @@ class Ablation:
             for model in ("captioner", "dropped"):
                 for file in (self.output / "decoding" / f"seed{seed}" / f"{model}{end}" / "captions").glob("*.json"):
                     said = read_coco_results(file)
-                    name = self._way(model, file.stem) or "teacher forcing"
-                    write_coco_results(folder / f"{name}.json", list(said), list(said.values()))
+                    if name := self._way(model, file.stem):
+                        write_coco_results(folder / f"{name}.json", list(said), list(said.values()))
             for row in self.rows:
                 if (self.folder(row, seed) / "captions.json").is_file():
                     said = json.loads((self.folder(row, seed) / "captions.json").read_text())
-                    file = folder / f"{row.replace('/', ' ')}.json"
-                    write_coco_results(file, said["image_id"][prefix], said["after"][prefix])
+                    for name, when in (("teacher forcing", "before"), (row.replace("/", " "), "after")):
+                        write_coco_results(folder / f"{name}.json", said["image_id"][prefix], said[when][prefix])
 
 
 def cell(system: System, figure: str) -> str:

@@ -111,8 +111,10 @@ def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
     if not shown:
         return
     others = [(each.mean(x), each.mean(y)) for each in shown if each.kind not in ("ours", "landmark")]
+    best = max(each.mean(x) for each in shown)
+    least = LEAST[x.rpartition("/")[2]] * best
     for kind, mark in MARKS.items():
-        some = [each for each in shown if each.kind == kind]
+        some = [each for each in shown if each.kind == kind and each.mean(x) >= least]
         if some:
             bars = {"xerr": [each.spread(x) for each in some], "yerr": [each.spread(y) for each in some]}
             axes.errorbar([e.mean(x) for e in some], [e.mean(y) for e in some], linestyle="none", **bars, **mark)
@@ -122,13 +124,11 @@ def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
         axes.plot(*zip(*edge, strict=True), color="#888888", linewidth=1, zorder=0, label="reach of all but ours")
     axes.grid(alpha=0.25)
     axes.margins(0.09)
-    best = max(each.mean(x) for each in shown)
-    least = LEAST[x.rpartition("/")[2]] * best
-    if axes.get_xlim()[0] < least:
+    away = [each for each in shown if each.mean(x) < least]
+    if away:
         axes.set_xlim(least, best + (best - least) * 0.09)
-        for each in shown:
-            if each.mean(x) < least:
-                axes.plot(least, each.mean(y), "<", clip_on=False, color=MARKS[each.kind]["color"])
+    for each in away:
+        axes.plot(least, each.mean(y), "<", clip_on=False, color=MARKS[each.kind]["color"])
 
 
 def _labels(axes: Any, systems: Sequence[System], x: str, y: str) -> dict[str, Point]:
@@ -148,6 +148,8 @@ def _number(axes: Any, points: Mapping[str, Point]) -> None:
     taken: list[Point] = [(float(dot[0]), float(dot[1])) for dot in dots]
     for label, dot in zip(points, dots, strict=True):
         offsets = [(dx * far, dy * far) for far in (12, 20, 30) for dx, dy in _DIRECTIONS]
+        if "(" in label:  # at the edge on the left
+            offsets = [(32.0, float(dy)) for dy in (0, 9, -9, 18, -18, 27, -27)]
         places = {offset: (dot[0] + offset[0] * _SCALE, dot[1] + offset[1] * _SCALE) for offset in offsets}
         room = {
             offset: min(min(_apart(place, other) for other in taken), 16.0) - 0.35 * max(map(abs, offset))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 TESTS = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ SETTINGS = {
 }  # fmt: skip
 # Nine images: batches of 4, 4 and 1, which leaves a process without any; eleven: 4, 4 and 3, or 2 and 1 for each.
 NINE, ELEVEN = ({"images": images, "dataloader_drop_last": False} for images in (9, 11))
+THE_BEST = {"eval_strategy": "steps", "metric_for_best_model": "CIDEr-D", "load_best_model_at_end": True}
 CASES = {
     "method": {},
     "ragged": {**NINE, "discriminator_pretrain_steps": 4, "max_steps": 5},
@@ -41,15 +43,15 @@ CASES = {
     "adapters": {"lora": True, "gradient_checkpointing": True, "max_steps": 2},
     "adam": {
         "optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_grad_norm": 0.05,
-        "save_strategy": "steps", "save_steps": 2,
+        "save_strategy": "steps", "save_steps": 2, "judged": [1.0, 2.0], "eval_steps": 2, **THE_BEST,
     },
     "spoiled": {
         "spoil": "train-0-5", "max_steps": 6, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05,
         "lr_scheduler_type": "linear",
     },
     "stopped": {
-        "max_steps": 6, "judged": True, "alarms": "stop", "metric_for_best_model": "CIDEr-D", "eval_steps": 1,
-        "eval_strategy": "steps", "save_strategy": "best", "load_best_model_at_end": True,
+        "max_steps": 6, "alarms": "stop", "save_strategy": "best", "judged": [1.0, 1.5, 0.5, 0.4, 2.0, 2.0],
+        "eval_steps": 1, **THE_BEST,
     },
     "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
 }  # fmt: skip
@@ -57,9 +59,9 @@ PLAN = {
     "one_process": list(CASES),
     "ddp": list(CASES),
     "zero1": ["ragged", "adapters"],
-    "zero2": ["ragged", "accumulated", "adapters", "spoiled", "adam"],
+    "zero2": ["ragged", "accumulated", "adapters", "spoiled", "adam", "stopped"],
     "zero2_offload": ["adam"],
-    "zero3": ["ragged", "accumulated", "adapters", "spoiled", "adam"],
+    "zero3": ["ragged", "accumulated", "adapters", "spoiled", "adam", "stopped"],
 }
 MACHINES = "zero2"  # this one is launched as if each process had a machine of its own
 
@@ -136,10 +138,17 @@ def test_generation_ends_earlier_on_one_process_and_nobody_waits(run, kind, case
     assert any(ours != theirs for ours, theirs in zip(first, second, strict=kind != "ddp"))
 
 
-def test_what_one_process_measures_stops_all_at_one_checkpoint(run):
-    """The other one measured something else; the weights, held against each other above, are those of step 2."""
-    for kind in ("one_process", "ddp"):
-        assert run(kind)["stopped"]["best"] == [2, "step 4: stopped"]
+@pytest.mark.parametrize("kind", [kind for kind in PLAN if "stopped" in PLAN[kind]])
+def test_what_one_process_measures_stops_all_at_the_best_checkpoint(run, folder, kind):
+    """The other one measured something else. Later steps were not better: what all have, and save, is of step 2."""
+    found = run(kind)["stopped"]
+    assert found["best"] == [2, "step 4: stopped"]
+    best, saved = (folder / kind / "stopped" / name for name in ("checkpoint-2", "saved"))
+    for name, weight in load_file(best / "model.safetensors").items():
+        assert torch.equal(found["weights"][name], weight)
+    assert len(set(found["copies"])) == 1
+    for name in ("model.safetensors", "discriminator.safetensors"):
+        assert (saved / name).read_bytes() == (best / name).read_bytes()
 
 
 def test_a_step_that_is_void_in_one_process_is_void_in_all(run):
@@ -154,7 +163,10 @@ def test_a_checkpoint_of_deepspeed_is_taken_up_by_as_many_processes_or_by_others
     run, folder, tiny_models, kind, processes
 ):
     whole = run(kind)["adam"]
-    again = {"resume": str(folder / kind / "adam" / "checkpoint-2"), "per_device_train_batch_size": BATCH // processes}
+    again = {
+        "resume": str(folder / kind / "adam" / "checkpoint-2"), "per_device_train_batch_size": BATCH // processes,
+        "judged": [3.0],  # the best is the last, which as many processes wrote as there are now
+    }  # fmt: skip
     output = folder / f"{kind}_again"
     tiny.finish([start(tiny_models, output, kind, "--num_processes", str(processes), **again)])
     found = torch.load(output / "found.pt", weights_only=True)["adam"]

@@ -3,12 +3,13 @@
 accelerate launch ... train.py MODELS OUTPUT '{"CASE": {"max_steps": 3, ...}, ...}'
 
 One launch trains case after case. Beside the settings of RLCaptionConfig a case may have ``images``, the size of its
-data set, ``resume``, the checkpoint to go on from, and ``same_samples``, ``lora``, ``spoil`` and ``judged``, see
-below.
+data set, ``resume``, the checkpoint to go on from, ``judged``, what process 0 measures at each evaluation, and
+``same_samples``, ``lora`` and ``spoil``, see below. What was judged is saved in the end, as ``CASE/saved``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig, get_peft_model
 
-from hf_distinct.rollout import join_labels
+from hf_distinct.rollout import generation_ready, join_labels
 
 
 class Trainer(tiny.RecordingTrainer):
@@ -86,20 +87,25 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         settings["adapt"] = adapted
     if spoil := settings.pop("spoil", None):
         settings["rewards"] = ["contrastive", spoiled(spoil)]
-    if settings.pop("judged", False):
-        measured = iter([1.0, 1.5, 0.5, 0.4, 2.0, 2.0] if os.environ.get("RANK", "0") == "0" else range(6))
+    if judged := settings.pop("judged", None):
+        measured = iter(judged if os.environ.get("RANK", "0") == "0" else range(6))
         settings |= {"caption_metrics": lambda *_: {"CIDEr-D": next(measured)}, "eval_dataset": tiny.scenes(3)}
     checkpoint = settings.pop("resume", None)
     # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
     trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if judged:
+        trainer.save_model(str(output / "saved"))
     accelerator = trainer.accelerator
+    with generation_ready(trainer.model_wrapped, accelerator) as whole:
+        copy = torch.cat([weight.detach().flatten() for weight in whole.parameters()])
     return {
         "processes": gather_object([os.getpid()]),
         "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
         "losses": accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0),
         "captions": gather_object([trainer.caption(tiny.scenes(5))]),
         "lengths": gather_object([trainer.lengths]),
+        "copies": gather_object([hashlib.sha256(copy.numpy().tobytes()).hexdigest()]),
         "weights": accelerator.get_state_dict(trainer.model_wrapped),
         "discriminator": trainer.discriminator.discriminator.state_dict(),
         "memory": list(trainer.appraiser.memory),

@@ -1,16 +1,11 @@
 """recipes/caption.py as a person runs it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import tiny
 
 import hf_distinct
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "caption.py"
 
 
 def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
@@ -22,12 +17,8 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     pictures[2].save(folder / "deep" / "er" / "2.bmp")
     (folder / "torn.jpg").write_bytes(b"\xff\xd8")
     (folder / "notes.txt").write_text("no picture")
-    command = [RECIPE, folder, "--output_dir", output, "--model", tiny_models / "captioner", "--batch_size", 2]
-    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["--output_dir", output, "--model", tiny_models / "captioner", "--batch_size", 2]
+    done = forked.run("caption.py", folder, *flags)
     assert "left out" in done.stderr and "torn.jpg" in done.stderr and "4/4" in done.stderr
     assert "of 5 files, 4 have names" in done.stderr
     assert "3 pictures (1 left out)" in done.stdout

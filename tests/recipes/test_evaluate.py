@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
+import forked
 import pytest
 import tiny
 import torch
@@ -16,18 +14,10 @@ import hf_distinct
 from hf_distinct.evaluation import caption_metrics, retrieval_metrics
 from hf_distinct.scorer import ClipScorer
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "evaluate.py"
+run = partial(forked.run, "evaluate.py")
 REFERENCES = {1: ["a dog runs", "the dog"], 2: ["a red bus on a street"], 3: ["two cats sleep", "cats on a bed"]}
 OURS = {1: "a dog", 2: "a red bus", 3: "two cats on a bed"}
 THEIRS = {3: "a cat", 1: "a dog runs", 2: "a bus on a", 9: "of no image"}
-
-
-def run(*arguments, fails=False):
-    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, RECIPE, *arguments]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode != 0) == fails, done.stderr
-    return done
 
 
 def write(folder):

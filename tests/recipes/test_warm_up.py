@@ -1,24 +1,19 @@
 """Teacher forcing from nothing, and on from there with one's own pictures."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data import load_captions
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import write_captions
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
 
 def warm_up(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, str(RECIPES / "warm_up.py"), "--output_dir", str(folder), "--max_steps", "2"]
-    command += ["--per_device_train_batch_size", "8", "--captions_per_image", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    small = ["--max_steps", 2, "--per_device_train_batch_size", 8, "--captions_per_image", 2]
+    forked.run("warm_up.py", "--output_dir", folder, *small, *arguments)
 
 
 def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
@@ -28,8 +23,7 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     assert {"CIDEr-D", "well_formed", "true", "details"} <= set(metrics)
 
     pictures = tmp_path / "pictures"
-    make = [sys.executable, str(RECIPES / "make_example.py"), str(pictures), "40"]
-    assert subprocess.run(make).returncode == 0
+    forked.run("make_example.py", pictures, 40)
     on = ["--dataset", str(pictures), "--model_name_or_path", str(tmp_path / "new")]
     warm_up(tmp_path / "on", *on, "--drop_images", "0.5")
     model = VisionEncoderDecoderModel.from_pretrained(tmp_path / "on").eval()
