@@ -2,7 +2,7 @@
 
     python recipes/benchmark_memory.py                                    # the shipped captioner and CLIP
     python recipes/benchmark_memory.py --size base --output memory.json   # ViT-B/16 + GPT-2 with a ViT-B/32 CLIP
-    python recipes/benchmark_memory.py --size base --points 16x5+bf16     # IMAGESxROLLOUTS, and settings switched on
+    python recipes/benchmark_memory.py --size base --points 8x5+bf16      # IMAGESxROLLOUTS, and settings switched on
 
 Each point takes two steps of `RLCaptionTrainer.train` with AdamW, in a process of its own, on a GPU if there is one:
 
@@ -43,7 +43,7 @@ from hf_distinct.reporting import format_table
 SWITCHES = ("gradient_checkpointing", "freeze_encoder", "bf16")
 POINTS = {
     "small": ["4x1", "32x1", "32x5", "64x5"],
-    "base": ["4x5", "8x5", "16x1", "16x5", *(f"16x5+{switch}" for switch in SWITCHES)],
+    "base": ["4x5", "8x5", "16x1", "16x5", *(f"8x5+{switch}" for switch in SWITCHES)],
 }
 FIGURES = ("resident", "tensors")
 COCO_IMAGES, COCO_CAPTIONS = 113_287, 566_747  # of Karpathy's training split
