@@ -43,7 +43,7 @@ from hf_distinct.reporting import format_table
 SWITCHES = ("gradient_checkpointing", "freeze_encoder", "bf16")
 POINTS = {
     "small": ["4x1", "32x1", "32x5", "64x5"],
-    "base": ["4x5", "8x5", "16x1", "16x5", *(f"8x5+{switch}" for switch in SWITCHES)],
+    "base": ["8x5", "12x3", "16x1", "16x5", *(f"8x5+{switch}" for switch in SWITCHES)],
 }
 FIGURES = ("resident", "tensors")
 COCO_IMAGES, COCO_CAPTIONS = 113_287, 566_747  # of Karpathy's training split
