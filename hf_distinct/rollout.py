@@ -149,6 +149,8 @@ def join_labels(*labels: Tensor) -> Tensor:
 def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
     """Captions as text, special tokens left out."""
     rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
+    if not rows:  # transformers 5 reads no rows as one empty caption
+        return []
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 

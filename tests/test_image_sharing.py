@@ -13,6 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distinct.image_sharing import ImageCache, share_images
 from hf_distinct.rollout import caption_logits, generate_labels, rollout_config
 
+pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes a layer
+
 IMAGES, PER_IMAGE = 3, 4
 HOW = {
     "greedy": {},

@@ -168,6 +168,7 @@ def test_decode_leaves_special_tokens_and_padding_out(captioner):
     words = tokenizer("a red", add_special_tokens=False)["input_ids"]
     labels = torch.tensor([[*words, tokenizer.eos_token_id], [tokenizer.eos_token_id, -100, -100]])
     assert decode(tokenizer, labels) == ["a red", ""]
+    assert decode(captioner.tokenizer, torch.empty(0, 3, dtype=torch.int64)) == []
 
 
 def test_token_id_looks_at_the_generation_config_first(captioner):
