@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "estimate_cost.py"
-
-
-def run(report, *arguments):
-    command = [sys.executable, RECIPE, "--report", report, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_hours_of_a_training_by_hand(tmp_path):
     report = {"settings": {"images": 4}, "seconds": {"sample5": {"ours": {"tflop": 2.0}}}, "parameters": 225_000_000}
     (tmp_path / "report.json").write_text(json.dumps(report))
     arguments = ["--images", 720_000, "--gpus", 1, 2, "--epochs", 2, "--batch", 10, "--tokens", 6]
-    done = run(tmp_path / "report.json", *arguments, "--sustained_tflops", 100, "--bandwidth", 10, "--workers", 4)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout
+    arguments += ["--sustained_tflops", 100, "--bandwidth", 10, "--workers", 4]
+    said = forked.run("estimate_cost.py", "--report", tmp_path / "report.json", *arguments).stdout
     host = float(re.search(r"host, ms a token: ([\d.]+)", said)[1])
     decoding = float(re.search(r"decoding, ms a picture: ([\d.]+)", said)[1])
     table = {line.split(",")[1].split()[0]: line.split()[4:] for line in said.splitlines() if line[:6] == "720000"}
@@ -43,6 +31,5 @@ def test_hours_of_a_training_by_hand(tmp_path):
 
 def test_a_report_without_samples_is_refused(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"seconds": {"beam": {}}}))
-    done = run(tmp_path / "report.json")
-    assert done.returncode == 1
+    done = forked.run("estimate_cost.py", "--report", tmp_path / "report.json", fails=True)
     assert "has no sampled rollouts: run benchmark.py --rollouts sample" in done.stderr
