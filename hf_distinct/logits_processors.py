@@ -1,4 +1,4 @@
-"""What rollouts ask of `generate` beyond its own: no n-gram twice, and greedy captions beside samples."""
+"""What rollouts ask of `generate` in a way of their own: no n-gram twice."""
 
 from __future__ import annotations
 
@@ -29,22 +29,3 @@ class NoRepeatNGrams(LogitsProcessor):
         again = (grams[..., :-1] == input_ids[:, None, length - self.size + 1 :]).all(dim=2)
         limits = torch.full_like(again, torch.inf, dtype=scores.dtype).masked_fill(again, -torch.inf)
         return scores.scatter_reduce(1, grams[..., -1], limits, "amin")
-
-
-class GreedyRows(LogitsProcessor):
-    """Make the last of every image's rows a greedy caption; the others stay samples.
-
-    Args:
-        per_image: rows of an image, the greedy one included.
-    """
-
-    def __init__(self, per_image: int) -> None:
-        self.per_image = per_image
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``(N, V)``, those of greedy rows minus infinity but for the largest."""
-        scores = scores.clone()
-        greedy = scores[self.per_image - 1 :: self.per_image]
-        best = greedy.argmax(dim=1, keepdim=True)
-        greedy.fill_(-torch.inf).scatter_(1, best, 0.0)
-        return scores

@@ -73,7 +73,8 @@ def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
     return int(value[0] if isinstance(value, list) else value)
 
 
-def _encoder_outputs(hidden_states: Any) -> BaseModelOutput:
+def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
+    """Encoded images as the captioner takes them instead of pixels."""
     return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -106,6 +107,7 @@ def generate_labels(
     encoder_hidden_states: Tensor,
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
+    cache: ImageCache | None = None,
 ) -> Tensor:
     """Write captions from encoded images; the encoder is not called.
 
@@ -114,6 +116,7 @@ def generate_labels(
         encoder_hidden_states: ``(B, S, H)``.
         generation_config: ``num_return_sequences`` K captions an image.
         logits_processor: as `generate` takes it.
+        cache: a fresh one, if not the usual.
 
     Returns:
         Token ids ``(B * K, L)``, the end token included, -100 behind it.
@@ -121,24 +124,29 @@ def generate_labels(
     # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
     # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
     own, model.generation_config = model.generation_config, generation_config
-    images = len(encoder_hidden_states)
+    if cache is None and share_images(model.decoder):
+        cache = ImageCache(len(encoder_hidden_states))
     writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
     try:
         with torch.no_grad():
             sequences = writer.generate(
-                encoder_outputs=_encoder_outputs(encoder_hidden_states.detach()),
-                past_key_values=ImageCache(images) if share_images(writer.decoder) else None,
+                encoder_outputs=encoder_outputs(encoder_hidden_states.detach()),
+                past_key_values=cache,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
                 synced_gpus=False,  # see generation_ready
             )
     finally:
         model.generation_config = own
+    return to_labels(model, sequences)
+
+
+def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
+    """What follows the start token in captions ``(N, 1 + L)``, as labels ``(N, L)``: -100 behind the end token."""
     tokens = sequences[:, 1:]
-    ended = (tokens == token_id(model, "eos_token_id")).cumsum(dim=1)
+    ends = tokens == token_id(model, "eos_token_id")
     # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.
-    behind = (ended - (tokens == token_id(model, "eos_token_id")).long()) > 0
-    return tokens.masked_fill(behind, IGNORED_LABEL)
+    return tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, IGNORED_LABEL)
 
 
 def join_labels(*labels: Tensor) -> Tensor:
@@ -237,7 +245,7 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
             len(labels) // len(encoder_hidden_states), dim=0
         )
     outputs = model(
-        encoder_outputs=_encoder_outputs(encoder_hidden_states),
+        encoder_outputs=encoder_outputs(encoder_hidden_states),
         decoder_input_ids=inputs,
         use_cache=False,
     )

@@ -35,7 +35,8 @@ from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
-from hf_distinct.logits_processors import GreedyRows, NoRepeatNGrams
+from hf_distinct.greedy import generate_with_greedy
+from hf_distinct.logits_processors import NoRepeatNGrams
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
@@ -265,19 +266,19 @@ class RLCaptionTrainer(SharingTrainer):
             generation_ready(model, self.accelerator) as captioner,
             self.compute_loss_context_manager(),
         ):
-            config = partial(rollout_config, captioner, max_new_tokens=a.max_new_tokens)
-            write = partial(generate_labels, captioner, hidden)
-            extra = int(self.appraiser.needs_greedy)
+            processors = LogitsProcessorList()
             if a.rollouts == "beam":
-                unique = [NoRepeatNGrams(a.no_repeat_ngram_size)] if a.no_repeat_ngram_size else []
-                labels = write(config(num_beams=a.num_beams), LogitsProcessorList(unique))
-                greedy = write(config()) if extra else labels[:0]
+                how: dict[str, Any] = {"num_beams": a.num_beams}
+                if a.no_repeat_ngram_size:
+                    processors.append(NoRepeatNGrams(a.no_repeat_ngram_size))
             else:
-                count = a.num_rollouts + extra
-                how = config(do_sample=True, num_return_sequences=count, temperature=a.temperature)
-                written = write(how, LogitsProcessorList([GreedyRows(count)] if extra else []))
-                written = written.unflatten(0, (-1, count))
-                labels, greedy = (part.flatten(0, 1) for part in written.tensor_split([a.num_rollouts], dim=1))
+                how = {"do_sample": True, "num_return_sequences": a.num_rollouts, "temperature": a.temperature}
+            config = rollout_config(captioner, max_new_tokens=a.max_new_tokens, **how)
+            if self.appraiser.needs_greedy:
+                labels, greedy = generate_with_greedy(captioner, hidden, config, processors)
+            else:
+                labels = generate_labels(captioner, hidden, config, processors)
+                greedy = labels[:0]
         labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
         texts, greedy_texts = (decode(self.processing_class, part) for part in (labels, greedy))
         return labels, texts[: images * a.num_rollouts], greedy_texts[:images]

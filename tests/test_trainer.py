@@ -11,10 +11,11 @@ import math
 import pytest
 import tiny
 import torch
+from transformers import LogitsProcessorList
 
 from hf_distinct.data.images import decode_image
 from hf_distinct.evaluation.captions import CiderD
-from hf_distinct.logits_processors import GreedyRows
+from hf_distinct.greedy import GreedyRows
 from hf_distinct.rewards import TextKind
 
 
@@ -84,7 +85,10 @@ def plain_loss(trainer, inputs):
             "do_sample": True, "top_k": 0, "num_return_sequences": a.num_rollouts, "temperature": a.temperature
         }  # fmt: skip
     if trainer.appraiser.needs_greedy and a.rollouts == "sample":  # drawn beside the samples, as their last row
-        how |= {"num_return_sequences": a.num_rollouts + 1, "logits_processor": [GreedyRows(a.num_rollouts + 1)]}
+        how |= {
+            "num_return_sequences": a.num_rollouts + 1,
+            "logits_processor": [GreedyRows(a.num_rollouts + 1, LogitsProcessorList())],
+        }
     per_image, references = a.num_rollouts, inputs["captions"]
     rows, rollouts = tiny.plain_captions(trainer, inputs, **how)
     drawn = [n for n in range(len(rows)) if n % (len(rows) // number) < per_image]
