@@ -36,7 +36,7 @@ def generate_with_greedy(
     write = (model, encoder_hidden_states)
     if generation_config.do_sample:
         both = copy.deepcopy(generation_config)
-        both.num_return_sequences += 1
+        both.num_return_sequences = (both.num_return_sequences or 1) + 1
         rows = GreedyRows(both.num_return_sequences, logits_processor)
         labels = generate_labels(*write, both, LogitsProcessorList([rows])).unflatten(0, (images, -1))
         return labels[:, :-1].flatten(0, 1), labels[:, -1]

@@ -11,8 +11,8 @@ A step of B images on each of G GPUs is taken to cost
     + 2 * (bytes of gradients) / (bandwidth between GPUs: an assumption), where G > 1
 
 or, where that is more, the time in which the workers of a GPU decode B pictures (measured here). The passes over the
-whole captions, forward and backward, count as four tokens. Mining compares every image with every other, at the
-rate that recipes/README.md gives for two cores.
+whole captions, forward and backward, count as four tokens. Mining all pairs is by the workers of one GPU, at the rate
+that recipes/README.md gives for two cores.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def estimate(settings: Settings, cost: dict[str, float], images: int, gpus: int)
         "decoding": decoding,
         "training": max(sum(parts.values()), decoding),
         "embedding": decoding / s.epochs,
-        "mining on one GPU's cores": images**2 * SECONDS_OF_A_COMPARISON / s.workers * hours,
+        "mining all pairs": images**2 * SECONDS_OF_A_COMPARISON / s.workers * hours,
         "embeddings, GiB": images * BYTES_OF_EMBEDDINGS / 2**30,
     }
 
