@@ -33,6 +33,11 @@ def shipped(name: str) -> str:
     return str(folder)
 
 
+def shipped_or_named(name: str) -> str:
+    """The folder of a shipped model by its short name; any other name as it is."""
+    return shipped(name) if name and (SHIPPED / name).is_dir() else name
+
+
 def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor:
     """Text features of a CLIP model, without computing what lies behind each text's end token.
 
@@ -176,7 +181,7 @@ class ClipScorer:
 
 def load_clip(name: str) -> ClipScorer:
     """A shipped CLIP by its short name (``"scorer"``, ``"judge"``), or whatever [`ClipScorer`] loads."""
-    return ClipScorer(shipped(name) if (SHIPPED / name).is_dir() else name)
+    return ClipScorer(shipped_or_named(name))
 
 
 def save_open_clip(

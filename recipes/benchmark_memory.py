@@ -123,7 +123,7 @@ def measure(size: str, point: str) -> dict[str, Any]:
         assert optimizer is not None
         held = {
             "captioner": size_of(captioner.state_dict()),
-            "its gradients": size_of([weight for weight in captioner.parameters() if weight.requires_grad]),
+            "its gradients": size_of(list(optimizer.state)),  # as large as the weights that it has states of
             "its AdamW": size_of(optimizer.state_dict()),
             "CLIP": size_of(scorer.model.state_dict()),
             "discriminator": size_of(judge.discriminator.state_dict()),

@@ -114,7 +114,7 @@ def estimate(settings: Settings, cost: dict[str, float], images: int, gpus: int)
         **parts,
         "decoding": decoding,
         "training": max(sum(parts.values()), decoding),
-        "embedding": decoding / s.epochs,
+        "decoding for CLIP": decoding / s.epochs,
         "mining all pairs": images**2 * SECONDS_OF_A_COMPARISON / s.workers * hours,
         "embeddings, GiB": images * BYTES_OF_EMBEDDINGS / 2**30,
     }

@@ -35,7 +35,7 @@ from hf_distinct.fluency import LanguageModel, perplexity
 from hf_distinct.gallery import Gallery
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.scorer import SHIPPED, load_clip, shipped
+from hf_distinct.scorer import load_clip, shipped_or_named
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 COUNTS = ("vocabulary",)
@@ -140,7 +140,7 @@ def collect(settings: Settings, gallery: Gallery) -> dict[str, list[str]]:
     systems: dict[str, list[str]] = {}
     for source in settings.model:
         name = add(systems, source, [])
-        captioner = Captioner(shipped(source) if (SHIPPED / source).is_dir() else source)
+        captioner = Captioner(shipped_or_named(source))
         images, how = gallery.dataset["image"], {"batch_size": settings.batch_size, "progress": True}
         systems[name] = said(captioner(images, **how))
         for gamma in settings.guidance:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.hub import push_folder
-from hf_distinct.scorer import SHIPPED, shipped
+from hf_distinct.scorer import shipped_or_named
 
 
 @dataclass
@@ -51,7 +51,7 @@ def main() -> None:
     address = push_folder(
         settings.output_dir, settings.repo_id, repo_type=settings.repo_type, private=settings.private,
         revision=settings.revision, include_discriminator=settings.include_discriminator,
-        include_scorer=shipped(scorer) if scorer and (SHIPPED / scorer).is_dir() else scorer,
+        include_scorer=scorer and shipped_or_named(scorer),
     )  # fmt: skip
     print(address)
 
