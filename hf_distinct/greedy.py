@@ -45,9 +45,8 @@ def generate_with_greedy(
         greedy = rollout_config(model, max_new_tokens=longest)
         return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
     beside = GreedyBeside(encoder_hidden_states, beams, token_id(model, "decoder_start_token_id"))
-    with beside.in_passes_of(model):
-        labels = generate_labels(*write, generation_config, logits_processor, beside)
-    return labels, beside.finish(model, longest or generation_config.max_length - 1)
+    labels = generate_labels(*write, generation_config, logits_processor, beside)
+    return labels, beside.finish(model, longest)
 
 
 class GreedyRows(LogitsProcessor):
@@ -83,36 +82,47 @@ class GreedyBeside(ImageCache):
     """
 
     def __init__(self, encoder_hidden_states: Tensor, beams: int, start: int) -> None:
-        super().__init__(len(encoder_hidden_states))
-        self.hidden, self.beams = encoder_hidden_states.detach(), beams
-        self.tokens = torch.full((self.images, 1), start, device=self.hidden.device)
+        super().__init__(encoder_hidden_states)
+        self.beams, self.widened = beams, False
+        self.tokens = torch.full((self.images, 1), start, device=self.states.device)
 
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
         """While `generate` searches with this as its cache."""
         hooks = [
             model.register_forward_pre_hook(self._add, with_kwargs=True),
+            model.get_output_embeddings().register_forward_pre_hook(self._part),
             model.register_forward_hook(self._take),
         ]
         try:
-            yield
+            with super().in_passes_of(model):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _add(
-        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _add(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Tokens ``(B * beams, L)`` become ``(B * (beams + 1), L)``."""
+        if kwargs.get("past_key_values") is not self:  # a pass that a logits processor makes for itself
+            return None
+        self.widened = True
         beams = kwargs["decoder_input_ids"].unflatten(0, (self.images, self.beams))
         greedy = self.tokens[:, None, -beams.shape[-1] :]
         return args, kwargs | {"decoder_input_ids": torch.cat([beams, greedy], dim=1).flatten(0, 1)}
 
+    def _part(self, head: Any, args: tuple[Tensor, ...]) -> Tensor | None:
+        """Let greedy rows be the last ones: here rows are narrow, behind the head as wide as the vocabulary."""
+        if not self.widened:
+            return None
+        rows = args[0].unflatten(0, (self.images, self.beams + 1))
+        return torch.cat([rows[:, :-1].flatten(0, 1), rows[:, -1]])
+
     def _take(self, model: Any, args: Any, outputs: Any) -> Any:
         """Logits ``(B * (beams + 1), L, V)`` become ``(B * beams, L, V)``."""
-        logits = outputs.logits.unflatten(0, (self.images, self.beams + 1))
-        self._append(logits[:, -1])
-        outputs.logits = logits[:, :-1].flatten(0, 1)
+        if self.widened:
+            self.widened = False
+            self._append(outputs.logits[-self.images :])
+            outputs.logits = outputs.logits[: -self.images]
         return outputs
 
     def _append(self, logits: Tensor) -> None:
@@ -141,7 +151,7 @@ class GreedyBeside(ImageCache):
         end = token_id(model, "eos_token_id")
         while labels.shape[1] < limit and not (labels == end).any(dim=1).all():
             outputs = model(
-                encoder_outputs=encoder_outputs(self.hidden),
+                encoder_outputs=encoder_outputs(self.states[:, :1]),
                 decoder_input_ids=self.tokens[:, -1:],
                 past_key_values=self,
                 use_cache=True,

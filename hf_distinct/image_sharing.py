@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 
@@ -13,12 +16,37 @@ class ImageCache(EncoderDecoderCache):
     """What `generate` keeps of B images: of self-attention a row a caption, of cross-attention a row an image.
 
     Args:
-        images: B. The captions that are written are a multiple of it, those of an image in a row.
+        encoder_hidden_states: ``(B, S, H)``. The captions that are written are a multiple of B, those of an image in
+            a row.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, encoder_hidden_states: Tensor) -> None:
         super().__init__(DynamicCache(), DynamicCache())
-        self.images = images
+        self.states, self.images = encoder_hidden_states.detach(), len(encoder_hidden_states)
+
+    @contextmanager
+    def in_passes_of(self, model: Any) -> Iterator[None]:
+        """While `generate` writes with this as its cache: its passes get the encoder states, whatever it was given."""
+        hook = model.register_forward_pre_hook(self._give_states, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _give_states(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if kwargs.get("past_key_values") is not self:  # a pass that a logits processor makes for itself
+            return None
+        # Behind the first token, cross-attention has all it needs of them.
+        states = self.states if self.get_seq_length() == 0 else self.states[:, :1]
+        return args, kwargs | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+
+    def spread(self, hidden: Tensor) -> Tensor:
+        """Rows of the captions that are in a pass become rows of all, those of an image in a row."""
+        return hidden
+
+    def pick(self, hidden: Tensor) -> Tensor:
+        """And back again."""
+        return hidden
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Give beams the past of those they continue; all beams of an image have the same image."""
@@ -43,24 +71,25 @@ def share_images(decoder: nn.Module) -> bool:
         if not hasattr(layer, "captions"):
             layer.captions = 0  # N of the pass that the layer is in, for `_unfold`
             layer.register_forward_pre_hook(_fold, with_kwargs=True)
-            layer.register_forward_hook(_unfold)
+            layer.register_forward_hook(_unfold, with_kwargs=True)
     return bool(layers)
 
 
 def _fold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``; what `generate` repeated to N rows becomes B again."""
+    """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``; the mask, of as many rows as queries, is one of ones."""
     hidden, *others = args
-    cache, states, mask = kwargs["past_key_values"], kwargs["encoder_hidden_states"], kwargs["encoder_attention_mask"]
-    images = cache.images if isinstance(cache, ImageCache) else len(states)
-    if len(states) != images:  # they are only read for the first token
-        first = not cache.is_updated.get(layer.layer_idx)
-        kwargs["encoder_hidden_states"] = states[:: len(states) // images].contiguous() if first else states
-        kwargs["encoder_attention_mask"] = mask if mask is None else mask[:: len(mask) // images]
-    layer.captions = len(hidden)
-    return (hidden.reshape(images, -1, hidden.shape[-1]), *others), kwargs
+    if isinstance(cache := kwargs["past_key_values"], ImageCache):
+        hidden = cache.spread(hidden)
+    layer.captions, images = len(hidden), len(kwargs["encoder_hidden_states"])
+    if layer.captions % images:
+        raise ValueError(f"{layer.captions} captions cannot be of {images} images, each with as many as any other.")
+    return (hidden.reshape(images, -1, hidden.shape[-1]), *others), kwargs | {"encoder_attention_mask": None}
 
 
-def _unfold(layer: Any, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _unfold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Give every caption its row of the output again."""
     hidden, *others = outputs
-    return (hidden.reshape(layer.captions, -1, hidden.shape[-1]), *others)
+    hidden = hidden.reshape(layer.captions, -1, hidden.shape[-1])
+    if isinstance(cache := kwargs["past_key_values"], ImageCache):
+        hidden = cache.pick(hidden)
+    return (hidden, *others)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,14 +19,17 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
     VisionEncoderDecoderModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.finished_rows import DropFinished
 from hf_distinct.gathering import gather_rows
 from hf_distinct.image_sharing import ImageCache, share_images
+from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL
 
 
@@ -90,16 +94,16 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
         "eos_token_id": token_id(model, "eos_token_id"),
         "pad_token_id": token_id(model, "pad_token_id"),
         "bos_token_id": own.bos_token_id,
-        "max_length": own.max_length,
+        "max_new_tokens": own.max_new_tokens or _longest(own.max_length),
     }
     if settings.get("do_sample"):
         base["top_k"] = 0
-    settings["max_new_tokens"] = settings.get("max_new_tokens") or own.max_new_tokens
-    if settings["max_new_tokens"] is None:
-        settings.pop("max_new_tokens")
-    else:
-        base.pop("max_length")
-    return GenerationConfig(**{**base, **settings})
+    return GenerationConfig(**{**base, **{name: value for name, value in settings.items() if value is not None}})
+
+
+def _longest(max_length: int | None) -> int:
+    """Tokens behind the start token: as `generate` has it, 20 where nobody said any other number."""
+    return 20 if max_length in (None, GenerationConfig().max_length) else max_length - 1
 
 
 def generate_labels(
@@ -114,23 +118,30 @@ def generate_labels(
     Args:
         model: the captioner, unwrapped, in eval mode.
         encoder_hidden_states: ``(B, S, H)``.
-        generation_config: ``num_return_sequences`` K captions an image.
+        generation_config: ``num_return_sequences`` K captions an image; with ``do_sample`` drawn at ``temperature``
+            from the whole vocabulary, by [`MultinomialSampling`].
         logits_processor: as `generate` takes it.
         cache: a fresh one, if not the usual.
 
     Returns:
         Token ids ``(B * K, L)``, the end token included, -100 behind it.
     """
+    states = encoder_hidden_states.detach()
+    if cache is None and share_images(model.decoder):
+        searches = (generation_config.num_beams or 1) > 1
+        cache = ImageCache(states) if searches else DropFinished(states, token_id(model, "eos_token_id"))
+    given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
+    if generation_config.do_sample:
+        given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)
+        generation_config, logits_processor = _drawn(generation_config, logits_processor or [])
     # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
     # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
     own, model.generation_config = model.generation_config, generation_config
-    if cache is None and share_images(model.decoder):
-        cache = ImageCache(len(encoder_hidden_states))
     writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
     try:
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if cache is None else cache.in_passes_of(model):
             sequences = writer.generate(
-                encoder_outputs=encoder_outputs(encoder_hidden_states.detach()),
+                encoder_outputs=encoder_outputs(given),
                 past_key_values=cache,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
@@ -139,6 +150,15 @@ def generate_labels(
     finally:
         model.generation_config = own
     return to_labels(model, sequences)
+
+
+def _drawn(config: GenerationConfig, processors: Iterable[Any]) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """Samples as greedy captions of processed logits."""
+    usual, greedy = GenerationConfig(), copy.deepcopy(config)
+    greedy.update(do_sample=False, num_return_sequences=1, temperature=usual.temperature, top_k=usual.top_k)
+    return greedy, LogitsProcessorList(
+        [*processors, TemperatureLogitsWarper(float(config.temperature or 1)), MultinomialSampling()]
+    )
 
 
 def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
@@ -247,6 +267,7 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
     outputs = model(
         encoder_outputs=encoder_outputs(encoder_hidden_states),
         decoder_input_ids=inputs,
+        decoder_attention_mask=torch.ones_like(inputs),  # else it looks for captions in a row, and makes a mask
         use_cache=False,
     )
     return outputs.logits

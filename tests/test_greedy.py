@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel, LogitsProcessorList
 
 from hf_distinct.greedy import generate_with_greedy
+from hf_distinct.guidance import ImageGuidance
 from hf_distinct.logits_processors import NoRepeatNGrams
 from hf_distinct.rollout import generate_labels, rollout_config
 
@@ -64,6 +65,14 @@ def test_beams_and_greedy_captions_are_those_of_two_passes(model, soon, longest)
         assert (apart > searched) == (soon and longest != 3)
 
 
+def test_passes_that_a_logits_processor_makes_are_not_widened(model):
+    processors = LogitsProcessorList([ImageGuidance(model, 2.0)])
+    config = rollout_config(model, num_beams=3)
+    labels, beside = generate_with_greedy(model, encoded(0), config, processors)
+    assert torch.equal(labels, generate_labels(model, encoded(0), config, processors))
+    assert same_captions(beside, generate_labels(model, encoded(0), rollout_config(model)))
+
+
 def test_samples_and_greedy_captions_are_rows_of_one_batch(model):
     config = rollout_config(model, do_sample=True, num_return_sequences=4)
     torch.manual_seed(0)
@@ -101,4 +110,5 @@ def test_decoders_that_do_not_share_images_have_a_pass_of_their_own(model):
 
 def test_nothing_is_left_in_the_model(model):
     generate_with_greedy(model, encoded(0), rollout_config(model, num_beams=2), LogitsProcessorList())
-    assert not model._forward_hooks and not model._forward_pre_hooks
+    for part in (model, model.decoder.lm_head):
+        assert not part._forward_hooks and not part._forward_pre_hooks

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import tiny
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    LogitsProcessorList,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.guidance import ImageGuidance
 from hf_distinct.image_sharing import ImageCache, share_images
+from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.rollout import caption_logits, generate_labels, rollout_config
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes a layer
@@ -49,8 +58,11 @@ def rows_of_keys(model, seen):
 def test_captions_are_those_of_generate_and_keys_are_computed_once_an_image(tiny_models, how, attention):
     stock, model = captioner(tiny_models, attention), captioner(tiny_models, attention)
     torch.manual_seed(0)
-    settings = {"top_k": 0, **HOW[how]}
-    expected = stock.generate(encoder_outputs=BaseModelOutput(last_hidden_state=images()), **settings)[:, 1:]
+    states, settings = images(), HOW[how]
+    if how == "sample":
+        states = states.repeat_interleave(PER_IMAGE, dim=0)
+        settings = {"logits_processor": LogitsProcessorList([MultinomialSampling()])}
+    expected = stock.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), **settings)[:, 1:]
     seen: list[int] = []
     rows_of_keys(model, seen)
     torch.manual_seed(0)
@@ -58,6 +70,53 @@ def test_captions_are_those_of_generate_and_keys_are_computed_once_an_image(tiny
     assert torch.equal(labels, expected.masked_fill(labels == -100, -100))
     assert len(expected.unique(dim=0)) > 1
     assert seen == [IMAGES] * model.decoder.config.n_layer
+
+
+def test_states_of_another_width_are_projected_once_an_image(tiny_models):
+    model = captioner(tiny_models)
+    encoder, decoder = model.config.encoder, model.config.decoder
+    encoder.hidden_size = 48
+    wide: Any = VisionEncoderDecoderModel(
+        VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    ).double()
+    wide.generation_config = model.generation_config
+    wide.eval()
+    states, seen = torch.cat([images(), images()[..., :16]], dim=-1), []
+    expected = wide.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), num_beams=4)[:, 1:]
+    wide.enc_to_dec_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
+    labels = generate_labels(wide, states, rollout_config(wide, num_beams=4))
+    assert torch.equal(labels, expected.masked_fill(labels == -100, -100))
+    assert seen[0] == states.shape[:2].numel() and set(seen[1:]) == {IMAGES}
+
+
+def test_passes_that_a_logits_processor_makes_have_their_own_images(tiny_models):
+    stock, model = captioner(tiny_models), captioner(tiny_models)
+    config = rollout_config(model, num_beams=4)
+    guides = [LogitsProcessorList([ImageGuidance(each, 3.0)]) for each in (stock, model)]
+    states = BaseModelOutput(last_hidden_state=images())
+    expected = stock.generate(encoder_outputs=states, num_beams=4, logits_processor=guides[0])[:, 1:]
+    labels = generate_labels(model, images(), config, guides[1])
+    assert torch.equal(labels, expected.masked_fill(labels == -100, -100))
+    assert labels.tolist() != generate_labels(model, images(), config).tolist()
+
+
+def test_scoring_takes_the_causal_kernel_without_a_mask(tiny_models, monkeypatch):
+    model, seen = captioner(tiny_models), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, **kwargs):
+        seen.append((kwargs.get("is_causal"), kwargs.get("attn_mask")))
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    caption_logits(model, images(), captions())
+    assert seen == [(True, None), (False, None)] * model.decoder.config.n_layer
+
+
+def test_captions_that_are_not_as_many_for_each_image_are_refused(tiny_models):
+    model = captioner(tiny_models)
+    with pytest.raises(ValueError, match="7 captions cannot be of 3 images"):
+        caption_logits(model, images(), captions()[:7])
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -84,7 +143,7 @@ def test_logits_and_gradients_are_those_of_repeated_images(tiny_models, attentio
 
 
 def test_a_search_continues_beams_but_leaves_images_where_they_are():
-    cache = ImageCache(2)
+    cache = ImageCache(torch.zeros(2, 1, 1))
     for part, rows in ((cache.self_attention_cache, 4), (cache.cross_attention_cache, 2)):
         part.update(torch.arange(rows).view(rows, 1, 1, 1), torch.zeros(rows, 1, 1, 1), 0)
     cache.reorder_cache(torch.tensor([1, 1, 3, 2]))

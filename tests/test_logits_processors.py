@@ -1,4 +1,4 @@
-"""Against transformers' own processor."""
+"""Against transformers' own processor, and by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from hf_distinct.logits_processors import NoRepeatNGrams
+from hf_distinct.logits_processors import MultinomialSampling, NoRepeatNGrams
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -19,3 +19,28 @@ def test_the_tokens_that_transformers_forbids_are_forbidden_and_no_others(size):
         torch.testing.assert_close(NoRepeatNGrams(size)(ids, scores), expected, rtol=0, atol=0)
         forbidden += int(expected.isinf().sum())
     assert forbidden > 20
+
+
+@pytest.mark.parametrize("offset", [0.0, -7.0])  # log-probabilities, and logits
+def test_a_random_number_draws_the_token_in_whose_part_of_the_sum_it_falls(offset, monkeypatch):
+    """Parts by hand: [0, 0), [0, 0.25), nothing, [0.25, 0.75), [0.75, 1), nothing; counted from 1 down to above 0."""
+    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    random = torch.tensor([[1 - 2**-53], [0.8], [0.7], [0.3], [0.2], [0.0]], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **how: random)
+    scores = (probabilities.log() + offset).repeat(6, 1)
+    found = MultinomialSampling()(torch.zeros(6, 1), scores)
+    assert found.argmax(dim=1).tolist() == [1, 1, 3, 3, 4, 4]
+    assert (found == -torch.inf).sum(dim=1).tolist() == [5] * 6
+
+
+def test_rows_are_drawn_independently_by_their_own_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 30, generator=generator) * 2
+    torch.manual_seed(0)
+    drawn = MultinomialSampling()(torch.zeros(1), scores.repeat_interleave(40_000, dim=0)).argmax(dim=1)
+    for row, tokens in zip(scores, drawn.view(2, -1), strict=True):
+        found = torch.bincount(tokens, minlength=30) / 40_000
+        spread = (row.softmax(0) * (1 - row.softmax(0)) / 40_000).sqrt()
+        assert ((found - row.softmax(0)).abs() < 4.5 * spread).all()
+    same = (drawn[:40_000] == drawn[40_000:]).float().mean()
+    assert abs(float(same - (scores[0].softmax(0) * scores[1].softmax(0)).sum())) < 0.01

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessorList, TemperatureLogitsWarper
 
+from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL, token_log_probs
 from hf_distinct.rollout import (
     caption_logits,
@@ -89,8 +90,12 @@ def test_scores_do_not_change_when_the_batch_gains_padding(captioner):
 def test_captions_are_those_of_generate_from_pixels_and_the_encoder_rests(captioner, how):
     labels = write(captioner, how)
     torch.manual_seed(0)
-    settings = {"top_k": 0, **HOW[how]} if how == "sample" else HOW[how]
-    expected = captioner.model.generate(captioner.pixels, **settings)
+    pixels, settings = captioner.pixels, HOW[how]
+    if how == "sample":
+        pixels = pixels.repeat_interleave(settings["num_return_sequences"], dim=0)
+        drawing = [TemperatureLogitsWarper(settings["temperature"]), MultinomialSampling()]
+        settings = {"logits_processor": LogitsProcessorList(drawing)}
+    expected = captioner.model.generate(pixels, **settings)
     assert decode(captioner.tokenizer, labels) == captioner.tokenizer.batch_decode(expected, skip_special_tokens=True)
     hidden, calls = encode(captioner), []
     captioner.model.encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -137,6 +142,10 @@ def test_samples_come_from_the_policy_whatever_the_checkpoint_prefers(captioner)
 def test_length_is_that_of_the_generation_config_unless_said(captioner):
     generation = captioner.model.generation_config
     generation.eos_token_id = captioner.model.config.eos_token_id = 0  # never written: nothing ends early
+    generation.max_length = GenerationConfig().max_length  # nobody said any
+    captioner.model.decoder.transformer.wpe = torch.nn.Embedding(30, 32, dtype=torch.float64)
+    expected = captioner.model.generate(captioner.pixels)
+    assert write(captioner, "greedy").shape[1] == expected.shape[1] - 1 == 20
     generation.max_length = 9  # the start token counts, and is no part of the labels
     assert write(captioner, "greedy").shape[1] == 8
     assert write(captioner, "greedy", max_new_tokens=5).shape[1] == 5

@@ -11,7 +11,7 @@ import math
 import pytest
 import tiny
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from hf_distinct.data.images import decode_image
 from hf_distinct.evaluation.captions import CiderD
@@ -81,14 +81,10 @@ def plain_loss(trainer, inputs):
     if a.rollouts == "beam":
         how = {"num_beams": a.num_beams, "no_repeat_ngram_size": a.no_repeat_ngram_size}
     else:
-        how = {
-            "do_sample": True, "top_k": 0, "num_return_sequences": a.num_rollouts, "temperature": a.temperature
-        }  # fmt: skip
+        how = {"samples": a.num_rollouts, "processors": [TemperatureLogitsWarper(a.temperature)]}
     if trainer.appraiser.needs_greedy and a.rollouts == "sample":  # drawn beside the samples, as their last row
-        how |= {
-            "num_return_sequences": a.num_rollouts + 1,
-            "logits_processor": [GreedyRows(a.num_rollouts + 1, LogitsProcessorList())],
-        }
+        how["samples"] += 1
+        how["processors"].append(GreedyRows(how["samples"], LogitsProcessorList()))
     per_image, references = a.num_rollouts, inputs["captions"]
     rows, rollouts = tiny.plain_captions(trainer, inputs, **how)
     drawn = [n for n in range(len(rows)) if n % (len(rows) // number) < per_image]
@@ -219,9 +215,7 @@ def test_length_can_be_normalised_by_a_constant(make_trainer):
     trainer = make_trainer(wtf_weight=0.0, reward=["similarity"], baseline="none", discriminator_weight=0.0)
     inputs = tiny.a_batch(trainer)
     torch.manual_seed(5)
-    rows, texts = tiny.plain_captions(
-        trainer, inputs, do_sample=True, top_k=0, num_return_sequences=2, max_new_tokens=10
-    )
+    rows, texts = tiny.plain_captions(trainer, inputs, samples=2, max_new_tokens=10)
     embeds = trainer.scorer.encode_texts(texts)
     rewards = (embeds * inputs["image_embeds"].repeat_interleave(2, dim=0)).sum(-1).tolist()
     trainer.args.length_normalization, trainer.args.max_new_tokens = "constant", 10

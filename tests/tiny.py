@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LogitsProcessorList,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -29,6 +30,7 @@ import hf_distinct
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.scorer import save_open_clip
 
@@ -180,10 +182,17 @@ def a_batch(trainer: RLCaptionTrainer) -> dict[str, Any]:
     return trainer._prepare_inputs(trainer.data_collator(rows))
 
 
-def plain_captions(trainer: RLCaptionTrainer, inputs: dict[str, Any], **how: Any) -> tuple[list[list[int]], list[str]]:
-    """Captions by a plain call of generate on pixels: token rows without padding, and texts."""
+def plain_captions(
+    trainer: RLCaptionTrainer, inputs: dict[str, Any], samples: int = 0, processors: Sequence[Any] = (), **how: Any
+) -> tuple[list[list[int]], list[str]]:
+    """Captions by a plain call of generate on pixels: token rows without padding, and texts.
+
+    One of each picture, or as many samples, drawn as rollouts are.
+    """
     model, tokenizer = trainer.model, trainer.processing_class
-    sequences = model.generate(inputs["pixel_values"], **how)[:, 1:].tolist()
+    pixels = inputs["pixel_values"].repeat_interleave(samples or 1, dim=0)
+    processors = LogitsProcessorList([*processors, MultinomialSampling()] if samples else processors)
+    sequences = model.generate(pixels, logits_processor=processors, **how)[:, 1:].tolist()
     end = tokenizer.eos_token_id
     rows = [row[: row.index(end) + 1] if end in row else row for row in sequences]
     return rows, [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
