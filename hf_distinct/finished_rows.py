@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_distinct.image_sharing import ImageCache
+from hf_distinct.image_sharing import CACHE, ImageCache
 
 SHRINK = 0.8  # of the rows: a pass with as many or fewer that are not finished is worth copying what is kept of them
 
@@ -28,7 +28,7 @@ class DropFinished(ImageCache):
     def __init__(self, encoder_hidden_states: Tensor, end: int) -> None:
         super().__init__(encoder_hidden_states)
         self.end = end
-        self.finished = self.rows = torch.empty(0)  # of all captions whether, and of those in the passes which
+        self.finished = torch.empty(0)  # whether, of all captions
 
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
@@ -47,31 +47,21 @@ class DropFinished(ImageCache):
     def _drop(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Tokens ``(N, L)`` become ``(n, L)``."""
         tokens = kwargs["decoder_input_ids"]
-        if kwargs.get("past_key_values") is not self:  # a pass that a logits processor makes for itself
+        if kwargs.get(CACHE) is not self:  # a pass that a logits processor makes for itself
             return None
         if self.get_seq_length() == 0:  # the start token, which may be the end token, too
+            self.captions = len(tokens)
             self.finished = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-            self.rows = torch.arange(len(tokens), device=tokens.device)
         else:
             self.finished |= tokens[:, -1] == self.end
-        kept = (~self.finished[self.rows]).nonzero().squeeze(1)
-        if 0 < len(kept) <= SHRINK * len(self.rows):
-            self.rows = self.rows[kept]
-            self.self_attention_cache.reorder_cache(kept)
+        going = (~self.pick(self.finished)).nonzero().squeeze(1)
+        if 0 < len(going) <= SHRINK * len(self.pick(self.finished)):
+            self.rows = going if self.rows is None else self.rows[going]
+            self.self_attention_cache.reorder_cache(going)
         return args, kwargs | {"decoder_input_ids": self.pick(tokens)}
 
     def _fill(self, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
         """Logits ``(n, L, V)`` become ``(N, L, V)``."""
-        if kwargs.get("past_key_values") is self:
+        if kwargs.get(CACHE) is self:
             outputs.logits = self.spread(outputs.logits)
         return outputs
-
-    def spread(self, hidden: Tensor) -> Tensor:
-        """Rows ``(n, ...)`` of captions that go on become rows ``(N, ...)`` of all, 0 for the others."""
-        if len(hidden) == len(self.finished):
-            return hidden
-        return hidden.new_zeros(len(self.finished), *hidden.shape[1:]).index_copy_(0, self.rows, hidden)
-
-    def pick(self, hidden: Tensor) -> Tensor:
-        """And back again."""
-        return hidden if len(self.rows) == len(self.finished) else hidden[self.rows]

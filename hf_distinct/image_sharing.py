@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+# What transformers calls a cache among a model's arguments, and those of its layers; 5.24 renamed it.
+CACHE = "cache" if "cache" in signature(VisionEncoderDecoderModel.forward).parameters else "past_key_values"
 
 
 class ImageCache(EncoderDecoderCache):
@@ -23,6 +27,8 @@ class ImageCache(EncoderDecoderCache):
     def __init__(self, encoder_hidden_states: Tensor) -> None:
         super().__init__(DynamicCache(), DynamicCache())
         self.states, self.images = encoder_hidden_states.detach(), len(encoder_hidden_states)
+        self.captions = self.images
+        self.rows: Tensor | None = None  # which captions are in the passes; None: all, in order
 
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
@@ -34,19 +40,21 @@ class ImageCache(EncoderDecoderCache):
             hook.remove()
 
     def _give_states(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if kwargs.get("past_key_values") is not self:  # a pass that a logits processor makes for itself
+        if kwargs.get(CACHE) is not self:  # a pass that a logits processor makes for itself
             return None
         # Behind the first token, cross-attention has all it needs of them.
         states = self.states if self.get_seq_length() == 0 else self.states[:, :1]
         return args, kwargs | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
 
     def spread(self, hidden: Tensor) -> Tensor:
-        """Rows of the captions that are in a pass become rows of all, those of an image in a row."""
-        return hidden
+        """Rows ``(n, ...)`` of a pass become rows ``(N, ...)`` of all captions, 0 for those that are not in it."""
+        if self.rows is None:
+            return hidden
+        return hidden.new_zeros(self.captions, *hidden.shape[1:]).index_copy_(0, self.rows, hidden)
 
     def pick(self, hidden: Tensor) -> Tensor:
         """And back again."""
-        return hidden
+        return hidden if self.rows is None else hidden[self.rows]
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Give beams the past of those they continue; all beams of an image have the same image."""
@@ -78,7 +86,7 @@ def share_images(decoder: nn.Module) -> bool:
 def _fold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``; the mask, of as many rows as queries, is one of ones."""
     hidden, *others = args
-    if isinstance(cache := kwargs["past_key_values"], ImageCache):
+    if isinstance(cache := kwargs[CACHE], ImageCache):
         hidden = cache.spread(hidden)
     layer.captions, images = len(hidden), len(kwargs["encoder_hidden_states"])
     if layer.captions % images:
@@ -90,6 +98,6 @@ def _unfold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: 
     """Give every caption its row of the output again."""
     hidden, *others = outputs
     hidden = hidden.reshape(layer.captions, -1, hidden.shape[-1])
-    if isinstance(cache := kwargs["past_key_values"], ImageCache):
+    if isinstance(cache := kwargs[CACHE], ImageCache):
         hidden = cache.pick(hidden)
     return (hidden, *others)

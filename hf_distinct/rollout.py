@@ -24,13 +24,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.beam_rows import BeamRows
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.finished_rows import DropFinished
 from hf_distinct.gathering import gather_rows
-from hf_distinct.image_sharing import ImageCache, share_images
+from hf_distinct.image_sharing import CACHE, ImageCache, share_images
 from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL
+from hf_distinct.narrow_products import narrow_products
 
 
 def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -128,8 +130,9 @@ def generate_labels(
     """
     states = encoder_hidden_states.detach()
     if cache is None and share_images(model.decoder):
-        searches = (generation_config.num_beams or 1) > 1
-        cache = ImageCache(states) if searches else DropFinished(states, token_id(model, "eos_token_id"))
+        start, end = (token_id(model, name) for name in ("decoder_start_token_id", "eos_token_id"))
+        beams = generation_config.num_beams or 1
+        cache = DropFinished(states, end) if beams == 1 else BeamRows(states, beams, False, start, end)
     given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
     if generation_config.do_sample:
         given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)
@@ -139,13 +142,14 @@ def generate_labels(
     own, model.generation_config = model.generation_config, generation_config
     writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
     try:
-        with torch.no_grad(), nullcontext() if cache is None else cache.in_passes_of(model):
+        passes = nullcontext() if cache is None else cache.in_passes_of(model)
+        with torch.no_grad(), narrow_products(model), passes:
             sequences = writer.generate(
                 encoder_outputs=encoder_outputs(given),
-                past_key_values=cache,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
                 synced_gpus=False,  # see generation_ready
+                **{CACHE: cache},
             )
     finally:
         model.generation_config = own

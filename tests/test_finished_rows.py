@@ -8,7 +8,6 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distinct.finished_rows import DropFinished
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.rollout import generate_labels, rollout_config
@@ -97,14 +96,6 @@ def test_a_caption_that_says_padding_before_its_end_goes_on(model, tiny_models):
 def test_processors_see_all_captions_and_their_own_passes_have_all(model, tiny_models):
     other = stock(tiny_models)
     assert same(write(model, ImageGuidance(model, 1.5)), plain(other, ImageGuidance(other, 1.5)))
-
-
-def test_rows_by_hand():
-    cache = DropFinished(torch.zeros(2, 1, 1), end=9)
-    cache.finished, cache.rows = torch.tensor([False, True, True, False]), torch.tensor([0, 3])
-    hidden = torch.tensor([[[5.0, 6.0]], [[7.0, 8.0]]])
-    assert cache.spread(hidden).tolist() == [[[5, 6]], [[0, 0]], [[0, 0]], [[7, 8]]]
-    assert torch.equal(cache.pick(cache.spread(hidden)), hidden)
 
 
 def test_nothing_is_left_in_the_model(model):

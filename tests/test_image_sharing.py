@@ -175,3 +175,12 @@ def test_other_decoders_are_given_repeated_images(tiny_models):
     labels = generate_labels(model, images(), rollout_config(model, **HOW["beam"]))
     plain = model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=images()), **HOW["beam"])[:, 1:]
     assert torch.equal(labels, plain.masked_fill(labels == -100, -100))
+
+
+def test_rows_of_a_pass_by_hand():
+    cache = ImageCache(torch.zeros(2, 1, 1))
+    hidden = torch.tensor([[[5.0, 6.0]], [[7.0, 8.0]]])
+    assert cache.spread(hidden) is hidden and cache.pick(hidden) is hidden
+    cache.captions, cache.rows = 4, torch.tensor([3, 0])
+    assert cache.spread(hidden).tolist() == [[[7, 8]], [[0, 0]], [[0, 0]], [[5, 6]]]
+    assert torch.equal(cache.pick(cache.spread(hidden)), hidden)

@@ -1,0 +1,119 @@
+"""Beams that can gain nothing any more take no part in the decoder's passes; greedy captions may join them there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_distinct.image_sharing import CACHE, ImageCache
+from hf_distinct.narrow_products import narrow_products
+
+
+class BeamRows(ImageCache):
+    """Chooses the rows of a beam search's passes: beams of images still searched for, then greedy captions.
+
+    `generate` goes on with the beams of all images until no image's best captions can change any more. Here those of
+    an image whose cannot are left out, and what comes out is zero in their place; whatever becomes of them, `generate`
+    does not take it. Greedy captions are rows that the search does not see, until they end. Captions are those that
+    `generate` writes, the greedy ones in passes of their own.
+
+    Args:
+        encoder_hidden_states: ``(B, S, H)``.
+        beams: of an image.
+        greedy: whether to write a greedy caption of each image, too.
+        start: the token that captions begin with.
+        end: the token that they end with.
+    """
+
+    def __init__(self, encoder_hidden_states: Tensor, beams: int, greedy: bool, start: int, end: int) -> None:
+        super().__init__(encoder_hidden_states)
+        device, self.end = self.states.device, end
+        self.captions = self.images * (beams + greedy)
+        places = torch.arange(self.captions, device=device).view(self.images, -1)
+        self.places = places[:, :beams].flatten(), places[:, beams:].flatten()  # among all, those of an image in a row
+        self.beams, self.greedy = (torch.arange(len(part), device=device) for part in self.places)  # which are in
+        self.rows: Tensor = torch.cat(self.places)
+        self.searching = torch.ones(self.images, dtype=torch.bool, device=device)
+        self.parents = self.beams  # beams whose past each is to have in the next pass
+        self.tokens = torch.full((len(self.greedy), 1), start, device=device)  # of greedy captions
+
+    @contextmanager
+    def in_passes_of(self, model: Any) -> Iterator[None]:
+        """While `generate` searches with this as its cache."""
+        hooks = [
+            model.register_forward_pre_hook(self._add, with_kwargs=True),
+            model.register_forward_hook(self._take, with_kwargs=True),
+        ]
+        still_searching = getattr(model, "_check_early_stop_heuristic", None)  # no part of transformers' public face
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            found = still_searching(*args, **kwargs)  # type: ignore[misc]
+            self.searching = found.squeeze(1)
+            return found
+
+        if still_searching is not None:
+            model._check_early_stop_heuristic = watched
+        try:
+            with super().in_passes_of(model):
+                yield
+        finally:
+            vars(model).pop("_check_early_stop_heuristic", None)
+            for hook in hooks:
+                hook.remove()
+
+    def _add(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Tokens ``(B * beams, L)`` become ``(n, L)``."""
+        if kwargs.get(CACHE) is not self:  # a pass that a logits processor makes for itself
+            return None
+        if self.get_seq_length() > 0:
+            self._choose()
+        tokens = kwargs["decoder_input_ids"]
+        rows = torch.cat([tokens[self.beams], self.tokens[self.greedy, -tokens.shape[1] :]])
+        return args, kwargs | {"decoder_input_ids": rows}
+
+    def _choose(self) -> None:
+        """Let those rows into the pass that matter, each with the past of the beam that it continues."""
+        past = self.rows.new_empty(self.captions)  # of each caption its row so far
+        past[self.rows] = torch.arange(len(self.rows), device=past.device)
+        self.beams = self.searching.repeat_interleave(len(self.parents) // self.images).nonzero().squeeze(1)
+        self.greedy = (self.tokens[:, -1] != self.end).nonzero().squeeze(1)
+        beams, greedy = self.places
+        super().reorder_cache(past[torch.cat([beams[self.parents[self.beams]], greedy[self.greedy]])])
+        self.rows = torch.cat([beams[self.beams], greedy[self.greedy]])
+
+    def _take(self, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        """Logits ``(n, L, V)`` become ``(B * beams, L, V)``."""
+        if kwargs.get(CACHE) is not self:
+            return outputs
+        beams, greedy = outputs.logits.tensor_split([len(self.beams)])
+        every = len(self.parents)
+        if len(beams) < every:
+            beams = beams.new_zeros(every, *beams.shape[1:]).index_copy_(0, self.beams, beams)
+        outputs.logits = beams
+        tokens = torch.full_like(self.tokens[:, :1], self.end)
+        tokens[self.greedy] = greedy[:, -1].argmax(dim=-1, keepdim=True)
+        self.tokens = torch.cat([self.tokens, tokens], dim=1)
+        return outputs
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Give beams the past of those they continue: not before the next pass, when it is known which matter."""
+        self.parents = beam_idx
+
+    @torch.no_grad()
+    def finish(self, model: Any, limit: int) -> Tensor:
+        """Write on where the search has ended and greedy captions have not: their tokens ``(B, 1 + L)``.
+
+        Args:
+            model: the captioner.
+            limit: the most tokens of a caption, without the one it starts with.
+        """
+        self.searching = torch.zeros_like(self.searching)
+        unused = self.parents[:, None]
+        with narrow_products(model), self.in_passes_of(model):
+            while self.tokens.shape[1] <= limit and bool((self.tokens[:, -1] != self.end).any()):
+                model(decoder_input_ids=unused, use_cache=True, **{CACHE: self})
+        return self.tokens
