@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -357,7 +358,7 @@ def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[di
             trainer.stock.zero_grad()
             forget_peak()
             set_seed(turn + WARM_UP)
-            counter = FlopCounterMode(display=False)
+            counter = operations_counter()
             with counter if turn < 0 else nullcontext():
                 found[way] = float(step(data[turn % len(data)]).detach())
             measured = meter.flush(trainer.accelerator)
@@ -371,6 +372,16 @@ def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[di
             if not abs(found[one] - found[other]) <= TOLERANCE:  # which a NaN is not, either
                 raise ValueError(f"turn {turn}: the loss of {one} is {found[one]}, of {other} {found[other]}")
     return turns
+
+
+def operations_counter() -> FlopCounterMode:
+    """Counts the products of oneDNN, too, which torch's counter does not know."""
+
+    def product(hidden: Any, weight: Any, *others: Any, out_shape: Any, **settings: Any) -> int:
+        return 2 * math.prod(out_shape) * int(weight[1])  # of a weight (out, in)
+
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return FlopCounterMode(display=False, custom_mapping={onednn: product} if onednn else None)
 
 
 def forget_peak() -> None:
