@@ -78,6 +78,7 @@ def share_images(decoder: nn.Module) -> bool:
     for layer in layers:
         if not hasattr(layer, "captions"):
             layer.captions = 0  # N of the pass that the layer is in, for `_unfold`
+            layer.packing = None  # of that pass, see `packing.py`
             layer.register_forward_pre_hook(_fold, with_kwargs=True)
             layer.register_forward_hook(_unfold, with_kwargs=True)
     return bool(layers)
@@ -86,8 +87,8 @@ def share_images(decoder: nn.Module) -> bool:
 def _fold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``; the mask, of as many rows as queries, is one of ones."""
     hidden, *others = args
-    if isinstance(cache := kwargs[CACHE], ImageCache):
-        hidden = cache.spread(hidden)
+    if (rows := _rows(layer, kwargs)) is not None:
+        hidden = rows.spread(hidden)
     layer.captions, images = len(hidden), len(kwargs["encoder_hidden_states"])
     if layer.captions % images:
         raise ValueError(f"{layer.captions} captions cannot be of {images} images, each with as many as any other.")
@@ -98,6 +99,11 @@ def _unfold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: 
     """Give every caption its row of the output again."""
     hidden, *others = outputs
     hidden = hidden.reshape(layer.captions, -1, hidden.shape[-1])
-    if isinstance(cache := kwargs[CACHE], ImageCache):
-        hidden = cache.pick(hidden)
+    if (rows := _rows(layer, kwargs)) is not None:
+        hidden = rows.pick(hidden)
     return (hidden, *others)
+
+
+def _rows(layer: Any, kwargs: dict[str, Any]) -> Any:
+    """What the rows of a pass are of its captions, where they are not just these."""
+    return cache if isinstance(cache := kwargs[CACHE], ImageCache) else layer.packing

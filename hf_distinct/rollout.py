@@ -33,6 +33,7 @@ from hf_distinct.image_sharing import CACHE, ImageCache, share_images
 from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL
 from hf_distinct.narrow_products import narrow_products
+from hf_distinct.packing import Packing
 
 
 def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -261,18 +262,48 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
     """
     captioner = _without_adapters(getattr(model, "module", model))
-    start, pad = token_id(captioner, "decoder_start_token_id"), token_id(captioner, "pad_token_id")
-    inputs = labels.masked_fill(labels == IGNORED_LABEL, pad).roll(1, dims=1)
-    inputs[:, 0] = start
     if not share_images(captioner.decoder):
         encoder_hidden_states = encoder_hidden_states.repeat_interleave(
             len(labels) // len(encoder_hidden_states), dim=0
         )
+    return _logits(model, encoder_hidden_states, _inputs(captioner, labels))
+
+
+def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
+    """As [`caption_logits`], of real tokens alone: those of a padded position are not computed where that can be.
+
+    It can be with GPT-2 on torch's own attention, unless layers are to be computed again in the backward pass.
+
+    Returns:
+        ``(T, V)``, in the order of ``labels[labels != -100]``.
+    """
+    captioner = _without_adapters(getattr(model, "module", model))
+    decoder, real = captioner.decoder, labels != IGNORED_LABEL
+    packing = Packing(real)
+    again = getattr(decoder, "is_gradient_checkpointing", False) and torch.is_grad_enabled()
+    torchs_own = decoder.config._attn_implementation == "sdpa"
+    if again or not torchs_own or not len(packing.places) or not share_images(decoder):
+        return caption_logits(model, encoder_hidden_states, labels)[real]
+    inputs = _inputs(captioner, labels)[real].unsqueeze(1)
+    with packing.in_passes_of(decoder):
+        logits = _logits(model, encoder_hidden_states, inputs, decoder_position_ids=packing.positions)
+    return logits.squeeze(1)
+
+
+def _inputs(captioner: VisionEncoderDecoderModel, labels: Tensor) -> Tensor:
+    """What the decoder reads when it is to say the labels."""
+    inputs = labels.masked_fill(labels == IGNORED_LABEL, token_id(captioner, "pad_token_id")).roll(1, dims=1)
+    inputs[:, 0] = token_id(captioner, "decoder_start_token_id")
+    return inputs
+
+
+def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
     outputs = model(
         encoder_outputs=encoder_outputs(encoder_hidden_states),
         decoder_input_ids=inputs,
         decoder_attention_mask=torch.ones_like(inputs),  # else it looks for captions in a row, and makes a mask
         use_cache=False,
+        **settings,
     )
     return outputs.logits
 

@@ -40,7 +40,6 @@ from hf_distinct.logits_processors import NoRepeatNGrams
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
-    caption_logits,
     captioner_in,
     check_captioner,
     decode,
@@ -50,6 +49,7 @@ from hf_distinct.rollout import (
     join_labels,
     rollout_config,
     rollout_figures,
+    token_logits,
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer
@@ -220,7 +220,7 @@ class RLCaptionTrainer(SharingTrainer):
         Args:
             model: the captioner, wrapped by Accelerate or DeepSpeed.
             inputs: what [`CaptionCollator`] makes.
-            return_outputs: whether to return the logits too.
+            return_outputs: whether to return the logits of real tokens, too.
             num_items_in_batch: not used: the loss is a mean over captions.
         """
         model.eval()  # no dropout: the policy that is scored must be the one that wrote
@@ -296,10 +296,12 @@ class RLCaptionTrainer(SharingTrainer):
         parts = join_labels(labels, references).tensor_split([len(labels)])
         joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
         flat = joined.flatten(0, 1)
+        real = flat != losses.IGNORED_LABEL
         with checkpointing(model), self.compute_loss_context_manager():
-            logits = caption_logits(model, hidden, flat)
+            logits = token_logits(model, hidden, flat)
+        of_tokens = losses.token_log_probs(logits, flat[real])
         log_probs = losses.sequence_log_probs(
-            losses.token_log_probs(logits, flat),
+            of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
             flat,
             normalize=a.length_normalization,
             constant=a.max_new_tokens or a.max_reference_length,
@@ -315,22 +317,25 @@ class RLCaptionTrainer(SharingTrainer):
             terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
-            policy = logits.unflatten(0, joined.shape[:2])[:, : a.num_rollouts].flatten(0, 1)
-            padded = joined[:, : a.num_rollouts].flatten(0, 1)
-            divergence = self._divergence(policy, inputs["pixel_values"], padded)
+            rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
+            policy = logits[rolled_out[:, None].expand_as(real)[real]]
+            divergence = self._divergence(policy, inputs["pixel_values"], flat[rolled_out])
             divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
             terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence
         return loss, logits, terms
 
     def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """KL of the policy from the captioner that training began with, its encoder included, on the rollouts."""
+        """KL of the policy from the captioner that training began with, its encoder included, on the rollouts.
+
+        Logits ``(T, V)`` are of the real tokens of labels ``(B * K, L)``.
+        """
         assert self.reference_model is not None
         self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
         with torch.no_grad(), self.compute_loss_context_manager():
             hidden = self.reference_model.encoder(pixel_values).last_hidden_state
-            reference_logits = caption_logits(self.reference_model, hidden, labels)
-        return losses.kl_divergence(logits, reference_logits, labels)
+            reference_logits = token_logits(self.reference_model, hidden, labels)
+        return losses.kl_divergence(logits, reference_logits, labels[labels != losses.IGNORED_LABEL])
 
     # ----------------------------------------------------------------------------------------------- discriminator
 

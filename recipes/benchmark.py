@@ -11,7 +11,7 @@ Four ways from the same batch to gradients take turns in one process, on a GPU i
     ours        `RLCaptionTrainer.compute_loss` with embeddings from the cache, and backward
     floor       one encoder pass, a bare `generate`, a bare forward and backward over the same tokens, and CLIP's
                 text tower over the same strings
-    lowered     the floor again, with our `generate_labels`, `caption_logits` and `ClipScorer.encode_texts` in it
+    lowered     the floor again, with our `generate_labels`, `token_logits` and `ClipScorer.encode_texts` in it
 
 Ours draws the samples, and the others are made to draw the same, so that reference and ours have the same loss, and
 both floors have the same tokens and the same loss, which is checked in every turn. Shows the median of each ratio, its
@@ -60,7 +60,7 @@ from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.reporting import format_table
-from hf_distinct.rollout import caption_logits, decode, generate_labels, join_labels, rollout_config
+from hf_distinct.rollout import decode, generate_labels, join_labels, rollout_config, token_logits
 from hf_distinct.scorer import clean_caption
 
 WARM_UP = 1  # turns in which memory is taken and kernels are chosen
@@ -253,11 +253,12 @@ class Bare:
         scorer = self.trainer.scorer
         scorer.model.encode_text(scorer.tokenizer(texts).to(scorer.device))
 
-    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """``(N, L, V)`` of labels ``(N, L)``, N a multiple of B."""
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of labels ``(N, L)``, N a multiple of B."""
         rows = hidden.repeat_interleave(len(labels) // len(hidden), dim=0)
         ids = shifted(self.model, labels)
-        return self.model(encoder_outputs=(rows,), decoder_input_ids=ids, use_cache=False).logits
+        logits = self.model(encoder_outputs=(rows,), decoder_input_ids=ids, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 class Lowered(Bare):
@@ -276,9 +277,9 @@ class Lowered(Bare):
         """By the scorer."""
         self.trainer.scorer.encode_texts(texts)
 
-    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """By `caption_logits`."""
-        return caption_logits(self.model, hidden, labels)
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """By `token_logits`."""
+        return F.cross_entropy(token_logits(self.model, hidden, labels), labels[labels != losses.IGNORED_LABEL])
 
 
 def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
@@ -295,7 +296,7 @@ def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
         with meter.phase("score"):
             both = join_labels(rollouts, inputs["labels"].flatten(0, 1)).tensor_split([len(rollouts)])
             labels = torch.cat([part.unflatten(0, (images, -1)) for part in both], dim=1).flatten(0, 1)
-            loss = F.cross_entropy(parts.logits(hidden, labels).flatten(0, 1), labels.flatten())
+            loss = parts.loss(hidden, labels)
         loss.backward()
     return loss
 

@@ -27,13 +27,16 @@ def layer_calls(trainer, part):
 
 
 def test_checkpointed_layers_run_again_and_the_training_is_the_same(make_trainer, tmp_path):
-    """To the bit; the tiny captioner's dropout is on, so that layers in train mode would show."""
+    """Up to rounding: those that are not checkpointed compute no padding. The tiny captioner's dropout is on, so that
+    layers in train mode would show.
+    """
     plain = make_trainer(tmp_path / "plain", **SETTINGS)
     saving = make_trainer(tmp_path / "saving", **SETTINGS, gradient_checkpointing=True)
     calls = [layer_calls(trainer, trainer.model.decoder.transformer.h[0].mlp) for trainer in (plain, saving)]
     assert calls == [2, 4]
-    assert saving.step_losses == plain.step_losses and len(set(plain.step_losses)) == 2
-    assert tiny.moved(tiny.weights(plain.model), saving.model) == set()
+    assert_close(saving.step_losses, plain.step_losses, rtol=1e-5, atol=0)
+    assert len(set(plain.step_losses)) == 2
+    assert_close(dict(saving.model.named_parameters()), dict(plain.model.named_parameters()), rtol=1e-4, atol=1e-6)
     assert not any(module.training for module in saving.model.modules())
 
 

@@ -1,0 +1,52 @@
+"""Captions of different lengths are scored without computing their padding: it is there for attention alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+
+class Packing:
+    """The real tokens of captions ``(N, L)``: T rows of one token each, but where tokens attend to one another.
+
+    Args:
+        real: ``(N, L)`` bool. What is not stands behind what is.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self.shape = real.shape
+        self.places = real.flatten().nonzero().squeeze(1)
+        self.positions = self.places[:, None] % real.shape[1]  # (T, 1), in their captions
+
+    def spread(self, hidden: Tensor) -> Tensor:
+        """Tokens ``(T, 1, H)`` become captions ``(N, L, H)``, 0 where there is no token."""
+        captions = hidden.new_zeros(self.shape.numel(), hidden.shape[-1])
+        return captions.index_copy(0, self.places, hidden.squeeze(1)).unflatten(0, self.shape)
+
+    def pick(self, hidden: Tensor) -> Tensor:
+        """And back again."""
+        return hidden.flatten(0, 1).index_select(0, self.places).unsqueeze(1)
+
+    @contextmanager
+    def in_passes_of(self, decoder: nn.Module) -> Iterator[None]:
+        """While a GPT-2, which shares its images, reads tokens ``(T, 1)``; its attention does what it always does."""
+        layers: list[Any] = [layer for layer in decoder.modules() if isinstance(layer, GPT2Attention)]
+        hooks: list[Any] = []
+        for layer in layers:
+            if layer.is_cross_attention:
+                layer.packing = self
+            else:
+                hooks.append(layer.c_attn.register_forward_hook(lambda layer, args, hidden: self.spread(hidden)))
+                hooks.append(layer.c_proj.register_forward_pre_hook(lambda layer, args: self.pick(args[0])))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for layer in layers:
+                if layer.is_cross_attention:
+                    layer.packing = None
