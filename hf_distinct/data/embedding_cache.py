@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
@@ -80,14 +81,18 @@ class EmbeddingCache:
         return embeddings, failures
 
     def write_part(self, number: int, rows: EmbeddedRows) -> None:
-        """Write a part, as float16."""
+        """Write a part, as float16; or not, if a faster run has joined all of them and taken their folder away."""
         tensors = {
             "image_embeds": rows.image_embeds.half(),
             "caption_embeds": rows.caption_embeds.half(),
             "caption_counts": rows.caption_counts,
         }
         failures = {str(row): reason for row, reason in rows.failures.items()}
-        self.parts.write(number, tensors, {"failures": json.dumps(failures)})
+        try:
+            self.parts.write(number, tensors, {"failures": json.dumps(failures)})
+        except (OSError, SafetensorError):
+            if not self.is_whole():
+                raise
 
     def merge(self) -> None:
         """Join the parts in one folder; where a part turns out to be missing or broken, leave that to be mended."""

@@ -102,6 +102,18 @@ def test_what_a_slower_run_writes_afterwards_does_no_harm(dataset, scorer, tmp_p
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("embeddings")] == [first.folder.name]
 
 
+def test_a_part_whose_folder_a_faster_run_takes_away_is_not_missed(dataset, scorer, tmp_path, monkeypatch):
+    embed_dataset(dataset, scorer, tmp_path)
+    late = EmbeddingCache(tmp_path, dataset, scorer, 4)
+    zeros = torch.zeros(4, 16)
+    rows = EmbeddedRows(zeros, zeros, torch.ones(4, dtype=torch.int64), {})
+    monkeypatch.setattr(os, "fsync", lambda _: late.parts.remove())
+    late.write_part(0, rows)
+    (late.folder / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        late.write_part(0, rows)
+
+
 def test_every_picture_broken(scorer, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
     rows = {"image": [str(tmp_path / "a.jpg")] * 5, "captions": [["x"]] * 5, "image_id": list("abcde")}
