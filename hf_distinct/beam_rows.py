@@ -44,10 +44,6 @@ class BeamRows(ImageCache):
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
         """While `generate` searches with this as its cache."""
-        hooks = [
-            model.register_forward_pre_hook(self._add, with_kwargs=True),
-            model.register_forward_hook(self._take, with_kwargs=True),
-        ]
         still_searching = getattr(model, "_check_early_stop_heuristic", None)  # no part of transformers' public face
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -62,20 +58,14 @@ class BeamRows(ImageCache):
                 yield
         finally:
             vars(model).pop("_check_early_stop_heuristic", None)
-            for hook in hooks:
-                hook.remove()
 
-    def _add(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """Tokens ``(B * beams, L)`` become ``(n, L)``."""
-        if kwargs.get(CACHE) is not self:  # a pass that a logits processor makes for itself
-            return None
+    def choose(self, tokens: Tensor) -> Tensor:
+        """Those of beams that count, then those of greedy captions."""
         if self.get_seq_length() > 0:
-            self._choose()
-        tokens = kwargs["decoder_input_ids"]
-        rows = torch.cat([tokens[self.beams], self.tokens[self.greedy, -tokens.shape[1] :]])
-        return args, kwargs | {"decoder_input_ids": rows}
+            self._choose_rows()
+        return torch.cat([tokens[self.beams], self.tokens[self.greedy, -tokens.shape[1] :]])
 
-    def _choose(self) -> None:
+    def _choose_rows(self) -> None:
         """Let those rows into the pass that matter, each with the past of the beam that it continues."""
         past = self.rows.new_empty(self.captions)  # of each caption its row so far
         past[self.rows] = torch.arange(len(self.rows), device=past.device)
@@ -85,19 +75,15 @@ class BeamRows(ImageCache):
         super().reorder_cache(past[torch.cat([beams[self.parents[self.beams]], greedy[self.greedy]])])
         self.rows = torch.cat([beams[self.beams], greedy[self.greedy]])
 
-    def _take(self, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-        """Logits ``(n, L, V)`` become ``(B * beams, L, V)``."""
-        if kwargs.get(CACHE) is not self:
-            return outputs
-        beams, greedy = outputs.logits.tensor_split([len(self.beams)])
-        every = len(self.parents)
-        if len(beams) < every:
-            beams = beams.new_zeros(every, *beams.shape[1:]).index_copy_(0, self.beams, beams)
-        outputs.logits = beams
+    def restore(self, logits: Tensor) -> Tensor:
+        """Keep what greedy captions say next; zero for beams that do not count."""
+        beams, greedy = logits.tensor_split([len(self.beams)])
         tokens = torch.full_like(self.tokens[:, :1], self.end)
         tokens[self.greedy] = greedy[:, -1].argmax(dim=-1, keepdim=True)
         self.tokens = torch.cat([self.tokens, tokens], dim=1)
-        return outputs
+        if len(beams) == len(self.parents):
+            return beams
+        return beams.new_zeros(len(self.parents), *beams.shape[1:]).index_copy_(0, self.beams, beams)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give beams the past of those they continue: not before the next pass, when it is known which matter."""

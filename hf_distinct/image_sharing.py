@@ -33,18 +33,37 @@ class ImageCache(EncoderDecoderCache):
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
         """While `generate` writes with this as its cache: its passes get the encoder states, whatever it was given."""
-        hook = model.register_forward_pre_hook(self._give_states, with_kwargs=True)
+        hooks = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._behind, with_kwargs=True),
+        ]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _give_states(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def _before(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         if kwargs.get(CACHE) is not self:  # a pass that a logits processor makes for itself
             return None
         # Behind the first token, cross-attention has all it needs of them.
         states = self.states if self.get_seq_length() == 0 else self.states[:, :1]
-        return args, kwargs | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+        tokens = self.choose(kwargs["decoder_input_ids"])
+        given = {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "decoder_input_ids": tokens}
+        return args, kwargs | given
+
+    def _behind(self, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        if kwargs.get(CACHE) is self:
+            outputs.logits = self.restore(outputs.logits)
+        return outputs
+
+    def choose(self, tokens: Tensor) -> Tensor:
+        """Of the tokens ``(N, L)`` that `generate` gives to a pass, those that are in it, ``(n, L)``: all."""
+        return tokens
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """Make of the logits ``(n, L, V)`` of a pass what `generate` expects, ``(N, L, V)``."""
+        return logits
 
     def spread(self, hidden: Tensor) -> Tensor:
         """Rows ``(n, ...)`` of a pass become rows ``(N, ...)`` of all captions, 0 for those that are not in it."""

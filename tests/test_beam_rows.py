@@ -85,7 +85,7 @@ def test_rows_by_hand():
     cache.self_attention_cache.update(past, past, 0)
     cache.reorder_cache(torch.tensor([1, 1, 3, 2]))
     cache.searching, cache.tokens = torch.tensor([False, True]), torch.tensor([[0, 7], [0, 9]])
-    cache._choose()
+    cache._choose_rows()
     assert cache.rows.tolist() == [3, 4, 2]  # the second greedy caption has ended
     # Rows 2 and 3 were the beams of the second image, which change places; row 4 was the first greedy caption.
     assert cache.self_attention_cache.layers[0].keys.flatten().tolist() == [3, 2, 4]
