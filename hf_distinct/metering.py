@@ -81,5 +81,13 @@ def peak_memory(accelerator: Accelerator) -> float:
     return float(accelerator.gather(torch.tensor([peak / 2**30], device=accelerator.device)).max())
 
 
+def forget_peak() -> None:
+    """Let `peak_memory` begin anew with what is held now, where that is possible."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (peak := Path("/proc/self/clear_refs")).exists():
+        peak.write_text("5")
+
+
 def _seconds(span: Any) -> float:
     return span[0].elapsed_time(span[1]) / 1000 if isinstance(span, tuple) else span

@@ -34,31 +34,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
+from benchmark_models import base_models, small_models
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    AutoTokenizer,
-    GPT2Config,
     LogitsProcessor,
     LogitsProcessorList,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessor,
     set_seed,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses, shipped
+from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses
 from hf_distinct.appraisal import Appraiser
 from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.discriminator import DiscriminatorTrainer
-from hf_distinct.metering import Meter, peak_memory
-from hf_distinct.pipelines import load_image_processor
+from hf_distinct.metering import Meter, forget_peak, peak_memory
 from hf_distinct.reporting import format_table
 from hf_distinct.rollout import decode, generate_labels, join_labels, rollout_config, token_logits
 from hf_distinct.scorer import clean_caption
@@ -78,34 +70,6 @@ class Settings:
     repetitions: int = field(default=10, metadata={"help": "Turns of the four ways."})
     images: int | None = field(default=None, metadata={"help": "Of a batch; none: 32, and 8 of the base size."})
     output: str | None = field(default=None, metadata={"help": "A JSON file for all that was measured."})
-
-
-# --------------------------------------------------------------------------------------------------------- the models
-
-
-def small_models(folder: Path) -> tuple[Any, ...]:
-    """Captioner, tokenizer, image processor and scorer: the shipped ones."""
-    source = shipped("captioner")
-    captioner, tokenizer = VisionEncoderDecoderModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    return captioner, tokenizer, load_image_processor(source), ClipScorer(shipped("scorer"))
-
-
-def base_models(folder: Path) -> tuple[Any, ...]:
-    """ViT-B/16 + GPT-2 and a CLIP of ViT-B/32 size with random weights; a token of one is one or two of the other."""
-    tokens = open_clip.get_tokenizer("ViT-B-32").decoder.values()
-    words = sorted({token[:-4] for token in tokens if token.endswith("</w>") and token[:-4].isalpha()})
-    decoder = GPT2Config(is_decoder=True, add_cross_attention=True)
-    vocabulary = words + [first + second for first, second in zip(words, reversed(words), strict=True)]
-    tokenizer = build_word_tokenizer(vocabulary[: decoder.vocab_size - 4])
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), decoder)
-    captioner: Any = VisionEncoderDecoderModel(config)
-    for part in (captioner.config, captioner.generation_config):
-        part.decoder_start_token_id = part.bos_token_id = tokenizer.bos_token_id
-        part.eos_token_id, part.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    captioner.generation_config.max_length = 21  # twenty tokens, and the one to start with
-    weights = folder / "clip.pt"
-    torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
-    return captioner, tokenizer, ViTImageProcessor(), ClipScorer("ViT-B-32", pretrained=str(weights))
 
 
 # ----------------------------------------------------------------------------------------------------- the reference
@@ -383,14 +347,6 @@ def operations_counter() -> FlopCounterMode:
 
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return FlopCounterMode(display=False, custom_mapping={onednn: product} if onednn else None)
-
-
-def forget_peak() -> None:
-    """Let peak memory begin anew."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif (peak := Path("/proc/self/clear_refs")).exists():
-        peak.write_text("5")
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmark import base_models, forget_peak, small_models
+from benchmark_models import base_models, small_models
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
@@ -37,7 +37,7 @@ from transformers import TrainerCallback
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer, emoji_scenes
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.embeddings import embed_dataset
-from hf_distinct.metering import peak_memory
+from hf_distinct.metering import forget_peak, peak_memory
 from hf_distinct.reporting import format_table
 
 SWITCHES = ("gradient_checkpointing", "freeze_encoder", "bf16")

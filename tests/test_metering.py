@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_distinct.metering import Meter, peak_memory
+from hf_distinct.metering import Meter, forget_peak, peak_memory
 
 
 @pytest.fixture
@@ -72,3 +72,12 @@ def test_peak_memory_keeps_what_has_been_given_back(accelerator):
     del held
     after = peak_memory(accelerator)
     assert before > 0.01 and before + 0.2 < during < after + 0.01  # the kernel counts in coarse steps
+
+
+def test_a_peak_that_is_forgotten_begins_anew(accelerator):
+    held = torch.ones(2**27)  # half a GiB
+    peak = peak_memory(accelerator)
+    del held
+    assert peak_memory(accelerator) == pytest.approx(peak, abs=0.1)
+    forget_peak()
+    assert peak_memory(accelerator) < peak - 0.4
