@@ -17,12 +17,7 @@ IMAGES, BEAMS, LONGEST = 4, 3, 13
 
 @pytest.fixture
 def model(tiny_models):
-    return tiny.load_captioner(tiny_models)[0].double().eval()
-
-
-def encoded(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(IMAGES, 17, 32, generator=generator, dtype=torch.float64)
+    return tiny.exact_captioner(tiny_models)
 
 
 def end_after(model, *tokens, score=-0.01):
@@ -38,26 +33,20 @@ def end_after(model, *tokens, score=-0.01):
     return processor
 
 
-def rows_of_passes(model):
-    rows: list[int] = []
-    model.decoder.transformer.h[0].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    return rows
-
-
 @pytest.mark.parametrize(
     "how",
     [{}, {"early_stopping": True}, {"early_stopping": "never", "length_penalty": 2.0}, {"num_return_sequences": 2}],
 )
 def test_captions_are_those_of_stock_transformers_whenever_each_search_ends(model, tiny_models, how):
-    stock, rows = tiny.load_captioner(tiny_models)[0].double().eval(), rows_of_passes(model)
+    stock, rows = tiny.exact_captioner(tiny_models), tiny.rows_of_passes(model)
     config = rollout_config(model, num_beams=BEAMS, max_new_tokens=LONGEST, **how)
     left_out = 0
     for seed in range(4):
         rows.clear()
         ends = LogitsProcessorList([end_after(model, *torch.randperm(LONGEST)[:IMAGES].tolist())])
-        labels = generate_labels(model, encoded(seed), config, ends)
+        labels = generate_labels(model, tiny.encoded(IMAGES, seed), config, ends)
         expected = stock.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded(seed)),
+            encoder_outputs=BaseModelOutput(last_hidden_state=tiny.encoded(IMAGES, seed)),
             generation_config=rollout_config(stock, num_beams=BEAMS, max_new_tokens=LONGEST, **how),
             logits_processor=ends,
         )[:, 1:]
@@ -68,10 +57,10 @@ def test_captions_are_those_of_stock_transformers_whenever_each_search_ends(mode
 
 
 def test_beams_leave_once_their_image_can_gain_nothing(model):
-    rows = rows_of_passes(model)
+    rows = tiny.rows_of_passes(model)
     config = rollout_config(model, num_beams=BEAMS, max_new_tokens=LONGEST)
     labels = generate_labels(
-        model, encoded(0), config, LogitsProcessorList([end_after(model, 1, 99, 4, 1, score=99.0)])
+        model, tiny.encoded(IMAGES, 0), config, LogitsProcessorList([end_after(model, 1, 99, 4, 1, score=99.0)])
     )
     assert (labels != -100).sum(dim=1).tolist() == [2, 13, 5, 2]
     assert rows == [12, 12, 6, 6, 6] + [3] * 8
@@ -92,6 +81,6 @@ def test_rows_by_hand():
 
 
 def test_nothing_is_left_in_the_model(model):
-    generate_labels(model, encoded(0), rollout_config(model, num_beams=2))
+    generate_labels(model, tiny.encoded(IMAGES, 0), rollout_config(model, num_beams=2))
     assert not model._forward_hooks and not model._forward_pre_hooks
     assert "_check_early_stop_heuristic" not in vars(model)

@@ -18,29 +18,20 @@ IMAGES, PER_IMAGE = 4, 5
 
 @pytest.fixture
 def model(tiny_models):
-    return tiny.load_captioner(tiny_models)[0].double().eval()
-
-
-def encoded():
-    return torch.randn(IMAGES, 17, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tiny.exact_captioner(tiny_models)
 
 
 def write(model, *processors):
     config = rollout_config(model, do_sample=True, num_return_sequences=PER_IMAGE, max_new_tokens=13)
     torch.manual_seed(0)
-    return generate_labels(model, encoded(), config, LogitsProcessorList(processors))
+    return generate_labels(model, tiny.encoded(IMAGES), config, LogitsProcessorList(processors))
 
 
 def plain(model, *processors):
-    states = BaseModelOutput(last_hidden_state=encoded().repeat_interleave(PER_IMAGE, dim=0))
+    states = BaseModelOutput(last_hidden_state=tiny.encoded(IMAGES).repeat_interleave(PER_IMAGE, dim=0))
     drawing = LogitsProcessorList([*processors, MultinomialSampling()])
     torch.manual_seed(0)
     return model.generate(encoder_outputs=states, logits_processor=drawing, max_new_tokens=13)[:, 1:]
-
-
-def stock(tiny_models):
-    """One whose layers nobody changed."""
-    return tiny.load_captioner(tiny_models)[0].double().eval()
 
 
 def same(labels, tokens):
@@ -48,10 +39,9 @@ def same(labels, tokens):
 
 
 def test_samples_are_those_of_stock_transformers_and_passes_become_narrow(model, tiny_models):
-    rows: list[int] = []
-    model.decoder.transformer.h[0].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    rows = tiny.rows_of_passes(model)
     labels = write(model)
-    assert same(labels, plain(stock(tiny_models)))
+    assert same(labels, plain(tiny.exact_captioner(tiny_models)))
     ends = model.generation_config.eos_token_id
     unfinished = [int((labels[:, :place] != ends).all(dim=1).sum()) for place in range(labels.shape[1])]
     assert rows[0] == unfinished[0] == IMAGES * PER_IMAGE
@@ -60,17 +50,16 @@ def test_samples_are_those_of_stock_transformers_and_passes_become_narrow(model,
 
 
 def test_greedy_captions_too(model, tiny_models):
-    rows: list[int] = []
-    model.decoder.transformer.h[0].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    labels = generate_labels(model, encoded(), rollout_config(model, max_new_tokens=13))
-    states = BaseModelOutput(last_hidden_state=encoded())
-    assert same(labels, stock(tiny_models).generate(encoder_outputs=states, max_new_tokens=13)[:, 1:])
+    rows = tiny.rows_of_passes(model)
+    labels = generate_labels(model, tiny.encoded(IMAGES), rollout_config(model, max_new_tokens=13))
+    states = BaseModelOutput(last_hidden_state=tiny.encoded(IMAGES))
+    assert same(labels, tiny.exact_captioner(tiny_models).generate(encoder_outputs=states, max_new_tokens=13)[:, 1:])
     assert rows[-1] < IMAGES
 
 
 @pytest.mark.parametrize("name", ["pad_token_id", "decoder_start_token_id"])
 def test_an_end_token_that_is_also_padding_or_start(model, tiny_models, name):
-    other = stock(tiny_models)
+    other = tiny.exact_captioner(tiny_models)
     for each in (model, other):
         for config in (each.config, each.generation_config):
             setattr(config, name, config.eos_token_id)
@@ -88,13 +77,13 @@ def test_a_caption_that_says_padding_before_its_end_goes_on(model, tiny_models):
         return said
 
     labels = write(model, say_padding)
-    assert same(labels, plain(stock(tiny_models), say_padding))
+    assert same(labels, plain(tiny.exact_captioner(tiny_models), say_padding))
     said = labels[:, 2] == pad
     assert said.any() and (labels[said, 3] != pad).any()
 
 
 def test_processors_see_all_captions_and_their_own_passes_have_all(model, tiny_models):
-    other = stock(tiny_models)
+    other = tiny.exact_captioner(tiny_models)
     assert same(write(model, ImageGuidance(model, 1.5)), plain(other, ImageGuidance(other, 1.5)))
 
 

@@ -18,12 +18,7 @@ IMAGES = 3
 
 @pytest.fixture
 def model(tiny_models):
-    return tiny.load_captioner(tiny_models)[0].double().eval()
-
-
-def encoded(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(IMAGES, 17, 32, generator=generator, dtype=torch.float64)
+    return tiny.exact_captioner(tiny_models)
 
 
 def same_captions(found, expected):
@@ -51,7 +46,7 @@ def test_beams_and_greedy_captions_are_those_of_two_passes(model, soon, longest)
     passes = []
     model.decoder.register_forward_hook(lambda *_: passes.append(1))
     for seed in range(6):
-        hidden = encoded(seed)
+        hidden = tiny.encoded(IMAGES, seed)
         passes.clear()
         beams = generate_labels(model, hidden, config, processors)
         searched = len(passes)
@@ -68,31 +63,31 @@ def test_beams_and_greedy_captions_are_those_of_two_passes(model, soon, longest)
 def test_passes_that_a_logits_processor_makes_are_not_widened(model):
     processors = LogitsProcessorList([ImageGuidance(model, 2.0)])
     config = rollout_config(model, num_beams=3)
-    labels, beside = generate_with_greedy(model, encoded(0), config, processors)
-    assert torch.equal(labels, generate_labels(model, encoded(0), config, processors))
-    assert same_captions(beside, generate_labels(model, encoded(0), rollout_config(model)))
+    labels, beside = generate_with_greedy(model, tiny.encoded(IMAGES, 0), config, processors)
+    assert torch.equal(labels, generate_labels(model, tiny.encoded(IMAGES, 0), config, processors))
+    assert same_captions(beside, generate_labels(model, tiny.encoded(IMAGES, 0), rollout_config(model)))
 
 
 def test_samples_and_greedy_captions_are_rows_of_one_batch(model):
     config = rollout_config(model, do_sample=True, num_return_sequences=4)
     torch.manual_seed(0)
-    labels, beside = generate_with_greedy(model, encoded(0), config, LogitsProcessorList())
+    labels, beside = generate_with_greedy(model, tiny.encoded(IMAGES, 0), config, LogitsProcessorList())
     assert labels.shape[0] == 4 * IMAGES
-    greedy = generate_labels(model, encoded(0), rollout_config(model))
+    greedy = generate_labels(model, tiny.encoded(IMAGES, 0), rollout_config(model))
     assert same_captions(beside, greedy)
     assert (labels.unflatten(0, (IMAGES, 4)) != beside[:, None]).any(dim=2).sum() > 5
     assert config.num_return_sequences == 4
 
 
 def test_what_samples_are_forbidden_greedy_captions_are_not(model):
-    greedy = generate_labels(model, encoded(0), rollout_config(model))
+    greedy = generate_labels(model, tiny.encoded(IMAGES, 0), rollout_config(model))
     first = greedy[0, 0]
 
     def forbid(input_ids, scores):
         return scores.index_fill(1, first, -torch.inf)
 
     config = rollout_config(model, do_sample=True, num_return_sequences=2)
-    labels, beside = generate_with_greedy(model, encoded(0), config, LogitsProcessorList([forbid]))
+    labels, beside = generate_with_greedy(model, tiny.encoded(IMAGES, 0), config, LogitsProcessorList([forbid]))
     assert same_captions(beside, greedy)
     assert not (labels == first).any()
 
@@ -103,11 +98,11 @@ def test_decoders_that_do_not_share_images_have_a_pass_of_their_own(model):
     config = BertConfig(is_decoder=True, add_cross_attention=True, vocab_size=vocabulary, **settings)
     model.decoder = BertLMHeadModel(config).double().eval()
     how = rollout_config(model, num_beams=3)
-    labels, beside = generate_with_greedy(model, encoded(0), how, LogitsProcessorList())
-    assert torch.equal(labels, generate_labels(model, encoded(0), how))
-    assert torch.equal(beside, generate_labels(model, encoded(0), rollout_config(model)))
+    labels, beside = generate_with_greedy(model, tiny.encoded(IMAGES, 0), how, LogitsProcessorList())
+    assert torch.equal(labels, generate_labels(model, tiny.encoded(IMAGES, 0), how))
+    assert torch.equal(beside, generate_labels(model, tiny.encoded(IMAGES, 0), rollout_config(model)))
 
 
 def test_nothing_is_left_in_the_model(model):
-    generate_with_greedy(model, encoded(0), rollout_config(model, num_beams=2), LogitsProcessorList())
+    generate_with_greedy(model, tiny.encoded(IMAGES, 0), rollout_config(model, num_beams=2), LogitsProcessorList())
     assert not model._forward_hooks and not model._forward_pre_hooks

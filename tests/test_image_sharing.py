@@ -33,14 +33,13 @@ HOW = {
 
 
 def captioner(tiny_models, attention="sdpa"):
-    model = tiny.load_captioner(tiny_models)[0].double().eval()
+    model = tiny.exact_captioner(tiny_models)
     model.decoder.set_attn_implementation(attention)
     return model
 
 
 def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(IMAGES, 17, 32, generator=generator, dtype=torch.float64)
+    return tiny.encoded(IMAGES)
 
 
 def captions():

@@ -15,13 +15,13 @@ IMAGES, PER_IMAGE, LENGTH = 3, 4, 7
 
 
 def captioner(tiny_models, attention="sdpa"):
-    model = tiny.load_captioner(tiny_models)[0].double().eval()
+    model = tiny.exact_captioner(tiny_models)
     model.decoder.set_attn_implementation(attention)
     return model
 
 
 def images():
-    return torch.randn(IMAGES, 17, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tiny.encoded(IMAGES)
 
 
 def captions():

@@ -165,6 +165,23 @@ def make_trainer(
     )
 
 
+def encoded(images: int, seed: int = 0) -> torch.Tensor:
+    """Encoder states of so many images, as the captioner's decoder takes them, in double precision."""
+    return torch.randn(images, 17, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def exact_captioner(models: Path) -> Any:
+    """The captioner in double precision, in which rounding decides nothing, and in eval mode."""
+    return load_captioner(models)[0].double().eval()
+
+
+def rows_of_passes(model: Any) -> list[int]:
+    """How many captions are in each pass of a captioner's decoder, from now on."""
+    rows: list[int] = []
+    model.decoder.transformer.h[0].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    return rows
+
+
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of its weights as they are now."""
     return {name: value.clone() for name, value in module.state_dict().items()}
