@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hf_distinct.image_sharing import CACHE, ImageCache
-from hf_distinct.narrow_products import narrow_products
 
 
 class BeamRows(ImageCache):
@@ -99,7 +98,7 @@ class BeamRows(ImageCache):
         """
         self.searching = torch.zeros_like(self.searching)
         unused = self.parents[:, None]
-        with narrow_products(model), self.in_passes_of(model):
+        with self.in_passes_of(model):
             while self.tokens.shape[1] <= limit and bool((self.tokens[:, -1] != self.end).any()):
                 model(decoder_input_ids=unused, use_cache=True, **{CACHE: self})
         return self.tokens

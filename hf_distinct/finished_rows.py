@@ -35,7 +35,7 @@ class DropFinished(ImageCache):
             self.finished |= tokens[:, -1] == self.end
         finished = self.pick(self.finished)
         going = (~finished).nonzero().squeeze(1)
-        if 0 < len(going) <= SHRINK * len(finished):
+        if len(going) <= SHRINK * len(finished):
             self.rows = going if self.rows is None else self.rows[going]
             self.reorder_cache(going)
         return self.pick(tokens)
