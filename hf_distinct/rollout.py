@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.beam_rows import BeamRows
+from hf_distinct.checkpointing import checkpointed_layers
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.finished_rows import DropFinished
@@ -280,7 +281,7 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
     captioner = _without_adapters(getattr(model, "module", model))
     decoder, real = captioner.decoder, labels != IGNORED_LABEL
     packing = Packing(real)
-    again = getattr(decoder, "is_gradient_checkpointing", False) and torch.is_grad_enabled()
+    again = torch.is_grad_enabled() and bool(checkpointed_layers(decoder))
     torchs_own = decoder.config._attn_implementation == "sdpa"
     if again or not torchs_own or not len(packing.places) or not share_images(decoder):
         return caption_logits(model, encoder_hidden_states, labels)[real]
