@@ -104,14 +104,14 @@ def share_images(decoder: nn.Module) -> bool:
 
 
 def _fold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``; the mask, of as many rows as queries, is one of ones."""
+    """Queries ``(N, L, H)`` become ``(B, N / B * L, H)``."""
     hidden, *others = args
     if (rows := _rows(layer, kwargs)) is not None:
         hidden = rows.spread(hidden)
     layer.captions, images = len(hidden), len(kwargs["encoder_hidden_states"])
     if layer.captions % images:
         raise ValueError(f"{layer.captions} captions cannot be of {images} images, each with as many as any other.")
-    return (hidden.reshape(images, -1, hidden.shape[-1]), *others), kwargs | {"encoder_attention_mask": None}
+    return (hidden.reshape(images, -1, hidden.shape[-1]), *others), kwargs
 
 
 def _unfold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
