@@ -44,3 +44,12 @@ def test_rows_are_drawn_independently_by_their_own_probabilities():
         assert ((found - row.softmax(0)).abs() < 4.5 * spread).all()
     same = (drawn[:40_000] == drawn[40_000:]).float().mean()
     assert abs(float(same - (scores[0].softmax(0) * scores[1].softmax(0)).sum())) < 0.01
+
+
+def test_a_sum_that_rounding_leaves_below_one_is_reached_too(monkeypatch):
+    scores = torch.randn(500, 50, generator=torch.Generator().manual_seed(0))
+    sums = scores.softmax(dim=1).sum(dim=1, dtype=torch.float64)
+    assert (sums < 1).any() and (sums > 1).any()
+    monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.zeros(shape, dtype=torch.float64))
+    drawn = MultinomialSampling()(torch.zeros(500, 1), scores).argmax(dim=1)
+    assert (drawn == 49).all()  # the end of the sum is the last token's

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import forked
 import pytest
+import torch
+
+from hf_distinct.narrow_products import narrow_products
 
 RATIOS = {f"{way}_{ratio}" for way in ("beam", "sample5") for ratio in ("vs_reference", "vs_floor", "floor_lowered")}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(forked.RECIPES))
+        return importlib.import_module("benchmark")
 
 
 def test_ratios_phases_and_memory_of_four_ways(tmp_path):
@@ -29,3 +40,18 @@ def test_ratios_phases_and_memory_of_four_ways(tmp_path):
             assert 0 < way["generate"] < way["step"]
             assert 0 < way["backward"] < way["step"]
             assert way["peak_gib"] > 0
+
+
+def test_the_operations_of_onednn_are_counted_as_those_of_torch(benchmark):
+    layer, hidden = torch.nn.Linear(600, 500), torch.randn(3, 2, 600)
+    with torch.no_grad(), narrow_products(layer), benchmark.operations_counter() as counter:
+        layer(hidden)
+    assert counter.get_total_flops() == 2 * 6 * 600 * 500
+
+
+def test_losses_that_differ_end_the_measurement(benchmark, tmp_path, monkeypatch):
+    trainer = benchmark.make_trainer(benchmark.small_models(tmp_path), "beam", 2, tmp_path)
+    log_probs = benchmark.Reference.log_probs
+    monkeypatch.setattr(benchmark.Reference, "log_probs", lambda *given: log_probs(*given) * 1.01)
+    with pytest.raises(ValueError, match="turn -1: the loss of reference is .*, of ours "):
+        benchmark.take_turns(trainer, 1)
