@@ -1,4 +1,4 @@
-"""Checkpoints that tell whether they are whole: a seal, written last, lists every file and its size."""
+"""Checkpoints that tell whether they are whole: a seal, written last, lists the size and digest of every file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -34,28 +35,46 @@ def seal(folder: Path, processes: int) -> None:
     for path in files:  # some file systems tell only now that there was no room
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    found = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": digest(path)} for path in files
+    }
     unfinished = folder / f"{SEAL}.tmp"
     with unfinished.open("w") as file:
-        json.dump({"processes": processes, "files": sizes}, file, indent=1)
+        json.dump({"processes": processes, "files": found}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(folder / SEAL)
 
 
+def digest(path: Path) -> str:
+    """XXH3 of a file, 128 bits in hexadecimal digits: it finds bytes that changed by accident, at the disk's speed."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
 def damage(folder: Path) -> str | None:
-    """What keeps a checkpoint from being whole; None if nothing does."""
+    """The reason why a checkpoint is not whole, with the name of the file; None if it is whole."""
     try:
         found = json.loads((folder / SEAL).read_text())
         files = dict(found["files"])
     except (OSError, ValueError, LookupError, TypeError):
         return f"it was never finished ({SEAL} is missing or broken)"
-    for name, size in files.items():
+    for name, written in files.items():
+        # Seals of version 0.1 hold sizes alone.
+        size, wanted = (written["bytes"], written["xxh3_128"]) if isinstance(written, dict) else (written, None)
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        try:
+            if wanted is not None and digest(path) != wanted:
+                return f"{name} is not as it was written: its bytes have changed"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
     return None
 
 
@@ -94,7 +113,9 @@ def remove_oldest(newest: Path, limit: int | None, best: str | None) -> None:
         limit: ``save_total_limit``; None or 0 for no limit.
         best: ``best_model_checkpoint``, which stays too.
     """
-    found = {path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()}
+    # By number: a folder such as "checkpoint-notes" is the user's.
+    found = {path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step_of(path) is not None}
+    found = {path for path in found if path.is_dir() and not path.is_symlink()}
     # By age before step: the folder may hold a longer run of earlier times.
     old = sorted(found - {newest, Path(best or newest)}, key=lambda path: (path.stat().st_mtime, step_of(path) or 0))
     for path in old[: max(len(found) - limit, 0) if limit else 0]:

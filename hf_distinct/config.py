@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, get_args
 
 import torch
+from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -222,3 +224,5 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             self.ddp_backend = self.ddp_backend or "gloo"  # use_cpu would take DeepSpeed for plain processes
         else:
             self.use_cpu = True
+            # The parent gives `ddp_timeout` to accelerators only; gloo would wait for half an hour.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))

@@ -9,23 +9,27 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_distinct import checkpoints
+from hf_distinct import checkpoints, run_lock
 from hf_distinct.alarms import AlarmCallback
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
+from hf_distinct.finite import REMEDY, gradients_are_finite, weights_that_are_not_finite
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
 
 logger = logging.get_logger(__name__)
 
 SKIPPED_IN_A_ROW = 5
-"""So many steps without a finite loss, one after the other, are no accident: they end the training."""
+"""The training ends after so many steps in a row whose rewards, loss or gradient were not finite."""
+
+LEAST_SCALE = 2.0**-10
+"""Below this scale of the loss, fp16 gradients did not overflow: they are NaN at any scale."""
 
 
 class DurableTrainer(Seq2SeqTrainer):
@@ -33,8 +37,11 @@ class DurableTrainer(Seq2SeqTrainer):
 
     - A checkpoint holds, beside what is the Trainer's, discriminator, memory, the counts of skipped steps, and what
       was measured since the last log line. It is sealed when it is whole; older ones are removed only then.
-    - SIGTERM, Ctrl-C or the death of the launcher end a run behind the step at hand, with a checkpoint.
-    - A step whose rewards or loss are not finite in any process is left out in all.
+    - SIGTERM, SIGHUP, SIGUSR1, Ctrl-C or the death of the launcher end a run after the current step, with a
+      checkpoint.
+    - A step whose rewards, loss or gradient are not finite in any process is left out in all. Weights that are not
+      finite are never saved.
+    - A second run in the same ``output_dir`` is refused while the first one is at work.
 
     Attributes:
         alarms: know what they have seen.
@@ -69,9 +76,27 @@ class DurableTrainer(Seq2SeqTrainer):
         Raises:
             KeyboardInterrupt: after Ctrl-C, once there is a checkpoint.
             SystemExit: after SIGTERM, once there is a checkpoint.
-            ValueError: there is no checkpoint to resume from, or too many steps in a row were not finite.
+            ValueError: there is no checkpoint to resume from, too many steps in a row were not finite, or another run
+                is at work in ``output_dir``.
             OSError: a checkpoint could not be written.
         """
+        self._claim_output_dir()
+        try:
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            run_lock.release(str(self.args.output_dir))
+
+    def _claim_output_dir(self) -> None:
+        refusal = None
+        if self.is_world_process_zero():
+            try:
+                run_lock.claim(str(self.args.output_dir))
+            except ValueError as error:
+                refusal = str(error)
+        if refusal := broadcast_object_list([refusal])[0]:
+            raise ValueError(refusal)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
         choice = None
         if self.is_world_process_zero():  # another may see an older state of a shared disk
             choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
@@ -106,16 +131,37 @@ class DurableTrainer(Seq2SeqTrainer):
 
     # --------------------------------------------------------------------------------------------------- a void step
 
-    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """As the parent's; of a step that is void nothing reaches the optimiser, which then has nothing to do.
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's. Nothing of a void step reaches the optimiser, which then has nothing to do.
 
         Raises:
             ValueError: after `SKIPPED_IN_A_ROW` void steps in a row, with the image ids of the last one.
         """
-        loss = super().training_step(model, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
+            if self._void is None:
+                self._look_at_gradient(model, inputs)
             self._close_step(model)
         return loss
+
+    def _look_at_gradient(self, model: Any, inputs: dict[str, Any]) -> None:
+        """Make the step void if its gradient is not finite, which a finite loss does not rule out.
+
+        Gradients are averaged over processes by now, so that all of them see the same.
+        """
+        if self.is_deepspeed_enabled:  # it has looked, and left its step out; in fp16 also while it finds its scale
+            void = self.accelerator.mixed_precision != "fp16" and self.accelerator.optimizer_step_was_skipped
+        elif self.accelerator.scaler is not None:  # gradients overflow now and then until it has found its scale
+            void = self.accelerator.scaler.get_scale() < LEAST_SCALE
+        else:
+            void = not gradients_are_finite(model.parameters())
+        if void:
+            self._void = [str(image_id) for image_id in inputs["columns"]["image_id"]]
+            self._warn_void("the gradient is NaN or infinite, though the loss is finite")
+
+    def _warn_void(self, reason: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning("step %d is left out: %s", self.state.global_step + 1, reason)
 
     def _close_step(self, model: Any) -> None:
         if self._void is None:
@@ -126,8 +172,9 @@ class DurableTrainer(Seq2SeqTrainer):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"{SKIPPED_IN_A_ROW} steps in a row had rewards or losses that are NaN or infinite (the warnings "
-                f"above tell which), the last one step {self.state.global_step + 1} with the images {', '.join(ids)}."
+                f"{SKIPPED_IN_A_ROW} steps in a row had rewards, losses or gradients that are NaN or infinite (the "
+                f"warnings above tell which), the last one step {self.state.global_step + 1} with the images "
+                f"{', '.join(ids)}. {REMEDY}; if a reward is named above, mend it."
             )
         # DeepSpeed, and a scaler of fp16, leave a step out by themselves when they see its gradients.
         if not self.is_deepspeed_enabled and self.accelerator.scaler is None:
@@ -151,9 +198,7 @@ class DurableTrainer(Seq2SeqTrainer):
         reason = "" if finite else appraisal.trouble() or f"the loss is {loss}"
         told = gather_object([(ids, reason)])
         self._void = [image_id for theirs, _ in told for image_id in theirs]
-        if self.is_world_process_zero():
-            reasons = "; ".join(reason for _, reason in told if reason)
-            logger.warning("step %d is left out: %s", self.state.global_step + 1, reasons)
+        self._warn_void("; ".join(reason for _, reason in told if reason))
         return False
 
     def _agree(self, void: Tensor | bool = False) -> bool:
@@ -212,7 +257,9 @@ class DurableTrainer(Seq2SeqTrainer):
 
         Raises:
             OSError: the checkpoint could not be written.
+            ValueError: a weight is NaN or infinite.
         """
+        self._refuse_weights_that_are_not_finite(model)
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
@@ -238,14 +285,25 @@ class DurableTrainer(Seq2SeqTrainer):
             checkpoints.remove_oldest(folder, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
 
+    def _refuse_weights_that_are_not_finite(self, model: nn.Module) -> None:
+        names = sorted(set(gather_object(weights_that_are_not_finite(model))))
+        if names:
+            raise ValueError(
+                f"After step {self.state.global_step}, {len(names)} of the captioner's parameters are NaN or infinite "
+                f"({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}). They are not saved, and what was saved "
+                f"before stays. {REMEDY}."
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the parent's.
 
         Raises:
             OSError: the folder could not be written.
+            ValueError: a weight is NaN or infinite.
         """
         if _internal_call:
             return super().save_model(output_dir, _internal_call)
+        self._refuse_weights_that_are_not_finite(self.model_wrapped)
         with checkpoints.written_to(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
             super().save_model(output_dir)
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM of a scheduler, Ctrl-C, or a launcher that is no longer there."""
+"""Requests to stop: SIGTERM or SIGUSR1 from a scheduler, SIGHUP from a lost terminal, Ctrl-C, or a dead launcher."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows knows only the first two.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interruption:
-    """Notes that somebody asks this process to stop, so that the step at hand can be finished.
+    """Notes that somebody asks this process to stop, so that the current step can be finished.
 
-    A second Ctrl-C stops at once. Not so below torchrun, which passes on the Ctrl-C that its workers have had already;
-    it kills them itself if they take more than 30 seconds.
+    A signal that was ignored before stays ignored: `nohup` ignores SIGHUP, and the run goes on after a logout.
+
+    A second Ctrl-C stops at once. torchrun is the exception: it forwards the Ctrl-C that its workers already received,
+    and kills them if they take more than 30 seconds.
     """
 
     def __init__(self) -> None:
@@ -25,16 +29,16 @@ class Interruption:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, the signals are noted; behind, whoever had them has them again.
+        """Note the signals inside this context, and restore the earlier handlers after it.
 
-        Outside of the main thread Python allows no signal handlers; there nothing but the launcher is watched.
+        Python allows signal handlers only in the main thread. In other threads only the launcher is watched.
         """
         self._received = 0
-        # Set by accelerate launch and by torchrun. Without them the parent may be a shell that is free to go.
-        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)
-        self._launcher = os.getppid() if launched else None
+        # A parent that is no launcher may be a shell, which is free to go.
+        self._launcher = os.getppid() if was_launched() else None
         main = threading.current_thread() is threading.main_thread()
-        before = {each: signal.signal(each, self._note) for each in SIGNALS} if main else {}
+        heeded = [each for each in SIGNALS if main and signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self._note) for each in heeded}
         try:
             yield
         finally:
@@ -43,10 +47,10 @@ class Interruption:
 
     @property
     def asked(self) -> int:
-        """The signal that asks to stop; 0 if none does.
+        """The signal that asks to stop, or 0.
 
-        A process whose launcher died acts as if it had got SIGTERM: nobody else will tell it, and the machine would be
-        held for nothing.
+        A process whose launcher died acts as if it had received SIGTERM. Nobody else will tell it, and it would hold
+        the machine for nothing.
         """
         if not self._received and self._launcher not in (None, os.getppid()):
             return int(signal.SIGTERM)
@@ -58,13 +62,26 @@ class Interruption:
         self._received = number
 
 
+def was_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process.
+
+    Both pass settings in the environment. `TrainingArguments` sets some of them too, so only the environment that the
+    process was born with counts; Linux alone tells it. Elsewhere a launcher of one process is not recognised.
+    """
+    try:
+        born_with = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return "TORCHELASTIC_RUN_ID" in os.environ
+    return any(each.startswith((b"ACCELERATE_MIXED_PRECISION=", b"TORCHELASTIC_RUN_ID=")) for each in born_with)
+
+
 def leave(number: int) -> None:
-    """End as the signal would have ended the process, now that everything is saved.
+    """End the process as the signal would have done, now that everything is saved.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
-        SystemExit: for any other, with the status that a shell gives to it (143 for SIGTERM), so that a scheduler does
-            not take the run for finished.
+        SystemExit: for any other signal, with the status that a shell gives it (143 for SIGTERM), so that a scheduler
+            does not take the run for finished.
     """
     if number == signal.SIGINT:
         raise KeyboardInterrupt

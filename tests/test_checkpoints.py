@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -88,3 +89,32 @@ def test_the_oldest_are_removed_but_never_the_newest_nor_the_best(tmp_path):
     assert [folder.is_dir() for folder in written] == [False, True, True, True] and not earlier.exists()
     checkpoints.remove_oldest(newest, 1, str(best))
     assert [folder.is_dir() for folder in written] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "rl_state.pt", "trainer_state.json", "global_step/shard.pt"])
+def test_bytes_that_changed_are_noticed_in_every_file(tmp_path, caplog, name):
+    before, damaged = write(tmp_path, 1), write(tmp_path, 2)
+    content = bytearray((damaged / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / name).write_bytes(content)
+    assert checkpoints.choose("true", tmp_path) == str(before)
+    assert f"checkpoint-2 is torn and passed over: {name} is not as it was written" in caplog.text
+
+
+def test_a_seal_that_holds_sizes_alone_still_counts(tmp_path):
+    folder = write(tmp_path, 1)
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    (folder / checkpoints.SEAL).write_text(json.dumps({"processes": 1, "files": sizes}))
+    assert checkpoints.damage(folder) is None
+
+
+def test_folders_of_the_user_are_never_removed(tmp_path):
+    old, newest = write(tmp_path, 1), write(tmp_path, 2)
+    theirs = [tmp_path / "checkpoint-notes", tmp_path / "checkpoint-best-so-far", tmp_path / "checkpoint-3.bak"]
+    for folder in theirs:
+        folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint-0").symlink_to("elsewhere")
+    checkpoints.remove_oldest(newest, 1, None)
+    assert not old.exists() and newest.is_dir()
+    assert all(folder.is_dir() for folder in [*theirs, tmp_path / "checkpoint-0"])

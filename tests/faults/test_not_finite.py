@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_distinct import checkpoints
 from hf_distinct.durable import SKIPPED_IN_A_ROW
 
 
@@ -111,3 +113,53 @@ def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
     assert "was written by 2 processes and there are 1 now" in caplog.text and "Not exact: " in caplog.text
     assert alone.state.global_step == 4 and len(alone.step_losses) == 1 and alone.skipped_steps == 1
     assert [len(batch["image_ids"]) for batch in alone.appraiser.memory] == [4, 4]  # of the two, and its own
+
+
+def spoil_gradient(trainer, *backwards):
+    """Make one gradient NaN in some backward passes, counted from 1; the losses stay finite."""
+    calls = itertools.count(1)
+    trainer.model.decoder.transformer.wpe.weight.register_hook(
+        lambda gradient: gradient * math.nan if next(calls) in backwards else None
+    )
+
+
+def test_a_gradient_that_is_not_finite_makes_no_step(make_trainer, caplog):
+    trainer = make_trainer(max_steps=3, logging_steps=1)
+    spoil_gradient(trainer, 2)
+    watcher = Watcher()
+    trainer.add_callback(watcher)
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in trainer.step_losses) and len(trainer.step_losses) == 3
+    first, second, third = watcher.weights
+    assert all(torch.equal(first[name], weight) for name, weight in second.items())
+    assert not all(torch.equal(second[name], weight) for name, weight in third.items())
+    assert all(weight.isfinite().all() for weight in third.values())
+    assert trainer.skipped_steps == 1 and watcher.counts == [1, 1, 2]
+    assert "step 2 is left out: the gradient is NaN or infinite, though the loss is finite" in caplog.text
+
+
+def test_a_run_of_such_gradients_ends_the_training_and_the_good_checkpoint_stays(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=20, save_strategy="steps", save_steps=1, save_total_limit=1)
+    spoil_gradient(trainer, *range(2, 20))
+    with pytest.raises(ValueError, match=f"{SKIPPED_IN_A_ROW} steps in a row .* step 6 .* Lower learning_rate"):
+        trainer.train()
+    saved = load_file(checkpoints.newest_whole(tmp_path) / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in saved.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_not_saved_and_what_was_saved_stays(make_trainer, tmp_path, value):
+    trainer = make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    good = (tmp_path / "saved" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        trainer.model.decoder.transformer.ln_f.bias[3] = value
+    message = r"After step 1, 1 of the captioner's parameters are NaN or infinite \(.*decoder.transformer.ln_f.bias\)"
+    with pytest.raises(ValueError, match=message):
+        trainer.save_model(str(tmp_path / "saved"))
+    trainer.state.global_step = 2
+    with pytest.raises(ValueError, match="After step 2"):
+        trainer._save_checkpoint(trainer.model, None)
+    assert (tmp_path / "saved" / "model.safetensors").read_bytes() == good
+    assert checkpoints.newest_whole(tmp_path) == tmp_path / "checkpoint-1"
