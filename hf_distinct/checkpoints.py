@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import xxhash
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from hf_distinct import seals
 
 logger = logging.get_logger(__name__)
 
@@ -35,24 +36,13 @@ def seal(folder: Path, processes: int) -> None:
     for path in files:  # some file systems tell only now that there was no room
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    found = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": digest(path)} for path in files
-    }
+    found = seals.describe(folder, files)
     unfinished = folder / f"{SEAL}.tmp"
     with unfinished.open("w") as file:
         json.dump({"processes": processes, "files": found}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(folder / SEAL)
-
-
-def digest(path: Path) -> str:
-    """XXH3 of a file, 128 bits in hexadecimal digits: it finds bytes that changed by accident, at the disk's speed."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def damage(folder: Path) -> str | None:
@@ -62,20 +52,7 @@ def damage(folder: Path) -> str | None:
         files = dict(found["files"])
     except (OSError, ValueError, LookupError, TypeError):
         return f"it was never finished ({SEAL} is missing or broken)"
-    for name, written in files.items():
-        # Seals of version 0.1 hold sizes alone.
-        size, wanted = (written["bytes"], written["xxh3_128"]) if isinstance(written, dict) else (written, None)
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        try:
-            if wanted is not None and digest(path) != wanted:
-                return f"{name} is not as it was written: its bytes have changed"
-        except OSError as error:
-            return f"{name} cannot be read: {error}"
-    return None
+    return seals.changed(folder, files)
 
 
 def processes_of(folder: Path) -> int | None:

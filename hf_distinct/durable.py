@@ -22,6 +22,7 @@ from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend
 from hf_distinct.finite import REMEDY, gradients_are_finite, weights_that_are_not_finite
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
+from hf_distinct.room import check_room
 
 logger = logging.get_logger(__name__)
 
@@ -103,6 +104,7 @@ class DurableTrainer(Seq2SeqTrainer):
         checkpoint = broadcast_object_list([choice])[0]
         if checkpoint is not None:
             self._compare_launches(Path(checkpoint))
+        self._check_room()
         self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
         on_start = self.args.eval_on_start
         self.args.eval_on_start = on_start and checkpoint is None  # that of a run which is taken up has been made
@@ -113,6 +115,18 @@ class DurableTrainer(Seq2SeqTrainer):
             if self._stop_signal:  # it came too late for a step to see it
                 self._stop(self.model_wrapped, None)
         return found
+
+    def _check_room(self) -> None:
+        """The model at the end must find room; one more checkpoint, with the optimiser's state, too."""
+        if not self.args.should_save:
+            return
+        assert isinstance(self.model, nn.Module)
+        sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in self.model.parameters()]
+        weights, learned = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+        if self.args.save_strategy == "no":
+            return check_room(str(self.args.output_dir), weights, "The captioner at the end")
+        state = 0 if self.args.save_only_model else 2 * learned
+        check_room(str(self.args.output_dir), 2 * weights + state, "The captioner at the end and one checkpoint")
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, which would take the checkpoint's batch of a process for whatever number of them."""

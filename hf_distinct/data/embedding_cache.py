@@ -19,6 +19,8 @@ from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.parts import Parts
+from hf_distinct.room import check_room
+from hf_distinct.seals import changed, describe
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer
@@ -51,6 +53,14 @@ class EmbeddingCache:
         # Parts of another size are other parts.
         self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
 
+    def check_room(self, dataset: Dataset) -> None:
+        """Raise OSError if the disk has no room for what is left to do: the parts, and all of them joined."""
+        tables = dataset.select_columns(["captions"]).with_format("arrow").iter(batch_size=1000)
+        captions = sum(pc.sum(pc.list_value_length(table["captions"])).as_py() or 0 for table in tables)
+        whole = (self.num_rows + captions) * self.scorer.embed_dim * 2  # float16
+        left = whole * len(self.parts.missing()) // max(self.parts.count, 1)
+        check_room(self.folder.parent, whole + left, "The embeddings")
+
     def rows_of(self, number: int) -> range:
         """Return the rows of a part."""
         return range(number * self.part_rows, min((number + 1) * self.part_rows, self.num_rows))
@@ -65,6 +75,10 @@ class EmbeddingCache:
             return None
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text())
+            written = manifest.get("files", {})  # caches of the first version have no digests
+            first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
+            if first and (reason := changed(self.folder, written)):
+                raise ValueError(reason)
             embeddings = CaptionEmbeddings.load(self.folder)
             failures = {int(row): reason for row, reason in manifest["failures"].items()}
             if len(embeddings) + len(failures) != self.num_rows:
@@ -125,21 +139,17 @@ class EmbeddingCache:
         np.save(folder / "caption_offsets.npy", offsets)
         for name, length in (("image_embeds", num_images), ("caption_embeds", int(offsets[-1]))):
             shape = (length, self.scorer.embed_dim)
-            # Written through a map, part by part: all of it may be larger than the memory.
-            if length:
-                array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
-            else:  # an empty file cannot be mapped
-                np.save(folder / f"{name}.npy", np.empty(shape, np.float16))
-                continue
-            start = 0
-            for number in range(self.parts.count):
-                part = self.parts.read(number)[0][name].numpy()
-                array[start : start + len(part)] = part
-                start += len(part)
-            array.flush()
+            # Part by part: all of it may be larger than the memory. Not through a map, which dies on a full disk.
+            with (folder / f"{name}.npy").open("wb") as file:
+                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for number in range(self.parts.count):
+                    file.write(self.parts.read(number)[0][name].numpy().tobytes())
+                file.flush()
+                os.fsync(file.fileno())
         manifest = {
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
-            "failures": failures,
+            "failures": failures, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 

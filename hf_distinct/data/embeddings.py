@@ -197,6 +197,8 @@ def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddi
     from hf_distinct.data.embedding_cache import EmbeddingCache
 
     cache = EmbeddingCache(cache_dir, embedder.dataset, embedder.scorer, PART_ROWS)
+    if not cache.is_whole():
+        cache.check_room(embedder.dataset)
     process, processes = this_process()
     own = range(process, cache.parts.count, processes)
     begin, embedded = time.monotonic(), 0

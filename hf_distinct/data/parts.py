@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_distinct.seals import ALGORITHM, digest_of_tensors
+
 
 class Parts:
     """Numbered safetensors files in a folder.
@@ -67,9 +69,12 @@ class Parts:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, scratch: Path | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all; see `written_whole`."""
+    """Write a safetensors file with a digest of its tensors, whole or not at all; see `written_whole`."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # A tensor, since safetensors writes several metadata in any order, and equal contents are to be equal files.
+    tensors[ALGORITHM] = torch.tensor(list(bytes.fromhex(digest_of_tensors(tensors))), dtype=torch.uint8)
     with written_whole(path, scratch) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata=metadata)
 
 
 @contextmanager
@@ -83,6 +88,9 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
     Yields:
         Where to write.
+
+    Raises:
+        OSError: What keeps it from being written, with the file's name.
     """
     folder = scratch or path.parent
     for each in (folder, path.parent):
@@ -93,6 +101,10 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except FileNotFoundError:  # a faster run has taken the folder away, which callers expect
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -102,15 +114,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no safetensors file, or a broken one; the message names it.
+        ValueError: It is no safetensors file, a broken one, or its bytes have changed; the message names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is broken: {error}") from error
+    wanted = tensors.pop(ALGORITHM, None)  # files of the first version have none
+    if wanted is not None and digest_of_tensors(tensors) != bytes(wanted.tolist()).hex():
+        raise ValueError(f"{str(path)!r} is broken: its bytes have changed since it was written")
+    return tensors, metadata
 
 
 def this_process() -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_distinct.data.parts import written_whole
+from hf_distinct.seals import ALGORITHM, digest
 
 logger = logging.get_logger(__name__)
 
@@ -235,15 +236,20 @@ class SimilarityIndex:
         return -np.sort(-scores, axis=1)[:, : min(self.depth, len(self.entries) - (own is not None))]
 
     def save(self, path: Path, scratch: Path | None = None) -> None:
-        """Write the index, whole or not at all, and before it, as JSON beside it, how it searches."""
-        with written_whole(path.with_suffix(".json"), scratch) as temporary:
-            temporary.write_text(json.dumps(asdict(self.search_kind), indent=1))
+        """Write the index, whole or not at all, and, as JSON beside it, how it searches and what its digest is."""
         with written_whole(path, scratch) as temporary:
             self._holder.save_faiss_index(NAME, str(temporary))
+            about = asdict(self.search_kind) | {ALGORITHM: digest(temporary)}
+            with written_whole(path.with_suffix(".json"), scratch) as beside:
+                beside.write_text(json.dumps(about, indent=1))
 
     def _load(self, path: str | os.PathLike[str]) -> None:
         try:
-            search_kind = SearchKind(**json.loads(Path(path).with_suffix(".json").read_text()))
+            about = json.loads(Path(path).with_suffix(".json").read_text())
+            wanted = about.pop(ALGORITHM, None)  # indexes of the first version have none
+            search_kind = SearchKind(**about)
+            if wanted is not None and digest(Path(path)) != wanted:
+                raise ValueError("its bytes have changed since it was written; remove it, and it is made anew")
             self._holder.load_faiss_index(NAME, str(path))  # checks the number of entries
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"{str(path)!r} is no index of these {len(self.entries)} embeddings: {error}") from error

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 
 import published_forms
 import pytest
@@ -86,6 +87,31 @@ def test_a_broken_part_is_computed_anew(dataset, scorer, tmp_path, caplog):
     _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
     assert torch.equal(found.image_embeds, expected.image_embeds)
     assert "A part of the embeddings is computed anew" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["image_embeds.npy", "caption_embeds.npy", "caption_offsets.npy"])
+def test_bytes_that_changed_are_named_and_computed_anew(dataset, scorer, tmp_path, caplog, name):
+    _, expected = embed_dataset(dataset, scorer, tmp_path / "undisturbed")
+    _, damaged = embed_dataset(dataset, scorer, tmp_path / "cache")
+    content = bytearray((damaged.folder / name).read_bytes())
+    content[-3] ^= 1
+    (damaged.folder / name).write_bytes(content)
+    _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
+    assert f"{name} is not as it was written" in caplog.text
+    for array in ("image_embeds", "caption_embeds", "caption_offsets"):
+        assert torch.equal(getattr(found, array), getattr(expected, array))
+
+
+def test_a_disk_without_room_is_found_before_the_work(dataset, scorer, tmp_path, monkeypatch):
+    counting = Counting(scorer)
+    # 10 images and 9 captions of 16 numbers of 2 bytes each, twice: as parts, and joined.
+    free = 2 * (10 + sum(map(len, dataset["captions"]))) * scorer.embed_dim * 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free - 1))
+    with pytest.raises(OSError, match="No space left: The embeddings will take about"):
+        embed_dataset(dataset, counting, tmp_path / "cache")
+    assert counting.num_images == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free))
+    embed_dataset(dataset, counting, tmp_path / "cache")
 
 
 def test_what_a_slower_run_writes_afterwards_does_no_harm(dataset, scorer, tmp_path):

@@ -38,6 +38,19 @@ def test_a_broken_part_is_removed_and_missing_again(tmp_path):
     assert parts.missing() == [0]
 
 
+def test_a_part_whose_bytes_changed_is_missing_again(tmp_path):
+    parts = Parts(tmp_path, 1)
+    parts.write(0, {"a": torch.arange(30), "b": torch.tensor([True])}, {"of": "them"})
+    tensors, metadata = parts.read(0)
+    assert tensors["a"].tolist() == list(range(30)) and metadata == {"of": "them"}
+    content = bytearray(parts.path(0).read_bytes())
+    content[-9] ^= 1
+    parts.path(0).write_bytes(content)
+    with pytest.raises(ValueError, match=r"000000\.safetensors' is broken: its bytes have changed"):
+        parts.read(0)
+    assert parts.missing() == [0]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
     before = (tmp_path / "a.safetensors").read_bytes()

@@ -121,6 +121,16 @@ def test_written_once_and_read_again(kind, tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["index.faiss", "index.json"]
 
 
+def test_an_index_whose_bytes_changed_is_refused(tmp_path):
+    vectors, path = random_units(2000, 16), tmp_path / "index.faiss"
+    build(vectors, "exact").open(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"index\.faiss' is no index of these .* its bytes have changed"):
+        build(vectors, "exact").open(path)
+
+
 def test_an_index_in_cells_that_finds_too_little_searches_more(tmp_path):
     vectors = random_units(4000, 32)
     few = build(vectors, "ivf", min_recall=0.3)
