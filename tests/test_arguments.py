@@ -178,14 +178,40 @@ def test_a_contradiction_between_settings(capsys):
     assert "needs num_rollouts of at least 2" in capsys.readouterr().err.splitlines()[-1]
 
 
+def run_recipe(folder, monkeypatch, line):
+    """Run a recipe of one line in its folder, within `clear_errors`."""
+    path = folder / "recipes" / "train.py"
+    path.parent.mkdir()
+    path.write_text(line)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with clear_errors():
+        exec(compile(line, str(path), "exec"), {"folder": folder, "reward": a_reward})
+
+
+def a_reward(captions):
+    raise ValueError("of one's own")
+
+
 @pytest.mark.parametrize(
-    "error", [ValueError("first line\n   second line"), FileNotFoundError("first line second line")]
+    ("line", "message"),
+    [
+        ("raise ValueError('first line\\n   second line')", "first line second line"),
+        ("from hf_distinct.losses import advantages; advantages(1, 'x')", "baseline"),  # of the package
+        ("open(folder / 'nowhere')", "No such file"),
+        ("(folder / 'nowhere').read_text()", "No such file"),  # in a file of another library
+    ],
 )
-def test_bad_input_becomes_one_line(error, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["recipes/train.py"])
-    with pytest.raises(SystemExit) as ended, clear_errors():
-        raise error
-    assert ended.value.code == "train.py: error: first line second line"
+def test_bad_input_becomes_one_line(tmp_path, monkeypatch, line, message):
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(tmp_path, monkeypatch, line)
+    assert str(ended.value.code).startswith("train.py: error: ") and message in ended.value.code
+    assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize("line", ["reward(['a dog'])", "import json; json.loads('{')"])
+def test_a_value_error_of_others_keeps_its_traceback(tmp_path, monkeypatch, line):
+    with pytest.raises(ValueError):
+        run_recipe(tmp_path, monkeypatch, line)
 
 
 def test_other_errors_pass():
