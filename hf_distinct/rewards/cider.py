@@ -20,7 +20,8 @@ class CiderReward:
     Unlike the metric that `evaluate.py` reports, the reward counts the end of a caption as a word, in captions,
     references and document frequencies alike. Without it a captioner learns to stop at "with a", which CIDEr-D does
     not punish (self-critical sequence training, appendix E). So the value differs a little from the metric. Every
-    caption is taken to end, also one that was cut at ``max_new_tokens``.
+    caption is taken to end, also one that was cut at ``max_new_tokens``. In Chinese, Japanese and other scripts
+    without spaces each character is a word.
 
     Args:
         references_corpus: for each training image all its references. How rare an n-gram is, is counted here, once:

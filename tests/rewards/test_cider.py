@@ -59,5 +59,13 @@ def test_a_caption_cannot_spell_the_end(make_batch):
     assert CiderReward(CORPUS)(batch).tolist() == pytest.approx([7.5, 7.5])
 
 
+def test_in_chinese_a_character_is_a_word(make_batch):
+    """By hand: 狗跑 against itself is 1 for n = 1 to 3. 猫跑 shares 跑, and 跑 with its end, both in 2 of 3 images."""
+    reward = CiderReward([["狗跑"], ["猫跑"], ["鸟飞"]])
+    batch = make_batch(captions=["狗跑。", "猫跑"], references=[["狗跑"], ["狗跑"]])
+    common, rare = math.log(3 / 2) ** 2, math.log(3) ** 2
+    assert reward(batch).tolist() == pytest.approx([7.5, 10 / 4 * 2 * common / (common + rare)], abs=1e-6)
+
+
 def test_it_needs_a_baseline():
     assert not CiderReward(CORPUS).is_advantage
