@@ -12,6 +12,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.config import RLCaptionConfig
@@ -20,8 +21,10 @@ from hf_distinct.data.hashing import stable_hash
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.gathering import gather_rows, own_part
 from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
-from hf_distinct.rewards.callable import CallableReward, evaluate_rewards
+from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
 from hf_distinct.scorer import ClipScorer
+
+logger = logging.get_logger(__name__)
 
 LOGGED_NAMES = ("total", "discriminator")
 
@@ -114,6 +117,9 @@ class Appraiser:
         if columns is not None:
             for problem in reward_problems(self.rewards, [name for name in columns if name not in OWN_COLUMNS]):
                 raise ValueError(problem)
+            for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
+                if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
+                    logger.warning("rewards do not see the dataset's column %r: an argument has this name", name)
         self._wants_ids = tokenizer is not None and any(
             isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
         )

@@ -47,8 +47,9 @@ def clear_errors() -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether it was raised by a line of this package, or of the recipe that runs and those beside it."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return raised_in.is_relative_to(PACKAGE) or raised_in.parent == Path(sys.argv[0]).resolve().parent
+    _, recipe, *inner = (Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__))
+    raised_in = [recipe, *inner][-1]
+    return raised_in.is_relative_to(PACKAGE) or raised_in.parent == recipe.parent
 
 
 def parse_settings(

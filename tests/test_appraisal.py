@@ -93,6 +93,21 @@ def test_a_column_that_is_not_there_is_known_at_construction(make_trainer):
         make_trainer(rewards=[CallableReward(lambda captions, image: [], "looking")])
 
 
+def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_trainer, caplog):
+    scenes = tiny.scenes().add_column("objects", [[{"box": [row] * (row % 3)}] * (row % 2) for row in range(12)])
+    scenes = scenes.add_column("mood", [None, "calm"] * 6).add_column("prompts", ["say it"] * 12)
+    seen = []
+
+    def look(completions, objects, mood, prompts):
+        seen.append((objects, mood, prompts))
+        return [0.0 if each is None else 1.0 for each in mood]
+
+    make_trainer(rewards=[look], dataset=scenes).train()
+    objects, mood, prompts = seen[0]
+    assert {len(each) for each in objects} == {0, 1} and set(mood) == {None, "calm"} and set(prompts) == {""}
+    assert "rewards do not see the dataset's column 'prompts'" in caplog.text
+
+
 def test_rewards_that_cannot_stand_together():
     same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(len, "own")]
     told = list(reward_problems(same, ["obj"]))

@@ -34,7 +34,7 @@ def test_each_character_is_a_word(text, words):
 
 @pytest.mark.parametrize(
     "text",
-    ["a man in 北京", "w語ith. TWO .", "собака бежит", "개가 잔디 위를 달린다", "कुत्ता दौड़ता है", "الكلب يركض", "a ❤ café", ""],
+    ["a man in 北京", "w語ith. TWO .", "собака бежит", "개가 잔디 위를 달린다", "कुत्ता दौड़ता है", "a ❤ café", ""],
 )
 def test_other_texts_are_as_the_tokenizer_of_coco_has_them(text):
     assert split_unspaced(text) is None and ptb_line(text) == _coco_line(text)
