@@ -197,7 +197,7 @@ def write_model_card(
         loading=(loading or LOADING[kind]).strip(),
         call='captioner("picture.png")' if kind == "captioner" else None,
         data=data,
-        data_license=_cell(data_license or "not stated"),
+        data_license=_literal(data_license or "not stated"),
         scorer=portable(scorer) if scorer else None,
         reward=reward,
         base_model=portable(base_model) if base_model else None,
