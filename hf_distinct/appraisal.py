@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.collator import OWN_COLUMNS
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.gathering import gather_rows, own_part
 from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
+from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
 from hf_distinct.scorer import ClipScorer
+
+logger = logging.get_logger(__name__)
+
+LOGGED_NAMES = ("total", "discriminator")
 
 
 @dataclass
@@ -28,7 +37,8 @@ class Appraisal:
         advantages: ``(B * K,)``, A(c) of each rollout.
         reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
         figures: scalar tensors to be logged, by name; those of all processes together.
-        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each.
+        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each;
+            0 where a reward does not apply.
         captions: those N captions.
         image_ids: of the image of each.
     """
@@ -59,6 +69,8 @@ class Appraiser:
         accelerator: knows the other processes.
         rewards: what `hf_distinct.rewards.resolve_reward` takes; none: ``args.reward``.
         references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
+        columns: names of the dataset's columns; with them, a reward that asks for another one is refused at once.
+        tokenizer: the captioner's, for rewards that ask for ``completion_ids``.
 
     Attributes:
         rewards: the rewards r_k.
@@ -67,8 +79,8 @@ class Appraiser:
         memory: what the pools held of the last ``args.memory_batches`` batches.
 
     Raises:
-        ValueError: if a reward is unknown, rewards and weights do not match, or a contrastive reward would have
-            nothing to contrast with.
+        ValueError: if a reward is unknown or asks for a column that is not there, two have the same name, rewards and
+            weights do not match, or a contrastive reward would have nothing to contrast with.
     """
 
     def __init__(
@@ -80,11 +92,14 @@ class Appraiser:
         accelerator: Accelerator,
         rewards: Sequence[str | Callable[..., Any] | Reward] | None = None,
         references_corpus: Sequence[list[str]] | None = None,
+        columns: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.args = args
         self.scorer = scorer
         self.discriminator = discriminator
         self.accelerator = accelerator
+        self.tokenizer = tokenizer
         switches = {
             "clamp": args.reward_clamp,
             "use_references": args.pool_references,
@@ -99,6 +114,15 @@ class Appraiser:
         self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(self.reward_weights) != len(self.rewards):
             raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards")
+        if columns is not None:
+            for problem in reward_problems(self.rewards, [name for name in columns if name not in OWN_COLUMNS]):
+                raise ValueError(problem)
+            for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
+                if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
+                    logger.warning("rewards do not see the dataset's column %r: an argument has this name", name)
+        self._wants_ids = tokenizer is not None and any(
+            isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
+        )
         self.baseline = self._choose_baseline()
         self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
         images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
@@ -127,7 +151,9 @@ class Appraiser:
     # ------------------------------------------------------------------------------------------------------- judging
 
     @torch.no_grad()
-    def judge(self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]) -> Appraisal:
+    def judge(
+        self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str], trainer_state: TrainerState | None = None
+    ) -> Appraisal:
         """Appraise a batch, remember it, and let the discriminator learn from it, in this order.
 
         Args:
@@ -135,26 +161,34 @@ class Appraiser:
                 be 0 where other processes have images.
             rollouts: B * K captions, those of an image in a row.
             greedy: B captions, or none if not `needs_greedy`.
+            trainer_state: for rewards that ask for it.
         """
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
         batch = self._batch(inputs, rollouts, greedy)
-        parts = self._rewards(batch)
+        batch.trainer_state = trainer_state
+        parts, applies = self._rewards(batch)
         sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
         of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
-        advantages = losses.advantages(
+        scored, _, greedy_scored = applies["total"].split(sizes)
+        advantages = _advantages(
             of_rollouts.view(len(images), a.num_rollouts),
+            scored.view(len(images), a.num_rollouts),
             self.baseline,
-            of_greedy if self.baseline == "greedy" else None,
+            (of_greedy, greedy_scored) if self.baseline == "greedy" else None,
         )
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
         figures = {"reference_weight": everyone.mean()}
-        table = torch.stack(list(parts.values()), dim=1)
+        table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
         for whose, rows in zip(("rollouts", "references"), table.split(sizes), strict=False):
-            values = gather_rows(rows, self.accelerator)
-            for name, mean, std in zip(parts, values.mean(dim=0), values.std(dim=0, correction=0), strict=True):
-                figures |= {f"reward/{name}/{whose}": mean, f"reward/{name}/{whose}_std": std}
+            values, counted = gather_rows(rows, self.accelerator).unbind(dim=-1)
+            means = (values * counted).sum(dim=0) / counted.sum(dim=0)
+            stds = ((values - means).square() * counted).sum(dim=0).div(counted.sum(dim=0)).sqrt()
+            for name, mean, std, known in zip(parts, means, stds, counted.any(dim=0).tolist(), strict=True):
+                if known:  # a reward may apply to no caption of a batch
+                    figures |= {f"reward/{name}/{whose}": mean, f"reward/{name}/{whose}_std": std}
+        figures |= self._own_metrics(batch)
         if a.discriminator_weight:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
@@ -176,17 +210,33 @@ class Appraiser:
         )
         return {f"discriminator/{name}": value for name, value in found.items()}
 
-    def _rewards(self, batch: RewardBatch) -> dict[str, Tensor]:
-        """Each reward, the discriminator's score if it counts, and ``total``, for every caption: ``(N,)`` each."""
+    def _rewards(self, batch: RewardBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each reward, the discriminator's score if it counts, and ``total``; and where each applies: ``(N,)`` all.
+
+        The total applies where a reward does; the discriminator alone makes no reward.
+        """
         weight = self.args.discriminator_weight
         scores = self.discriminator.discriminator.score(batch.image_embeds, batch.text_embeds)
         parts = {"discriminator": scores} if weight else {}
-        total = weight * scores
-        for reward, share in zip(self.rewards, self.reward_weights, strict=True):
-            values = reward(batch) if len(batch) else scores  # anybody's reward may need one caption at least
-            parts[reward.name] = _checked(values, reward.name, batch).to(scores)
+        applies = {"discriminator": torch.ones_like(scores, dtype=torch.bool)} if weight else {}
+        total, scored = weight * scores, torch.zeros_like(scores, dtype=torch.bool)
+        # anybody's reward may need one caption at least
+        found = evaluate_rewards(self.rewards, batch) if len(batch) else [(scores, scored)] * len(self.rewards)
+        for reward, share, (values, where) in zip(self.rewards, self.reward_weights, found, strict=True):
+            parts[reward.name], applies[reward.name] = values.to(scores), where.to(scored)
             total = total + (1 - weight) * share * parts[reward.name]
-        return parts | {"total": total}
+            scored = scored | applies[reward.name]
+        return parts | {"total": total}, applies | {"total": scored}
+
+    def _own_metrics(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """What rewards logged, as means over processes; not every process need have the same."""
+        if not any(isinstance(reward, CallableReward) and reward.takes("log_metric") for reward in self.rewards):
+            return {}
+        everyone = gather_object([batch.metrics])
+        names = {name for metrics in everyone for name in metrics}
+        values = {name: [value for metrics in everyone for value in metrics.get(name, [])] for name in sorted(names)}
+        device = batch.text_embeds.device
+        return {f"reward/{name}": torch.tensor(found, device=device).mean() for name, found in values.items()}
 
     # --------------------------------------------------------------------------------------------- batch and pools
 
@@ -224,7 +274,14 @@ class Appraiser:
             image_pool=ImagePool(pooled["image_embeds"], pooled["image_ids"]),
             logit_scale=self.scorer.logit_scale,
             columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
+            completion_ids=self._token_ids(texts) if self._wants_ids else [],
         )
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        tokenizer: Any = self.tokenizer
+        if not texts:
+            return []
+        return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The texts and images of the global batch, with those that memory holds; and remember them."""
@@ -263,9 +320,37 @@ class Appraiser:
         self.memory.extend(state["memory"])
 
 
-def _checked(values: Tensor, name: str, batch: RewardBatch) -> Tensor:
-    """The values of a reward, which may be anybody's class."""
-    if not isinstance(values, Tensor) or values.shape != (len(batch),):
-        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"reward {name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption")
-    return values
+def reward_problems(rewards: Sequence[Reward], columns: Sequence[str]) -> Iterator[str]:
+    """Say what keeps these rewards from being used together, or with a dataset.
+
+    Args:
+        rewards: as `hf_distinct.rewards.resolve_reward` gives them.
+        columns: names of the columns that reach the rewards.
+    """
+    names = Counter(reward.name for reward in rewards)
+    for name, count in names.items():
+        if count > 1:
+            yield (
+                f"{count} rewards are called {name!r}, and could not be told apart in the log: give them names, by "
+                "CallableReward(function, name)."
+            )
+        if name in LOGGED_NAMES:
+            yield f"a reward cannot be called {name!r}: the log has another figure of this name. Rename it."
+    for reward in rewards:
+        if isinstance(reward, CallableReward):
+            yield from reward.problems(columns)
+
+
+def _advantages(
+    rewards: Tensor, scored: Tensor, baseline: losses.Baseline, greedy: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The advantages of rollouts, (B, K); 0 where no reward applies to a rollout, or to its greedy caption.
+
+    Such a rollout is no baseline for the others either: it counts as the mean of those of its image that are scored.
+    """
+    means = (rewards * scored).sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
+    of_greedy = None
+    if greedy is not None:
+        of_greedy, greedy_scored = greedy
+        scored = scored & greedy_scored[:, None]
+    return losses.advantages(torch.where(scored, rewards, means), baseline, of_greedy) * scored

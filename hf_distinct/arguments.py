@@ -7,6 +7,7 @@ import difflib
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,24 +19,37 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+PACKAGE = Path(__file__).resolve().parent
+
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
 
-    What a person can mend (data, names, paths, settings) is raised as ``ValueError`` or ``OSError`` everywhere in this
-    package; other errors pass. ``TRANSFORMERS_VERBOSITY=debug`` shows the traceback too.
+    What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
+    its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
+    it. Other errors pass with their traceback, a ``ValueError`` of another library or of your own reward too.
+    ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
     Raises:
-        SystemExit: with the message, instead of a ValueError or an OSError; with status 130 after Ctrl-C.
+        SystemExit: with the message, instead of such an error; with status 130 after Ctrl-C.
     """
     try:
         yield
     except (ValueError, OSError) as error:
+        if not isinstance(error, OSError) and not _is_ours(error):
+            raise
         logger.debug("where it happened", exc_info=True)
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt:  # what there was to say and to save has been said and saved
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised by a line of this package, or of the recipe that runs and those beside it."""
+    _, recipe, *inner = (Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__))
+    raised_in = [recipe, *inner][-1]
+    return raised_in.is_relative_to(PACKAGE) or raised_in.parent == recipe.parent
 
 
 def parse_settings(

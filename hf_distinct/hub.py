@@ -16,6 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
+from .card_merge import BESIDE, edited, merge
+
 logger = logging.get_logger(__name__)
 
 RepoType = Literal["model", "dataset"]
@@ -23,16 +25,23 @@ Result = TypeVar("Result")
 
 # What a captioner needs to be loaded. `generation_config.json` is among it: without one, the pipeline's own
 # `max_new_tokens=256` runs past the positions of a short decoder.
+README = "README.md"
 REQUIRED_FILES = (
-    "README.md",
+    README,
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
 )
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+# Of every tokenizer of transformers: what its `vocab_files_names` say, and what `save_pretrained` adds.
 TOKENIZER = (
-    "tokenizer.*", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.json", "chat_template.jinja", "vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json",
+    "target_vocab.json", "entity_vocab.json", "merges.txt", "dict.txt", "bpe.codes", "spiece.model", "spm.model",
+    "spm_char.model", "sentencepiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "tekken.json",
+    "prophetnet.tokenizer", "normalizer.json", "byte_maps.json", "emoji.json", "word_shape.json",
+    "word_pronunciation.json",
 )  # fmt: skip
 
 # Lists of what may be uploaded, not of what may not: a training leaves optimisers, pickled arguments and logs behind,
@@ -191,7 +200,8 @@ def commit_files(
     """Upload files in one commit; those that the repository holds already are not sent.
 
     Weights that lie there under names that are no longer used (shards, after a model in one file) are removed: whoever
-    loads the repository would mix them up.
+    loads the repository would mix them up. A README that somebody edited there is merged with the new one; where it
+    cannot be, it stays, and the new one goes beside it as `model_card.md`: see `hf_distinct.card_merge`.
 
     Args:
         files: Where each file lies, by its name in the repository.
@@ -212,8 +222,14 @@ def commit_files(
     def commit() -> None:
         tree = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
         there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        sent: dict[str, Path | bytes] = {**files}
+        card = files.get(README)
+        if card and README in there and not _is_there(CommitOperationAdd(README, card), there[README]):
+            with TemporaryDirectory() as cache:
+                old = api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision, cache_dir=cache)
+                sent |= _beside_edits(card, Path(old), repo_id)
         # Made anew at each try: huggingface_hub notes in them how far it came.
-        additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+        additions = [CommitOperationAdd(name, content) for name, content in sent.items()]
         # huggingface_hub 0.36 finds out what has not changed, and sends it all the same.
         changed = [each for each in additions if not _is_there(each, there.get(each.path_in_repo))]
         new_weights = any(map(_is_weights, files))
@@ -230,6 +246,26 @@ def commit_files(
     address = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     logger.info("pushed to %s", address)
     return address
+
+
+def _beside_edits(new: Path, old: Path, repo_id: str) -> dict[str, bytes]:
+    """What goes up of a new README, by its name there: nothing is lost that somebody wrote into the old one."""
+    ours, theirs = new.read_text(encoding="utf-8"), old.read_text(encoding="utf-8")
+    merged = merge(ours, theirs)
+    if merged is not None:
+        return {README: merged.encode()}
+    if edited(ours):  # a person wrote the new one, too
+        if edited(theirs):
+            logger.warning(
+                "%s: %s was edited there and is replaced by the one of this folder, which was edited too. The earlier "
+                "one is in the history of the repository.", repo_id, README
+            )  # fmt: skip
+        return {README: ours.encode()}
+    logger.warning(
+        "%s: somebody edited %s there in a part that hf_distinct wrote. It stays as it is, and the new card is %s "
+        "beside it. To get the new one, delete the old one there and push again.", repo_id, README, BESIDE
+    )  # fmt: skip
+    return {README: theirs.encode(), BESIDE: ours.encode()}
 
 
 def _is_weights(name: str) -> bool:

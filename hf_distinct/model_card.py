@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import math
 import os
 import re
@@ -16,12 +17,16 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
+from transformers.utils import logging
 
 from . import __version__
+from .card_merge import BESIDE, mark, merge
 from .portable import portable
 from .reporting.picture_strip import write_picture_strip
 from .reporting.table import markdown_table
 from .reporting.training_curve import write_training_curve
+
+logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 Kind = Literal["captioner", "clip"]
@@ -83,6 +88,7 @@ GALLERIES = {
     "prefers_truth": "how often a picture is nearer to its true caption than to a false or broken one, that has",
 }
 
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~]")
 _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")
 
 
@@ -123,6 +129,9 @@ def write_model_card(
     file_name: str = "README.md",
 ) -> Path:
     """Write the model card of a captioner or of a CLIP, with its pictures beside it, into a folder.
+
+    If there is a card already and somebody edited it, their text before and after ours, and their metadata, stay in
+    the new card. If they edited the part that we wrote, their card stays, and the new one is `model_card.md`.
 
     The card is meant to be published: settings that name folders, tokens or accounts are left out, and of every local
     path only the last part is kept. What is not given is not spoken of.
@@ -188,7 +197,7 @@ def write_model_card(
         loading=(loading or LOADING[kind]).strip(),
         call='captioner("picture.png")' if kind == "captioner" else None,
         data=data,
-        data_license=data_license or "not stated",
+        data_license=_literal(data_license or "not stated"),
         scorer=portable(scorer) if scorer else None,
         reward=reward,
         base_model=portable(base_model) if base_model else None,
@@ -207,7 +216,20 @@ def write_model_card(
         versions={"hf_distinct": __version__}
         | {name: version(name) for name in ("transformers", "torch", "open_clip_torch", "datasets")},
     )
-    card.save(path)
+    return _save(mark(str(card)), path)
+
+
+def _save(card: str, path: Path) -> Path:
+    """Write a card without losing what somebody wrote into the one that stands in its place."""
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    merged = card if old is None else merge(card, old)
+    if merged is None:
+        logger.warning(
+            "%s was edited by hand in a part that hf_distinct wrote. It stays as it is, and the new card is %s beside "
+            "it. To get the new one, delete the old one and write the card again.", path, BESIDE
+        )  # fmt: skip
+        path, merged = path.with_name(BESIDE), card
+    path.write_text(merged, encoding="utf-8")
     return path
 
 
@@ -255,8 +277,13 @@ def _samples_table(samples: Sequence[Sample]) -> str:
     speakers = list(dict.fromkeys(speaker for sample in samples for speaker in sample.captions))
     rows = [["", *speakers], ["---"] * (len(speakers) + 1)]
     for number, sample in enumerate(samples, start=1):
-        rows.append([str(number), *(portable(sample.captions.get(speaker, "")) for speaker in speakers)])
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
+        rows.append([str(number), *(_literal(sample.captions.get(speaker, "")) for speaker in speakers)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _literal(text: str) -> str:
+    """Text that a Markdown page shows as it is, within one cell of a table."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(html.escape(text, quote=False).split()))
 
 
 def _cell(text: str) -> str:
@@ -269,13 +296,23 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _codecarbon(card: Path) -> tuple[float | None, str | None]:
-    """Grams that CodeCarbon measured, by the last line of its file (in kilograms) beside the card; and the source."""
+    """Grams that CodeCarbon measured, by the last line of its file (in kilograms) beside the card; and the source.
+
+    A file without a figure, of a run that was killed for instance, is told in a warning.
+    """
     file = card.with_name("emissions.csv")
     if not file.is_file():
         return None, None
-    with file.open(newline="", encoding="utf-8") as lines:
-        *_, last = csv.DictReader(lines)
-    return 1000 * float(last["emissions"]), "measured by CodeCarbon"
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            *_, last = csv.DictReader(lines)
+        emissions = 1000 * float(last["emissions"])
+        if not math.isfinite(emissions):
+            raise ValueError(last["emissions"])
+    except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
+        logger.warning("%s has no figure in its last row (%s): the card does not tell emissions", file, error)
+        return None, None
+    return emissions, "measured by CodeCarbon"
 
 
 def _is_hub_id(name: str | None) -> bool:

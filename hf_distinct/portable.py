@@ -6,7 +6,8 @@ import ntpath
 import os
 import re
 
-_TOKEN = re.compile(r"\bhf_(?!distinct)\w{8,}")
+# A token of the Hub is one long word of letters and digits; names such as `user/hf_captioner_v2` are none.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{16,}")
 # An absolute path, `~/path` or `../path` inside a text; not the slashes of `https://host/page`, `org/name`, `and/or`.
 # Folders may hold spaces, and are told from prose by the slash behind them.
 _PATH = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:|~\w*|\.\.)?(?:[\\/][^\\/:'\",;\n]+(?=[\\/]))*[\\/][^\s\\/'\",;]+[\\/]?")

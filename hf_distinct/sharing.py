@@ -97,13 +97,14 @@ class SharingTrainer(DurableTrainer):
         """
         names = [reward.name for reward in self.appraiser.rewards]
         rewards = dict(zip(names, self.appraiser.reward_weights, strict=True))
+        documented = {reward.name: reward.__doc__ for reward in self.appraiser.rewards}
         info = self.train_dataset.info
         known: dict[str, Any] = {
             "model_name": (self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name).split("/")[-1],
             "data": info.dataset_name or "captioned pictures",
             "data_license": info.license or None,
             "scorer": self._scorer_id,
-            "reward": describe_reward(rewards, self.appraiser.baseline, self._scorer_id, self.args),
+            "reward": describe_reward(rewards, self.appraiser.baseline, self._scorer_id, self.args, documented),
             "base_model": getattr(self.model.config, "_name_or_path", None) or None,
             "settings": self.args.changed,
             "log_history": self.state.log_history,

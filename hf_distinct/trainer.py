@@ -91,8 +91,8 @@ class RLCaptionTrainer(SharingTrainer):
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
         embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
-        rewards: instead of ``args.reward``: names, callables ``reward(captions, references, **columns)`` or objects
-            of the protocol [`hf_distinct.rewards.Reward`].
+        rewards: instead of ``args.reward``: names, functions (those written for TRL too, see
+            [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
         caption_metrics: what [`evaluate`] computes from captions and their dataset.
         callbacks: as in ``Trainer``.
         optimizers: as in ``Trainer``.
@@ -183,6 +183,8 @@ class RLCaptionTrainer(SharingTrainer):
             accelerator=self.accelerator,
             rewards=rewards,
             references_corpus=self.train_dataset["captions"],
+            columns=self.train_dataset.column_names,
+            tokenizer=processing_class,
         )
         self.reference_model: VisionEncoderDecoderModel | None = None
         if args.kl_weight:
@@ -231,7 +233,7 @@ class RLCaptionTrainer(SharingTrainer):
             hidden = self._encode(model, inputs["pixel_values"])
         labels, captions, greedy = self._roll_out(model, hidden, len(inputs["captions"]))
         with self.meter.phase("reward"):
-            appraisal = self.appraiser.judge(inputs, captions, greedy)
+            appraisal = self.appraiser.judge(inputs, captions, greedy, self.state)
         with self.meter.phase("score"):
             loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
         if self.all_finite(loss, appraisal, inputs):

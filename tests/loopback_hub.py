@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 USER = "tester"
 TOKEN = "hf_loopbackwrite"
@@ -127,8 +127,11 @@ class LoopbackHub:
         }
 
     def adopt(self, patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> None:
-        """Lead this process here, too; but not its downloads, whose addresses are made at import."""
+        """Lead this process here, too."""
         patch.setattr(constants, "ENDPOINT", self.endpoint)
+        for module in (constants, file_download):  # the addresses of downloads are made at import
+            address = f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_TOKEN_PATH", os.devnull)  # nobody's login

@@ -35,6 +35,7 @@ tags:
       name: '?[\w/@-]+'?
 )+---
 
+<!-- Written by hf_distinct, replaced by the next card\. Write your own text at the end\. (?:[0-9a-f]{{12}} ){{2}}-->
 # [^\n]+
 
 An image captioner whose captions are meant to single out their image: to say what sets it apart from similar ones\.
@@ -125,5 +126,7 @@ hf_distinct [\w.]+, transformers [\w.]+, torch [\w.+]+, open_clip_torch [\w.]+, 
   journal = {{arXiv preprint arXiv:2402\.13936}},
   year    = \{{2024\}}
 }}
-```"""
+```
+<!-- End of what hf_distinct wrote\. -->
+"""
 )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import runpy
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -178,14 +180,45 @@ def test_a_contradiction_between_settings(capsys):
     assert "needs num_rollouts of at least 2" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.fixture
+def run_recipe(tmp_path, monkeypatch):
+    """Runs a recipe of one line, within `clear_errors`; a reward of one's own lies elsewhere."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "own_reward.py").write_text("def reward(captions):\n    raise ValueError('mine')\n")
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+    path = tmp_path / "recipes" / "train.py"
+
+    def run(line):
+        imports = "from hf_distinct.arguments import clear_errors\nfrom pathlib import Path\n"
+        path.write_text(f"{imports}with clear_errors():\n    {line}\n")
+        monkeypatch.setattr(sys, "argv", ["train.py"])
+        runpy.run_path(str(path))
+
+    return run
+
+
 @pytest.mark.parametrize(
-    "error", [ValueError("first line\n   second line"), FileNotFoundError("first line second line")]
+    ("line", "message"),
+    [
+        ("raise ValueError('first line\\n   second line')", "first line second line"),
+        ("from hf_distinct.losses import _check_choice as check; check('baseline', 'x', 'ab')", "baseline"),
+        ("open('/nowhere/at/all')", "No such file"),
+        ("Path('/nowhere/at/all').read_text()", "No such file"),  # in a file of another library
+    ],
 )
-def test_bad_input_becomes_one_line(error, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["recipes/train.py"])
-    with pytest.raises(SystemExit) as ended, clear_errors():
-        raise error
-    assert ended.value.code == "train.py: error: first line second line"
+def test_bad_input_becomes_one_line(run_recipe, line, message):
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(line)
+    assert str(ended.value.code).startswith("train.py: error: ") and message in ended.value.code
+    assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize("line", ["import own_reward; own_reward.reward(['a dog'])", "import json; json.loads('{')"])
+def test_a_value_error_of_others_keeps_its_traceback(run_recipe, line):
+    with pytest.raises(ValueError) as raised:
+        run_recipe(line)
+    assert Path(str(raised.traceback[-1].path)).name in ("own_reward.py", "decoder.py")
 
 
 def test_other_errors_pass():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import plain_captions
 import pytest
 import torch
+import transformers
 from loopback_hub import TOKEN, USER, LoopbackHub, Repo, cut, deaf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -206,6 +208,84 @@ def test_discriminator_and_scorer_go_along_only_when_asked(hub, copy, tiny_model
     assert {"scorer/open_clip_config.json", "scorer/open_clip_model.safetensors", "scorer/tokenizer.json"} <= scorer
     with pytest.raises(ValueError, match=r"lacks open_clip_config.json, open_clip_model.safetensors"):
         push_folder(copy, "cap", include_scorer=copy)
+
+
+# ------------------------------------------------------------------------------------------ what people did meanwhile
+
+
+def edit(hub, old: str, new: str, branch: str = "main") -> None:
+    """Edit the card on the Hub, as a person does on its page."""
+    repo = hub.repos[NAME]
+    files = repo.history[repo.branches[branch]]
+    card = files["README.md"].decode()
+    assert old in card
+    repo.commit(branch, {**files, "README.md": card.replace(old, new).encode()})
+
+
+@pytest.mark.parametrize("revision", [None, "tried"])
+def test_text_added_to_the_card_on_the_hub_stays(hub, copy, caplog, revision):
+    push_folder(copy, "cap", revision=revision)
+    branch = revision or "main"
+    edit(hub, "library_name", "license: mit\nlibrary_name", branch)
+    edit(hub, "<!-- End of what hf_distinct wrote. -->", "<!-- End of what hf_distinct wrote. -->\n## By hand", branch)
+    (copy / "README.md").unlink()
+    write_model_card(copy, model_name="cap", data="more pictures")
+    push_folder(copy, "cap", revision=revision)
+    repo = hub.repos[NAME]
+    card = repo.history[repo.branches[branch]]["README.md"].decode()
+    assert "## By hand" in card and "license: mit" in card and "more pictures" in card
+    assert "edited" not in caplog.text
+    commits = repo.commits
+    push_folder(copy, "cap", revision=revision)
+    assert repo.commits == commits  # nothing is left to be sent
+
+
+def test_a_card_edited_within_stays_and_the_new_one_goes_beside_it(hub, copy, caplog):
+    push_folder(copy, "cap")
+    edit(hub, "# cap", "# My captioner")
+    by_hand = hub.repos[NAME].files["README.md"]
+    (copy / "README.md").unlink()
+    write_model_card(copy, model_name="cap", data="more pictures")
+    push_folder(copy, "cap")
+    files = hub.repos[NAME].files
+    assert files["README.md"] == by_hand and b"more pictures" in files["model_card.md"]
+    assert "tester/cap: somebody edited README.md there" in caplog.text and "model_card.md beside it" in caplog.text
+
+
+def test_a_card_written_by_hand_here_goes_up_and_says_what_it_replaces(hub, copy, caplog):
+    push_folder(copy, "cap")
+    rewrite(copy / "README.md", "---\nlicense: mit\n---\n# Mine\n")
+    push_folder(copy, "cap")  # in the place of a generated one
+    assert hub.repos[NAME].files["README.md"].endswith(b"# Mine\n") and "edited" not in caplog.text
+    edit(hub, "# Mine", "# Ours")
+    rewrite(copy / "README.md", "---\nlicense: mit\n---\n# Mine again\n")
+    push_folder(copy, "cap")
+    assert hub.repos[NAME].files["README.md"].endswith(b"# Mine again\n")
+    assert "README.md was edited there and is replaced" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------- what a tokenizer saves
+
+
+@pytest.mark.both_ends
+def test_the_files_of_every_tokenizer_of_transformers_go_up():
+    """By their sources: many of them cannot be imported without libraries of their own."""
+    saved = {}
+    for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets = getattr(node, "targets", [])
+            if any(getattr(target, "id", "") == "VOCAB_FILES_NAMES" for target in targets):
+                saved |= dict.fromkeys(ast.literal_eval(node.value).values(), path.name)
+    assert len(saved) > 15 and {"spiece.model", "sentencepiece.bpe.model", "vocab.json"} <= set(saved)
+    assert {name: source for name, source in saved.items() if name not in pushing.TOKENIZER} == {}
+
+
+def test_pickles_and_code_beside_a_tokenizer_stay(copy):
+    for name in ("tokenizer.pkl", "vocab.pkl", "tokenizer.py", "spiece.model"):
+        (copy / name).write_text("x")
+    assert set(pushing.model_files(copy)) & {"tokenizer.pkl", "vocab.pkl", "tokenizer.py", "spiece.model"} == {
+        "spiece.model"
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- bad lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -130,14 +131,52 @@ def test_the_reward_is_told_with_its_numbers():
     plain = reward(discriminator_weight=0.0, wtf_weight=0.0, kl_weight=0.05)
     assert "R(c) = 1 contrastive(c) + 0.01 cider(c)\nL    = - mean(A(c) l(c)) + 0.05 KL\n" in plain
     assert "- D:" not in plain and "- g:" not in plain and "- KL:" in plain
-    own = describe_reward({"~alice/own.py:brevity": 2.0}, "none", SCORER, RLCaptionConfig(output_dir="out"))
-    assert "2 own.py:brevity(c)" in own and "- `own.py:brevity`: a reward of the training's own." in own
+
+
+def test_a_custom_reward_is_told_by_its_name_and_its_docstring():
+    rewards = {"~alice/own.py:brevity": 2.0, "plain": 1.0}
+    told = {"~alice/own.py:brevity": "\n  One over the number of words.\n\n  Short captions win.", "plain": None}
+    own = describe_reward(rewards, "none", SCORER, RLCaptionConfig(output_dir="out"), told)
+    assert "2 own.py:brevity(c) + 1 plain(c)" in own
+    assert "- `own.py:brevity`: a custom reward: One over the number of words.\n- `plain`: a custom reward.\n" in own
 
 
 def test_codecarbons_measurement_is_taken_over(tmp_path):
     (tmp_path / "emissions.csv").write_text("project_name,emissions\nme,0.1\nme,0.25\n")  # in kilograms, run by run
     assert "250 g of CO2 equivalents, measured by CodeCarbon." in write(tmp_path)
     assert "3 g of CO2 equivalents, told by who trained it." in write(tmp_path, emissions=3.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "project_name,emissions\n", "project_name\nme\n", "emissions\n\n", "emissions\nnan\n", "emissions\nmuch\n",
+     "project_name,emissions\nme\n", "\0", "\xff\xfe"],
+)  # fmt: skip
+def test_a_measurement_without_a_figure_is_left_out(tmp_path, caplog, content):
+    (tmp_path / "emissions.csv").write_bytes(content.encode("latin-1"))
+    assert "CO2" not in write(tmp_path) and "has no figure in its last row" in caplog.text
+
+
+def test_captions_stand_on_the_card_as_they_are(tmp_path):
+    said = ["a sign that says /home/x and 24/7", "a *red* dog_house [2] <b>", "hf_abcdefghijklmnopq", "1 \\ 2 & ~3"]
+    card = write(tmp_path, samples=[Sample(Image.new("RGB", (4, 4)), {"after": text}) for text in said])
+    rows = re.findall(r"^\| \d \| (.*) \|$", card, re.MULTILINE)
+    assert rows[0] == said[0] and "<b>" not in card
+    assert [html.unescape(re.sub(r"\\([^a-z0-9\s])", r"\1", row)) for row in rows] == said
+
+
+def test_a_card_that_somebody_edited_is_not_lost(tmp_path, caplog):
+    card = tmp_path / "README.md"
+    write(tmp_path)
+    card.write_text(card.read_text().replace("license", "licence") + "\n## Notes by hand\n")
+    write(tmp_path, data="more scenes")
+    assert "more scenes" in card.read_text() and card.read_text().endswith("\n## Notes by hand\n")
+    assert not caplog.text
+    card.write_text(card.read_text().replace("| Trained on | more scenes |", "| Trained on | scenes of mine |"))
+    by_hand = card.read_text()
+    path = write_model_card(tmp_path, model_name="cap", data="other scenes")
+    assert card.read_text() == by_hand and path.name == "model_card.md" and "other scenes" in path.read_text()
+    assert "README.md was edited by hand" in caplog.text and "the new card is model_card.md" in caplog.text
 
 
 def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
@@ -163,7 +202,7 @@ def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
         data=f"{home}/my pictures",
         scorer=f"local-dir:{home}/models/clip",
         base_model=f"{home}/captioner",
-        samples=[Sample(Image.new("RGB", (4, 4)), {"after": f"a sign that says {home}/x"})],
+        samples=[Sample(Image.new("RGB", (4, 4)), {"after": "a sign"})],
         log_history=LOG,
     )
     pictures = b"".join(path.read_bytes() for path in home.glob("*.png"))

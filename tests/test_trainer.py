@@ -102,7 +102,7 @@ def plain_loss(trainer, inputs):
     texts = [(text, TextKind.ROLLOUT, n // per_image) for n, text in enumerate(rollouts)]
     texts += [(text, TextKind.REFERENCE, i) for i in range(number) for text in references[i]]
     texts += [(text, TextKind.GREEDY, i) for i, text in enumerate(greedy)]
-    corpus = CiderD([list(row) for row in dataset["captions"]])
+    corpus = CiderD([list(row) for row in dataset["captions"]], end_token=True)
 
     def reward(i, text):
         values = {
@@ -248,7 +248,7 @@ def test_a_function_in_a_file_is_a_reward(make_trainer, tmp_path):
 
 
 def not_a_number(captions):
-    return [None if n == 1 else 0.5 for n, _ in enumerate(captions)]
+    return ["0.5" if n == 1 else 0.5 for n, _ in enumerate(captions)]
 
 
 def too_few(captions):
@@ -268,7 +268,7 @@ class OfOnesOwn:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (not_a_number, "reward 'not_a_number' gave None for row 1, caption"),
+        (not_a_number, "reward 'not_a_number' gave '0.5' for row 1, caption"),
         (too_few, r"reward 'too_few' gave 11 values for 12 captions: row 11 \(caption '.*'\) got none"),
         (OfOnesOwn("short", lambda n: torch.zeros(n - 1)), r"reward 'short' gave shape \(11,\) instead of a tensor"),
         (OfOnesOwn("wide", lambda n: torch.zeros(n, 1)), r"reward 'wide' gave shape \(12, 1\) instead of a tensor"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.embeddings import ARRAYS
 from hf_distinct.data.neighbours import FILE, Neighbours
@@ -84,7 +85,7 @@ def write_portable(folder: Path, target: Path) -> None:
         fingerprint=manifest["fingerprint"], recall=statistics["R@1 of people's captions"],
         gallery=statistics["gallery"], first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
     )  # fmt: skip
-    (target / "README.md").write_text(card)
+    (target / "README.md").write_text(mark(card))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -6,6 +6,9 @@ The files here are pure functions on tensors and strings; `modules/` holds the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from transformers.utils import logging
 
 from .bootstrap import Statistic, mean_of, value_of
 from .captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
@@ -21,10 +24,12 @@ from .diversity import (
     unique_share,
     vocabulary,
 )
-from .faults import bad_endings, repeats
+from .faults import bad_endings, repeats, seem_english
 from .ngram_counts import NgramCounts
 from .ptb_tokenizer import ptb_line, tokenize
 from .retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
+
+logger: Any = logging.get_logger(__name__)
 
 __all__ = [
     "CiderD",
@@ -61,7 +66,7 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
         `CIDEr-D` (1.0 is "100"), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words),
         `mean_length` (words in a caption), `unique` (share of captions that differ), `distinct_1` and `distinct_2`
         (share of words and word pairs that differ), `self_BLEU` (0 to 1; for two captions or more), `bad_endings` and
-        `repeats` (shares of captions that end badly, or say something twice).
+        `repeats` (shares of captions that end badly, in English, or say something twice).
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
@@ -93,4 +98,8 @@ def caption_statistics(captions: Sequence[str], references: Sequence[Sequence[st
     }
     if len(captions) > 1:
         statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
+    if not seem_english([text for own in references for text in own]):
+        logger.warning_once(
+            "The captions seem not to be English: bad_endings knows English words alone, so its figure says nothing."
+        )
     return statistics | {"bad_endings": mean_of(bad_endings(captions)), "repeats": mean_of(repeats(captions))}

@@ -22,6 +22,8 @@ from .ptb_tokenizer import ptb_line, tokenize
 Ngram = tuple[str, ...]
 Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
 
+END_TOKEN = "\n"
+"""The end of a caption as a word, which `tokenize` never gives."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
 
@@ -41,18 +43,23 @@ class CiderD:
     Args:
         references_corpus: for each image its reference captions; document frequencies are counted over images.
         cache_size: for how many images the prepared references are kept (about 20 kB an image).
+        end_token: count the end of each caption and reference as a word more. The metric does not; a reward should,
+            see `hf_distinct.rewards.CiderReward`.
 
     Raises:
         ValueError: the corpus is empty or an image has no reference.
     """
 
-    def __init__(self, references_corpus: Sequence[Sequence[str]], cache_size: int = 4096) -> None:
+    def __init__(
+        self, references_corpus: Sequence[Sequence[str]], cache_size: int = 4096, end_token: bool = False
+    ) -> None:
         if not references_corpus:
             raise ValueError("CIDEr-D needs reference captions to count document frequencies: the corpus is empty.")
+        self._end = [END_TOKEN] if end_token else []
         images_with: Counter[Ngram] = Counter()
         for row, references in enumerate(references_corpus):
             _check_references(references, row)
-            images_with.update({ngram for reference in references for ngram in _ngrams(tokenize(reference), MAX_N)})
+            images_with.update({ngram for reference in references for ngram in _ngrams(self._words(reference), MAX_N)})
         self._unseen_idf = math.log(len(references_corpus))
         # An n-gram of one image weighs the same as an unseen one, so it need not be stored: on COCO, most of them.
         idf_of_count = {count: self._unseen_idf - math.log(count) for count in set(images_with.values())}
@@ -67,7 +74,7 @@ class CiderD:
             ValueError: there is no reference.
         """
         postings = self._prepare(references)
-        words = tokenize(candidate)
+        words = self._words(candidate)
         similarities = [0.0] * (MAX_N * len(postings.lengths))  # entry j * MAX_N + n - 1: reference j, n-grams
         squares = [0.0] * MAX_N
         for ngram, weight in self._weights(words):
@@ -90,6 +97,9 @@ class CiderD:
         _check_rows(candidates, references)
         return [self.score(candidate, own) for candidate, own in zip(candidates, references, strict=True)]
 
+    def _words(self, text: str) -> list[str]:
+        return tokenize(text) + self._end
+
     def _weights(self, words: list[str]) -> Iterator[tuple[Ngram, float]]:
         """Yield each n-gram of a caption with its tf-idf weight."""
         for ngram, count in Counter(_ngrams(words, MAX_N)).items():
@@ -102,7 +112,7 @@ class CiderD:
             _check_references(references, None)
             if len(self._cache) >= self._cache_size:
                 self._cache.pop(next(iter(self._cache)), None)  # the oldest
-            self._cache[key] = _Postings([tokenize(reference) for reference in references], self._weights)
+            self._cache[key] = _Postings([self._words(reference) for reference in references], self._weights)
         return self._cache[key]
 
 

@@ -1,6 +1,6 @@
 """Faults of language that a reward without people's captions breeds: captions cut off, and words said again and again.
 
-Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`.
+Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`. `bad_endings` knows English alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,23 @@ BAD_ENDINGS = {
     "while", "with", "within", "without", "your",
 }  # fmt: skip
 """Words after which something must follow. Those that may well end a caption ("a man looks up") are not among them."""
+ENGLISH = frozenset(["the", "and", "with"])
+FEW_WORDS = 200
+
+
+def seem_english(captions: Sequence[str]) -> bool:
+    """Whether captions may be English: one word in a hundred is "the", "and" or "with". Too few words may be anything.
+
+    Among people's captions of photographs it is one in ten; in other languages these three are no words.
+    """
+    words = [word for words in _tokenized(captions) for word in words]
+    return len(words) < FEW_WORDS or 100 * sum(word in ENGLISH for word in words) >= len(words)
 
 
 def bad_endings(captions: Sequence[str]) -> list[bool]:
     """Return for each caption whether it has no words, or ends in one of `BAD_ENDINGS`: "a man on a".
+
+    The list is English; of captions in other languages only those without words are found.
 
     Raises:
         ValueError: `captions` is a string.

@@ -3,7 +3,8 @@
 Every published CIDEr, BLEU and ROUGE-L of captions was counted on words that the Penn Treebank tokenizer of Stanford
 CoreNLP 3.4.1 made (package `pycocoevalcap`), after which quotation marks and most punctuation are dropped. `ptb_line`
 makes the same words of what captions hold. It was written from that tokenizer's behaviour, not from its code, and is
-held against it on random captions (tests/evaluation/pycocoevalcap_cases.py).
+held against it on random captions (tests/evaluation/pycocoevalcap_cases.py). One thing differs: that tokenizer makes
+one word of a Chinese, Japanese or Thai caption, and here each character is one, see `hf_distinct.evaluation.unspaced`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
+
+from transformers.utils import logging
 
 from .ptb_characters import DIGITS, LETTERS, MARKS, SIGNS
+from .unspaced import is_unspaced, split_unspaced
+
+logger: Any = logging.get_logger(__name__)
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """Tokens that are no words. The field's list also has brackets, but in capitals, so that `-lrb-` stays."""
@@ -132,6 +139,19 @@ def ptb_line(caption: str) -> str:
         >>> ptb_line("A man's T-shirt (red), don't look!")
         "a man 's t-shirt -lrb- red -rrb- do n't look"
     """
+    pieces = split_unspaced(caption)
+    if pieces is None:
+        return _coco_line(caption)
+    logger.warning_once(
+        "There are captions in a script without spaces between words, such as Chinese: CIDEr-D, BLEU, ROUGE-L, "
+        "lengths and vocabulary count each character as a word. Compare them only with figures counted by character."
+    )
+    words = (piece if is_unspaced(piece) else _coco_line(piece) for piece in pieces)
+    return " ".join(filter(None, words))
+
+
+def _coco_line(caption: str) -> str:
+    """The words as the COCO evaluation has them."""
     text = _UNKNOWN.sub(" ", caption)
     plain = _FULL_STOP.sub(r"\1", text.strip())
     if _PLAIN.fullmatch(plain):

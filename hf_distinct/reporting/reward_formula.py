@@ -34,7 +34,13 @@ WEIGHTINGS = {
 }
 
 
-def describe_reward(rewards: Mapping[str, float], baseline: str, scorer: str, args: RLCaptionConfig) -> str:
+def describe_reward(
+    rewards: Mapping[str, float],
+    baseline: str,
+    scorer: str,
+    args: RLCaptionConfig,
+    descriptions: Mapping[str, str | None] | None = None,
+) -> str:
     """Return the reward of a training as Markdown.
 
     Args:
@@ -42,6 +48,7 @@ def describe_reward(rewards: Mapping[str, float], baseline: str, scorer: str, ar
         baseline: what is subtracted: `none`, `greedy` or `leave_one_out`.
         scorer: which CLIP it was, e.g. its open_clip name.
         args: the settings.
+        descriptions: docstrings of rewards that are not built in, by name; the first line is shown.
     """
     share, alpha, beta = args.discriminator_weight, args.wtf_weight, args.kl_weight
     names = {portable(name): weight for name, weight in rewards.items()}
@@ -56,7 +63,10 @@ def describe_reward(rewards: Mapping[str, float], baseline: str, scorer: str, ar
     if "contrastive" in known:  # it is told by its two halves
         known += [name for name in ("contrastive_i2t", "contrastive_t2i") if name not in known]
     parts = {f"`{name}`": PARTS[name].format(clamp=args.reward_clamp) for name in known}
-    parts |= {f"`{name}`": "a reward of the training's own" for name in names if name not in PARTS}
+    for name in rewards:
+        if name not in PARTS:
+            said = ((descriptions or {}).get(name) or "").strip().partition("\n")[0].rstrip(". ")
+            parts[f"`{portable(name)}`"] = f"a custom reward: {portable(said)}" if said else "a custom reward"
     if share:
         parts["D"] = "how much a small discriminator on CLIP embeddings takes the caption for a person's, from 0 to 1"
     parts["A"] = f"the advantage: {BASELINES[baseline]}"

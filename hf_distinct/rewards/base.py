@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+from transformers import TrainerState
 
 
 class TextKind(IntEnum):
@@ -81,6 +82,10 @@ class RewardBatch:
         image_pool: see [`ImagePool`].
         logit_scale: s of the CLIP model, ``logit_scale.exp()``, e.g. 100.
         columns: further columns of the dataset, N values each.
+        completion_ids: N lists, the tokens of each caption under the captioner's tokenizer, end token included; empty
+            where no reward asks for them.
+        trainer_state: the Trainer's state; None outside of a training.
+        metrics: lists of numbers by name. What a reward adds here is logged as ``reward/NAME``, as a mean.
 
     Raises:
         ValueError: if something has not exactly N entries.
@@ -96,6 +101,9 @@ class RewardBatch:
     image_pool: ImagePool
     logit_scale: float
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    completion_ids: list[list[int]] = field(default_factory=list)
+    trainer_state: TrainerState | None = None
+    metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that everything has one entry for each caption."""

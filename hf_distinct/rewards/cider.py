@@ -17,6 +17,12 @@ class CiderReward:
     It is no advantage: use it with the greedy baseline for self-critical sequence training. Embeddings play no part.
     A ground-truth caption is scored against all references of its image, itself among them.
 
+    Unlike the metric that `evaluate.py` reports, the reward counts the end of a caption as a word, in captions,
+    references and document frequencies alike. Without it a captioner learns to stop at "with a", which CIDEr-D does
+    not punish (self-critical sequence training, appendix E). So the value differs a little from the metric. Every
+    caption is taken to end, also one that was cut at ``max_new_tokens``. In Chinese, Japanese and other scripts
+    without spaces each character is a word.
+
     Args:
         references_corpus: for each training image all its references. How rare an n-gram is, is counted here, once:
             counted in each batch anew, one caption would get another reward in another batch.
@@ -26,7 +32,7 @@ class CiderReward:
     is_advantage = False
 
     def __init__(self, references_corpus: Sequence[list[str]]) -> None:
-        self._cider = CiderD(list(references_corpus))
+        self._cider = CiderD(list(references_corpus), end_token=True)
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """Reward each caption: (N,) float32, 1.0 for what is reported as "CIDEr 100"."""

@@ -6,10 +6,13 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from hf_distinct.rewards.base import Reward
 from hf_distinct.rewards.callable import CallableReward
@@ -41,7 +44,8 @@ def resolve_reward(
         The reward.
 
     Raises:
-        ValueError: if the name is unknown, nothing is found under the path, or ``"cider"`` has no corpus.
+        ValueError: if the name is unknown, nothing is found under the path, what is found is a model or a class that
+            needs arguments, or ``"cider"`` has no corpus.
     """
     if isinstance(spec, str):
         if spec in BUILT_IN_REWARDS:
@@ -65,9 +69,15 @@ def _built_in(
 
 def _as_reward(found: Any, where: str) -> Reward:
     if isinstance(found, type):
+        try:
+            inspect.signature(found).bind()
+        except TypeError as error:
+            raise ValueError(f"reward {where}: the class is made without arguments, but {error}") from error
         found = found()
     if isinstance(found, Reward):
         return found
+    if isinstance(found, nn.Module):
+        raise ValueError(f"reward {where}: {type(found).__name__} is a model. {_NO_MODELS}")
     if callable(found):
         return CallableReward(found)
     raise ValueError(f"reward {where}: found {type(found).__name__}, expected a function or a class")
@@ -79,6 +89,8 @@ def _load(spec: str) -> Any:
         module = _import_file(Path(path), spec)
     else:
         path, _, name = spec.rpartition(".")
+        if "/" in spec:  # as an id of the Hub or a folder, by which TRL finds reward models
+            raise ValueError(f"reward {spec!r} is no file with a name in it. {_NO_MODELS} {_FORMS}")
         if not path:
             raise ValueError(f"reward {spec!r} is unknown{_suggestion(spec, BUILT_IN_REWARDS)}. {_FORMS}")
         module = _import_module(path, spec)
@@ -116,6 +128,11 @@ def _import_file(path: Path, spec: str) -> Any:
 _FORMS = (
     f"Give one of {', '.join(BUILT_IN_REWARDS)}, a dotted path such as my_package.rewards.brevity, "
     "or a file and a name in it such as rewards.py:brevity"
+)
+
+_NO_MODELS = (
+    "Reward models (a sequence classifier, as TRL takes it) are not supported: write a function that calls the model "
+    "and returns a number for each caption."
 )
 
 

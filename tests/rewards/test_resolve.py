@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from torch import nn
 
 from hf_distinct.rewards import (
     BUILT_IN_REWARDS,
@@ -109,6 +110,25 @@ def test_a_file_that_fails_can_be_mended(tmp_path):
         resolve_reward(f"{path}:reward")
     path.write_text("def reward(captions):  # mended\n    return [0.0 for _ in captions]\n")
     assert resolve_reward(f"{path}:reward").name == "reward"
+
+
+def test_reward_models_are_refused_in_words():
+    for model in ("OpenAssistant/reward-deberta", "Skywork/Llama-3.1-8B", "./models/reward", nn.Linear(2, 1)):
+        with pytest.raises(ValueError, match="Reward models .* are not supported: write a function"):
+            resolve_reward(model)
+
+
+def test_a_class_that_needs_arguments():
+    class Threshold:
+        def __init__(self, least):
+            self.least = least
+
+        def __call__(self, captions):
+            return [float(len(caption) > self.least) for caption in captions]
+
+    with pytest.raises(ValueError, match="made without arguments, but missing a required argument: 'least'"):
+        resolve_reward(Threshold)
+    assert resolve_reward(Threshold(3)).name == "Threshold"
 
 
 def test_unknown_names():
