@@ -6,6 +6,7 @@ weights want QuickGELU, which the tensors alone cannot.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import zipfile
@@ -73,11 +74,7 @@ def _torchscript_pickle(path: Path) -> str | None:
 def _read_torchscript(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive by their names. ``torch.jit.load`` would run what its modules define."""
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:  # it may unpack to any size
-                raise pickle.UnpicklingError(f"{path} is compressed, as no file of torch is.")
-        with archive.open(name) as file:
-            root = _TensorsOnly(file, archive, name.removesuffix("data.pkl")).load()
+        root = _TensorsOnly(archive, name.removesuffix("data.pkl")).load()
     return dict(_tensors_in(root, ""))
 
 
@@ -96,9 +93,16 @@ class _Module:
 class _TensorsOnly(pickle.Unpickler):
     """Reads modules as plain objects, and tensors. Everything else that a pickle can call is refused."""
 
-    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(file)
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         self.archive, self.folder = archive, folder
+        super().__init__(io.BytesIO(self.stored("data.pkl")))
+
+    def stored(self, name: str) -> bytes:
+        """A member of the archive, which torch never compresses: a few bytes cannot unpack to any size."""
+        member = self.archive.getinfo(self.folder + name)
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise pickle.UnpicklingError(f"its {name} is compressed, as no weights of torch are")
+        return self.archive.read(member)
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -118,8 +122,7 @@ class _TensorsOnly(pickle.Unpickler):
         dtype = getattr(torch, str(kind).removesuffix("Storage").lower(), None)
         if not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it holds a {kind}, which is no kind of tensor")
-        data = self.archive.read(f"{self.folder}data/{key}")
-        return torch.frombuffer(bytearray(data), dtype=dtype)
+        return torch.frombuffer(bytearray(self.stored(f"data/{key}")), dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
