@@ -137,8 +137,7 @@ def _load(name: str, pretrained: str | None, model_cfg: dict[str, Any], **how: A
     """Build and load. A plain name without ``pretrained`` is built with random weights, for the caller to replace."""
     for problem in code_problems(model_cfg, f"{CONFIG} of {name}"):
         raise ValueError(problem)
-    tower = how.get("text_cfg", model_cfg["text_cfg"]).get("hf_model_name")
-    if tower and not Path(tower).is_file():
+    if tower := how.get("text_cfg", model_cfg["text_cfg"]).get("hf_model_name"):
         refuse_code(tower)
     # open_clip's own tokenizer knows no code to trust, and takes no such argument.
     trust = {"trust_remote_code": False} if model_cfg["text_cfg"].get("hf_tokenizer_name") else {}

@@ -49,15 +49,17 @@ def refuse_code(source: str | os.PathLike[str]) -> None:
     """Refuse a model that brings code along. Call it before the model, its tokenizer or its processor is loaded.
 
     Args:
-        source: a folder, or the Hub id of a transformers model. Of a folder, every ``*config.json`` at its top is
-            read; of a Hub id ``config.json``, so pass ``trust_remote_code=False`` wherever it can be passed, too.
+        source: a folder, a JSON file, or the Hub id of a transformers model. Of a folder, every ``*config.json`` at
+            its top is read; of a Hub id ``config.json``, so pass ``trust_remote_code=False`` where it can be passed.
 
     Raises:
         ValueError: if a file is code that would run, or a setting names code. The message names file and setting.
         OSError: if there is no such model.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if folder.is_file():
+        problems = list(_problems_of_file(folder))
+    elif not folder.is_dir():
         settings, _ = PretrainedConfig.get_config_dict(os.fspath(source))
         problems = list(code_problems(settings, f"config.json of {os.fspath(source)}"))
     else:

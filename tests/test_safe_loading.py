@@ -99,8 +99,13 @@ def test_a_scorer_whose_text_tower_is_somebodys_code_is_refused(folder, mark, tm
     change(folder / "open_clip_config.json", **config)
     with pytest.raises(ValueError, match=r"tower/config\.json asks for code of its own"):
         ClipScorer(str(folder))
-    # The same in the folder's own file.
-    (tower / "config.json").rename(folder / "text_config.json")
+    # The same in a file by itself, and in the folder's own.
+    (tower / "config.json").rename(tower / "any.json")
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(tower / "any.json")
+    change(folder / "open_clip_config.json", **config)
+    with pytest.raises(ValueError, match=r"tower/any\.json asks for code of its own"):
+        ClipScorer(str(folder))
+    (tower / "any.json").rename(folder / "text_config.json")
     with pytest.raises(ValueError, match=r"text_config\.json asks for code of its own"):
         ClipScorer(str(folder))
     assert not mark.exists()
