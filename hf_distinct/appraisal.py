@@ -179,7 +179,8 @@ class Appraiser:
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
-        figures = {"reference_weight": everyone.mean()}
+        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts), self.accelerator)
+        figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
         table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
         for whose, rows in zip(("rollouts", "references"), table.split(sizes), strict=False):
             values, counted = gather_rows(rows, self.accelerator).unbind(dim=-1)

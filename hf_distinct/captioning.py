@@ -19,13 +19,18 @@ from transformers import (
     LogitsProcessorList,
     VisionEncoderDecoderModel,
 )
+from transformers.utils import logging
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
 from hf_distinct.guidance import ImageGuidance
+from hf_distinct.names import shipped_or_named
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
-from hf_distinct.scorer import ClipScorer
+from hf_distinct.safe_loading import refuse_code
+from hf_distinct.scorer import ClipScorer, scorer_problems
+
+logger = logging.get_logger(__name__)
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -34,32 +39,36 @@ class Captioner:
     """A trained captioner with its tokenizer and image processor, ready to write.
 
     Args:
-        model: a Hub id, or the folder that a training left behind.
+        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
         rerank_with: the CLIP that chooses among samples: a [`ClipScorer`], or what it takes as its name.
         device: where it runs; none: a GPU if there is one.
 
     Raises:
-        ValueError: if either cannot be loaded, or the model is no captioner.
+        ValueError: if either cannot be loaded, or would run code, or the model is no captioner.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str],
-        rerank_with: str | ClipScorer | None = None,
+        rerank_with: str | os.PathLike[str] | ClipScorer | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        source = os.fspath(model)
+        source = shipped_or_named(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            self.model: Any = VisionEncoderDecoderModel.from_pretrained(source).to(self.device).eval()
+            refuse_code(source)
+            captioner: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
+            self.model: Any = captioner.to(self.device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             self.image_processor = load_image_processor(source)
         except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
         check_captioner(self.model, self.tokenizer)
-        self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, str) else rerank_with
+        self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, (str, os.PathLike)) else rerank_with
         if self.scorer is not None:
             self.scorer.to(self.device)
+            for problem in scorer_problems(self.scorer, rollout_config(self.model).max_new_tokens):
+                logger.warning(problem)
 
     def __call__(
         self, images: Sequence[Picture], num_samples: int = 0, **settings: Any
@@ -201,16 +210,16 @@ def caption(
     images: Picture | Sequence[Picture],
     model: str | os.PathLike[str],
     num_samples: int = 0,
-    rerank_with: str | ClipScorer | None = None,
+    rerank_with: str | os.PathLike[str] | ClipScorer | None = None,
     **settings: Any,
 ) -> Any:
     """Caption pictures; [`Captioner`], which does it, loads its models once for many calls.
 
     Args:
         images: one picture or several, as PIL pictures or paths.
-        model: a Hub id, or the folder that a training left behind.
+        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
         num_samples: 0: one caption of each; K: as many samples of each.
-        rerank_with: the CLIP that chooses among the samples.
+        rerank_with: the CLIP that chooses among the samples: a [`ClipScorer`], or what it takes as its name.
         settings: ``batch_size``, ``guidance``, ``seed``, ``num_workers``, ``progress``.
 
     Returns:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_distinct.evaluation.bootstrap import Statistic
+from hf_distinct.safe_loading import refuse_code
 
 
 class LanguageModel:
@@ -20,12 +21,13 @@ class LanguageModel:
         device: where it runs; none: a GPU if there is one.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or would run code.
     """
 
     def __init__(self, name: str, device: str | torch.device | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
+            refuse_code(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:

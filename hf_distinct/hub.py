@@ -51,7 +51,7 @@ MODEL_FILES = (
     "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
 )  # fmt: skip
 DISCRIMINATOR = "discriminator.safetensors"
-SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER)
+SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "text_config.json", *TOKENIZER)
 
 WAITS = (1, 2, 4, 8, 16)
 """Seconds between one try and the next, where the connection broke or the Hub was in trouble."""

@@ -15,6 +15,9 @@ from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTr
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
 
+from hf_distinct.names import shipped_or_named
+from hf_distinct.safe_loading import refuse_code
+
 TASK = "image-to-text"
 EXACT_SEGFORMER = "hf_distinct_segformer"
 # Where neither the call nor the model says how long a caption may be, as in transformers 4.57. Up to there a
@@ -34,7 +37,8 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 
     Args:
         task: `"image-to-text"`.
-        model: Id on the Hub, folder, or a `VisionEncoderDecoderModel` with `tokenizer=` and `image_processor=`.
+        model: Id on the Hub, folder, `"captioner"` (the one that the package ships), or a `VisionEncoderDecoderModel`
+            with `tokenizer=` and `image_processor=`.
         settings: Those of `transformers.pipeline`: `device`, `dtype`, `batch_size`, `revision`, `token` ...; and those
             of `generate`, for all calls: `max_new_tokens`, `num_beams` ...
 
@@ -44,12 +48,15 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         `max_new_tokens`, `generate_kwargs`, `batch_size`, `num_workers` and `timeout` (seconds, for URLs).
 
     Raises:
-        ValueError: Another task.
+        ValueError: Another task, or a model that brings code along, unless `trust_remote_code` says so.
         OSError: There is no such model.
     """
     if task != TASK:
         raise ValueError(f"hf_distinct.pipeline knows no task but {TASK!r}; transformers.pipeline may know {task!r}.")
-    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if isinstance(model, (str, os.PathLike)):
+        model = shipped_or_named(model)
+        if not settings.setdefault("trust_remote_code", False):
+            refuse_code(model)
     make: Any = transformers.pipeline  # whose overloads are other ones in each version
     if TASK in get_supported_tasks():
         return make(TASK, model=model, **settings)

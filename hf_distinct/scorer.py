@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SHIPPED = Path(__file__).parent / "models"
+from hf_distinct.clip_loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
+from hf_distinct.names import shipped, shipped_or_named
+
+__all__ = [
+    "ClipScorer", "clean_caption", "encode_token_ids", "load_clip", "save_open_clip", "scorer_problems", "shipped",
+    "shipped_or_named",
+]  # fmt: skip
 
 
 def clean_caption(caption: str) -> str:
@@ -23,114 +34,140 @@ def clean_caption(caption: str) -> str:
     return caption[:-1].rstrip() if caption.endswith(".") else caption
 
 
-def shipped(name: str) -> str:
-    """Where a model that the package ships lies: ``"captioner"``, ``"scorer"``, ``"truth_scorer"`` or ``"judge"``."""
-    folder = SHIPPED / name
-    if not folder.is_dir():
-        raise ValueError(
-            f"hf_distinct ships no model {name!r}; it ships {', '.join(sorted(p.name for p in SHIPPED.glob('*')))}."
-        )
-    return str(folder)
-
-
-def shipped_or_named(name: str) -> str:
-    """The folder of a shipped model by its short name; any other name as it is."""
-    return shipped(name) if name and (SHIPPED / name).is_dir() else name
-
-
 def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor:
-    """Text features of a CLIP model, without computing what lies behind each text's end token.
+    """Text features of a CLIP model, without computing what follows each text's end.
 
-    open_clip pads every text to the full context. With causal attention and pooling at the end token (the native text
-    tower) nothing behind that token reaches the features, so texts are sorted by length and each bucket is cut to its
-    longest. Towers of other kinds get the padded batch.
+    open_clip pads every text to the full context. Under causal attention and pooling at the end token (OpenAI's text
+    tower) nothing after that token reaches the features, and a Hugging Face tower masks its padding. There, texts are
+    sorted by length, and each bucket is cut to its longest. Other towers get the padded batch.
 
     Args:
         model: an open_clip model.
         token_ids: ``(n, context)``.
-        bucket: texts computed together.
+        bucket: number of texts that are computed together.
 
     Returns:
         Features ``(n, d)``, not normalised.
     """
-    if type(model) is not open_clip.CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
+    tower = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
+    if isinstance(tower, HFTextEncoder):
+        real = token_ids != tower.config.pad_token_id
+        places = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)
+        lengths, encode = (real * places).amax(dim=1).clamp_min(1), model.encode_text
+    elif _reads_only_to_the_end(tower):
+        lengths, encode = _ends(tower, token_ids) + 1, partial(_causal_features, tower)
+    else:
         return model.encode_text(token_ids)
-    lengths = token_ids.argmax(dim=-1) + 1
     order = lengths.argsort()
-    features = []
-    for rows in order.split(bucket):
-        length = int(lengths[rows[-1]])
-        ids = token_ids[rows, :length]
-        hidden = model.token_embedding(ids) + model.positional_embedding[:length]
-        hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
-        hidden = model.ln_final(hidden[torch.arange(len(rows), device=ids.device), lengths[rows] - 1])
-        if (projection := model.text_projection) is not None:
-            hidden = projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
-        features.append(hidden)
+    features = [encode(token_ids[rows, : int(lengths[rows[-1]])]) for rows in order.split(bucket)]
     return torch.cat(features)[order.argsort()]
 
 
-def _tokenizer(name: str) -> Any:
-    """The tokenizer of a model; without the code that its config may bring along, and may ask to be trusted with."""
-    try:
-        return open_clip.get_tokenizer(name, trust_remote_code=False)
-    except TypeError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        return open_clip.get_tokenizer(name)  # open_clip's own one, which knows nothing of the kind
+def _pooling(tower: Any) -> str:
+    return tower.text_pool_type if isinstance(tower, open_clip.CLIP) else tower.pool_type
+
+
+def _reads_only_to_the_end(tower: Any) -> bool:
+    if not isinstance(tower, (open_clip.CLIP, TextTransformer)) or getattr(tower, "cls_emb", None) is not None:
+        return False
+    return _pooling(tower) in ("argmax", "eos") and tower.attn_mask is not None
+
+
+def _ends(tower: Any, token_ids: Tensor) -> Tensor:
+    """The place that a text tower pools at: ``(n,)``."""
+    if _pooling(tower) == "argmax":
+        return token_ids.argmax(dim=-1)
+    end = tower.text_eos_id if isinstance(tower, open_clip.CLIP) else tower.eos_id
+    return (token_ids == end).int().argmax(dim=-1)
+
+
+def _causal_features(tower: Any, token_ids: Tensor) -> Tensor:
+    """Features of texts ``(n, length)`` under a causal text tower, which may be cut to any length."""
+    length = token_ids.shape[1]
+    hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
+    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
+    rows = torch.arange(len(token_ids), device=token_ids.device)
+    hidden = tower.ln_final(hidden[rows, _ends(tower, token_ids)])
+    projection = tower.text_projection
+    if projection is None:
+        return hidden
+    return projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
 
 
 class ClipScorer:
     """An open_clip model that embeds images and captions, frozen, in eval mode, without gradient.
 
+    It embeds as the published model does: a tag decides on the activation and the transform, a folder's config on its
+    own. Nothing that comes with a model is run as code.
+
     Args:
-        name: any open_clip name (``"ViT-B-32"``), ``"local-dir:PATH"``, ``"hf-hub:ID"``, or the path of a folder that
-            holds ``open_clip_config.json``.
-        pretrained: weights for a plain name: a tag of open_clip (``"openai"``) or a checkpoint file. A plain name may
-            also carry it behind a colon: ``"ViT-B-32:openai"``.
-        device: where it lives.
+        name: an architecture of open_clip with a tag or a checkpoint file (``"ViT-B-32:openai"``,
+            ``"ViT-B-32-quickgelu:FILE"``), a folder with ``open_clip_config.json``, ``"local-dir:FOLDER"``,
+            ``"hf-hub:ID"``, or the short name of a shipped model (``"scorer"``, ``"truth_scorer"``, ``"judge"``).
+        pretrained: the tag or file, if ``name`` is an architecture alone.
+        device: the device that the model is moved to.
 
     Attributes:
         name: the name it was made from.
         embed_dim: d, the width of the embeddings.
-        logit_scale: s, the exponential of the learned log scale (about 100 for the published models).
+        context_length: tokens of a caption that are read, the special ones included; the rest is cut off.
+        logit_scale: s, the exponential of the learned log scale (about 100 for the published models). SigLIP's
+            ``logit_bias`` cancels in every reward, and is not used.
+        model_cfg: the architecture as it was built, for [`save_open_clip`].
         transform: turns an RGB ``PIL.Image`` into a tensor ``(3, height, width)``.
         fingerprint: hexadecimal digest of weights, architecture, transform and tokenizer; equal only where embeddings
             are equal.
 
     Raises:
-        ValueError: if no such model can be loaded; the message holds the reason.
+        ValueError: if no such model can be loaded, or it would run code, or its tokenizer and text tower do not fit
+            together; the message holds the reason.
     """
 
-    def __init__(self, name: str, pretrained: str | None = None, device: str | torch.device = "cpu"):
-        self.name = name
-        if ":" in name and not name.startswith(("local-dir:", "hf-hub:")) and not Path(name).exists():
-            name, pretrained = name.split(":", 1)
-        elif Path(name).is_dir():
-            name = f"local-dir:{name}"
-        local = name.startswith("local-dir:")
-        if not local and not name.startswith("hf-hub:"):
-            if "/" in name or name not in open_clip.list_models():
-                raise ValueError(
-                    f"Scorer {self.name!r} is neither a folder with an open_clip model nor an open_clip model name."
-                )
-            if pretrained is None:
-                raise ValueError(
-                    f"Scorer {self.name!r} names an architecture without weights; "
-                    f"add a tag or a checkpoint file, as in '{name}:openai'."
-                )
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        pretrained: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.name = shipped_or_named(name)
+        source, weights = self.name, None if pretrained is None else os.fspath(pretrained)
+        if Path(source).is_dir():
+            source = f"local-dir:{source}"
+        elif ":" in source and not source.startswith(SCHEMES):
+            source, weights = source.split(":", 1)
         try:
-            # Unlike create_model_and_transforms, it never falls back to random weights.
-            model, self.transform = open_clip.create_model_from_pretrained(name, pretrained=pretrained)
-            self.tokenizer = _tokenizer(name)
+            loaded = load_open_clip(source, weights)
         except Exception as error:  # open_clip raises many kinds; each means that there is no scorer
-            raise ValueError(f"Scorer {self.name!r} cannot be loaded: {error}") from error
+            raise ValueError(f"Scorer {self.name!r} cannot be loaded: {one_line(error)}") from error
+        self.transform, self.tokenizer, self.model_cfg = loaded.transform, loaded.tokenizer, loaded.model_cfg
         self.device = torch.device(device)
-        self.model: Any = model.eval().requires_grad_(False).to(self.device)
+        self.model: Any = loaded.model.eval().requires_grad_(False)
+        # EfficientNets are 1.4 times as fast this way, other CNNs of timm as before. OpenAI's towers stay to the bit.
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in self.model.visual.modules())
+        of_timm = isinstance(self.model.visual, TimmModel) and convolutions > 1
+        self.memory_format = torch.channels_last if of_timm else torch.contiguous_format
+        self.model.visual.to(memory_format=self.memory_format)
+        self.model.to(self.device)
+        self.context_length = int(self.tokenizer.context_length)
         self.logit_scale = float(self.model.logit_scale.exp())
-        with torch.no_grad():
-            self.embed_dim = int(self.encode_texts(["a"]).shape[-1])
+        self._check_tokenizer()
+        self.embed_dim = int(self.encode_texts(["a"]).shape[-1])
         self.fingerprint = self._fingerprint()
+
+    def _check_tokenizer(self) -> None:
+        """See that the text tower has a row for each token, and a position for each place of the longest text."""
+        rows = int(self.model.vocab_size if hasattr(self.model, "vocab_size") else self.model.text.vocab_size)
+        own = getattr(self.tokenizer, "tokenizer", None)
+        tokens = self.tokenizer.vocab_size if own is None else len(own)
+        if tokens > rows:
+            raise ValueError(f"Scorer {self.name!r}: its tokenizer has {tokens} tokens, its text tower {rows} rows.")
+        try:
+            self.encode_texts(["a " * self.context_length])
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"Scorer {self.name!r} cannot read a text of {self.context_length} tokens, the context_length of its "
+                f"config: {one_line(error)}"
+            ) from error
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.transform).encode())
@@ -158,7 +195,8 @@ class ClipScorer:
         Returns:
             Unit vectors ``(n, d)``, float32.
         """
-        return F.normalize(self.model.encode_image(pixel_values.to(self.device)).float(), dim=-1)
+        pixels = pixel_values.to(self.device, memory_format=self.memory_format)
+        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -178,10 +216,48 @@ class ClipScorer:
         ]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
+    def is_cut(self, texts: Sequence[str]) -> Tensor:
+        """Tell which captions are longer than the model reads; it finds two alike that differ only after the cut.
+
+        Returns:
+            ``(n,)`` bool, on the CPU.
+        """
+        if len(texts) == 0:
+            return torch.zeros(0, dtype=torch.bool)
+        cleaned = [clean_caption(text) for text in texts]
+        read, longer = (self._count(cleaned, self.context_length + more) for more in (0, 1))
+        return longer > read
+
+    def _count(self, texts: list[str], context_length: int) -> Tensor:
+        """Tokens of each text that are not padding, of at most ``context_length``: ``(n,)``."""
+        own = getattr(self.tokenizer, "tokenizer", None)
+        return (self.tokenizer(texts, context_length) != (0 if own is None else own.pad_token_id)).sum(dim=1)
+
+
+def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
+    """Say whether captions may be longer than the scorer reads: a reason to warn, as most captions are shorter.
+
+    Args:
+        scorer: the CLIP.
+        max_new_tokens: the longest caption in tokens of the captioner; those of the scorer's tokenizer may differ.
+    """
+    if max_new_tokens > scorer.context_length:
+        yield (
+            f"Captions may have max_new_tokens={max_new_tokens} tokens, but the scorer {scorer.name!r} reads "
+            f"{scorer.context_length} and finds captions alike that differ only after them. Lower max_new_tokens, or "
+            "take a scorer with a longer context_length."
+        )
+
+
+def one_line(error: Exception, length: int = 500) -> str:
+    """The message of an error without line breaks, cut where it lists hundreds of weights."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= length else message[:length] + " ..."
+
 
 def load_clip(name: str) -> ClipScorer:
-    """A shipped CLIP by its short name (``"scorer"``, ``"judge"``), or whatever [`ClipScorer`] loads."""
-    return ClipScorer(shipped_or_named(name))
+    """[`ClipScorer`] by its old name."""
+    return ClipScorer(name)
 
 
 def save_open_clip(
@@ -189,16 +265,32 @@ def save_open_clip(
 ) -> None:
     """Write a model as ``local-dir:`` reads it: config and weights (half precision, safetensors).
 
+    The folder needs nothing else, no network and no code: the config of a Hugging Face text tower is written, too.
+
     Args:
         model: an open_clip model.
-        folder: where to; the tokenizer's files belong there too if ``model_cfg`` names one.
-        model_cfg: the architecture, as open_clip's JSON configurations have it.
+        folder: where to write; save the tokenizer's files there before if ``model_cfg`` names one.
+        model_cfg: the architecture, as open_clip's JSON configurations have it ([`ClipScorer`] has it, too).
         preprocess_cfg: ``mean``, ``std``, ``size``, ``interpolation``, ``resize_mode``.
+
+    Raises:
+        ValueError: if ``model_cfg`` names a tokenizer and its files are not in the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+    tokenizer = model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(
+            f"{folder} lacks the files of the tokenizer {tokenizer!r} that the model's text_cfg names. "
+            "Save it there first: tokenizer.save_pretrained(folder)."
+        )
+    config = {"model_cfg": save_text_tower(model, model_cfg, folder), "preprocess_cfg": preprocess_cfg}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: _halved(value) for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def _halved(value: Tensor) -> Tensor:
+    """A weight in half precision, unless its numbers are too large for it (variances of a batch norm may be)."""
+    value = value.detach().cpu().contiguous()
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() or not value.isfinite().all() else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
@@ -52,7 +53,7 @@ from hf_distinct.rollout import (
     token_logits,
     write_captions,
 )
-from hf_distinct.scorer import ClipScorer
+from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.sharing import SharingTrainer
 
 logger = logging.get_logger(__name__)
@@ -84,7 +85,7 @@ class RLCaptionTrainer(SharingTrainer):
     Args:
         model: any ``VisionEncoderDecoderModel``, or one that ``peft.get_peft_model`` gave adapters.
         args: the settings.
-        scorer: the CLIP that rewards: a [`ClipScorer`] or its name.
+        scorer: the CLIP that rewards: a [`ClipScorer`], or what it takes as its name.
         train_dataset: ``image``, ``captions``, ``image_id``; further columns reach the rewards. Images that cannot be
             read are left out, with a warning that names them.
         eval_dataset: the same columns.
@@ -111,7 +112,7 @@ class RLCaptionTrainer(SharingTrainer):
         model: VisionEncoderDecoderModel,
         args: RLCaptionConfig,
         *,
-        scorer: ClipScorer | str,
+        scorer: ClipScorer | str | os.PathLike[str],
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         image_processor: BaseImageProcessor,
@@ -137,6 +138,9 @@ class RLCaptionTrainer(SharingTrainer):
         fuse_gelu(model)
         with unsplit(args):
             self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
+        longest = args.max_new_tokens or rollout_config(model).max_new_tokens
+        for problem in scorer_problems(self.scorer, min(longest, positions)):
+            logger.warning(problem)
         self.image_processor = image_processor
         self.caption_metrics = caption_metrics
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)

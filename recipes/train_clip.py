@@ -160,17 +160,11 @@ def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]
     assert settings.model is not None
     scorer = ClipScorer(settings.model)
     model = scorer.model.requires_grad_(True)
-    folder = Path(settings.model.removeprefix("local-dir:"))
-    if (folder / "open_clip_config.json").is_file():
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        model_cfg = config["model_cfg"]
-    else:
-        model_cfg = open_clip.get_model_config(settings.model.split(":")[0])
     if hasattr(scorer.tokenizer, "save_pretrained"):
         scorer.tokenizer.save_pretrained(settings.output_dir)
     keep = ("size", "mean", "std", "interpolation", "resize_mode")
     preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in keep}
-    return model, model_cfg, preprocess_cfg, scorer.transform, scorer.tokenizer
+    return model, scorer.model_cfg, preprocess_cfg, scorer.transform, scorer.tokenizer
 
 
 def loss_of(model: Any, pixels: Tensor, token_ids: Tensor, has_negative: Tensor, weight: float) -> Tensor:

@@ -116,3 +116,12 @@ def test_what_cannot_be_done_is_said(captioner, tiny_models, tmp_path):
         Captioner(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="batch_size=0"):
         captioner([], batch_size=0)
+
+
+def test_samples_that_clip_does_not_read_to_their_end_are_warned_of(tiny_models, caplog):
+    scorer = hf_distinct.ClipScorer(tiny_models / "scorer")
+    Captioner(tiny_models / "captioner", rerank_with=scorer)
+    assert not caplog.text
+    scorer.context_length = 9
+    Captioner(tiny_models / "captioner", rerank_with=scorer)
+    assert f"max_new_tokens={tiny.MAX_LENGTH - 1} tokens, but the scorer" in caplog.text

@@ -6,10 +6,20 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_distinct.scorer import ClipScorer, clean_caption, encode_token_ids, load_clip, save_open_clip, shipped
+from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.scorer import (
+    ClipScorer,
+    clean_caption,
+    encode_token_ids,
+    load_clip,
+    save_open_clip,
+    scorer_problems,
+    shipped,
+)
 
 PREPROCESS = {
     "mean": [0.5] * 3, "std": [0.5] * 3, "size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"
@@ -223,3 +233,159 @@ def test_a_model_that_is_not_shipped():
 def test_a_shipped_clip_loads_by_its_short_name_and_others_by_theirs(folder):
     assert load_clip("scorer").name == shipped("scorer")
     assert load_clip(str(folder)).name == str(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {},
+        {"pool_type": "eos", "eos_id": 49407},
+        {"no_causal_mask": True},
+        {"pool_type": "last", "no_causal_mask": True},
+        {"embed_cls": True},
+    ],
+    ids=str,
+)
+def test_text_towers_of_their_own_have_the_features_of_open_clip(text):
+    config = tiny_clip(**text)[1]
+    model = open_clip.CustomTextCLIP(**copy.deepcopy(config)).eval()
+    torch.nn.init.normal_(model.text.token_embedding.weight, std=1.0)
+    token_ids = open_clip.tokenizer.SimpleTokenizer(context_length=77)(TEXTS)
+    with torch.no_grad():
+        expected = model.encode_text(token_ids)
+        torch.testing.assert_close(encode_token_ids(model, token_ids, 3), expected, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ captions that are cut off
+
+
+def test_a_caption_is_cut_from_the_first_word_on_that_is_not_read(scorer, tiny_models):
+    own = ClipScorer(tiny_models / "scorer")  # reads 14 tokens, start and end included
+    for clip, words in ((scorer, 75), (own, 12)):
+        assert clip.context_length == words + 2
+        texts = ["dog " * words, "dog " * words + ".", "dog " * (words + 1), "a dog", "dog " * 300, ""]
+        assert clip.is_cut(texts).tolist() == [False, False, True, False, True, False]
+        same = clip.encode_texts(["dog " * words + "cat", "dog " * words + "dog cat"])
+        torch.testing.assert_close(same[0], same[1])  # what is cut off makes no difference
+    assert scorer.is_cut([]).shape == (0,)
+
+
+def test_captions_that_may_be_longer_than_the_scorer_reads_are_told_with_both_numbers(scorer):
+    assert not list(scorer_problems(scorer, 77))
+    (problem,) = scorer_problems(scorer, 78)
+    assert "max_new_tokens=78" in problem and "reads 77 and" in problem
+
+
+# ---------------------------------------------------------------------------------------- Hugging Face text towers
+
+WORDS_OF = build_word_tokenizer(WORDS, max_length=24)
+TOWERS = {
+    "bert": {"max_position_embeddings": 40},
+    "roberta": {"max_position_embeddings": 40},
+    "xlm-roberta": {"max_position_embeddings": 40},
+    "mt5": {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32},
+    "m2m_100": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+}  # fmt: skip
+
+
+def hf_clip(kind, path, pooler="mean_pooler", context_length=24):
+    """A CLIP with a text tower of transformers in a folder of its own, its config, and that folder."""
+    pad = {"pad_token_id": WORDS_OF.pad_token_id}
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tower = transformers.AutoConfig.for_model(kind, vocab_size=len(WORDS_OF), **pad, **TOWERS[kind], **(
+        small if "hidden_size" not in transformers.AutoConfig.for_model(kind).attribute_map else {}))  # fmt: skip
+    tower.save_pretrained(path / "tower")
+    config = tiny_clip()[1]
+    config["text_cfg"] = {
+        "hf_model_name": str(path / "tower"), "hf_model_pretrained": False, "hf_tokenizer_name": "own",
+        "hf_proj_type": "linear", "hf_pooler_type": pooler, "context_length": context_length,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(**copy.deepcopy(config)).eval()
+    for parameter in model.text.transformer.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)  # texts spread out as under a trained model
+    return model, config, path / "tower"
+
+
+@pytest.mark.both_ends
+@pytest.mark.parametrize(("kind", "pooler"), [*((kind, "mean_pooler") for kind in TOWERS), ("bert", "cls_pooler")])
+def test_a_folder_with_a_hugging_face_text_tower_needs_nothing_else(kind, pooler, tmp_path):
+    model, config, tower = hf_clip(kind, tmp_path, pooler)
+    folder = tmp_path / "clip"
+    with pytest.raises(ValueError, match="lacks the files of the tokenizer 'own'"):
+        save_open_clip(model, folder, config, PREPROCESS)
+    WORDS_OF.save_pretrained(folder)
+    save_open_clip(model, folder, config, PREPROCESS)
+    assert config["text_cfg"]["hf_model_name"] == str(tower)
+    shutil.rmtree(tower)
+    assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
+    scorer = ClipScorer(shutil.move(folder, tmp_path / "moved"))
+    texts = ["a dog", "the big cat on the red grass left of the dog", "dog " * 40, "cat", ""]
+    for each, value in model.state_dict().items():
+        torch.testing.assert_close(scorer.model.state_dict()[each], value, rtol=1e-3, atol=1e-6)
+    model.load_state_dict(scorer.model.state_dict())  # in half precision, as saved
+    with torch.no_grad():
+        expected = model.encode_text(scorer.tokenizer(texts), normalize=True)
+    torch.testing.assert_close(scorer.encode_texts(texts), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std(dim=0).max() > 0.01
+
+
+def test_a_hugging_face_text_tower_reads_no_more_than_the_longest_text(tmp_path):
+    model, _, _ = hf_clip("bert", tmp_path)
+    seen = []
+    model.text.transformer.embeddings.register_forward_hook(lambda *call: seen.append(tuple(call[2].shape[:2])))
+    token_ids = open_clip.tokenizer.HFTokenizer.__call__
+    WORDS_OF.save_pretrained(tmp_path / "words")
+    token_ids = open_clip.tokenizer.HFTokenizer(str(tmp_path / "words"), context_length=24)(["a dog", "a", "dog " * 9])
+    encode_token_ids(model, token_ids, bucket=2)
+    assert seen == [(2, 4), (1, 11)]  # start and end are read, too
+
+
+def test_a_text_tower_with_fewer_positions_than_the_context_is_refused(tmp_path):
+    model, config, _ = hf_clip("roberta", tmp_path, context_length=40)  # its first position is of padding
+    WORDS_OF.save_pretrained(tmp_path / "clip")
+    save_open_clip(model, tmp_path / "clip", config, PREPROCESS)
+    with pytest.raises(ValueError, match="cannot read a text of 40 tokens"):
+        ClipScorer(tmp_path / "clip")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_text_tower_has_rows_is_refused(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models / "scorer", tmp_path / "clip")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=f"its tokenizer has {rows + 1} tokens, its text tower {rows} rows"):
+        ClipScorer(folder)
+
+
+# ------------------------------------------------------------------------------------------- image towers and weights
+
+
+def test_a_cnn_of_timm_runs_channels_last_with_the_same_embeddings(tmp_path):
+    torch.manual_seed(0)
+    vision = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+    config = tiny_clip()[1] | {"vision_cfg": vision}
+    model = open_clip.CLIP(**copy.deepcopy(config)).eval()
+    save_open_clip(model, tmp_path, config, PREPROCESS | {"size": [64, 64]})
+    scorer = ClipScorer(tmp_path)
+    seen = []
+    convolution = next(each for each in scorer.model.visual.modules() if isinstance(each, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    pixels = torch.stack([scorer.transform(picture) for picture in pictures()])
+    found = scorer.encode_images(pixels)
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen[0])
+    assert not any(each.is_contiguous() for each in seen[0])
+    model.load_state_dict(scorer.model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.encode_image(pixels, normalize=True), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_too_large_for_half_precision_are_kept(folder, tmp_path):
+    model, config = tiny_clip()
+    with torch.no_grad():
+        model.visual.ln_post.weight[0] = 1e6
+    save_open_clip(model, tmp_path, config, PREPROCESS)
+    assert load_file(tmp_path / "open_clip_model.safetensors")["visual.ln_post.weight"][0] == 1e6

@@ -130,12 +130,27 @@ def test_what_a_log_line_says(make_trainer):
         f"{name}/{whose}{what}" for name in rewards for whose in ("rollouts", "references") for what in ("", "_std")
     }
     expected |= {"discriminator/loss", "discriminator/accuracy", "kl", "length", "ended", "unique", "reference_weight"}
-    expected |= {"loss", "loss/policy_gradient", "loss/weighted_teacher_forcing"}
+    expected |= {"cut_by_scorer", "loss", "loss/policy_gradient", "loss/weighted_teacher_forcing"}
     expected |= {f"time/{name}" for name in ("encode", "generate", "reward", "score", "backward", "step")}
     assert expected <= set(line)
     assert all(math.isfinite(line[name]) for name in expected)
     assert 0 <= line["ended"] <= 1 and 0 < line["unique"] <= 1 and 1 <= line["length"] <= tiny.MAX_LENGTH
     assert not [name for name in line if "greedy" in name]
+
+
+def test_captions_that_the_scorer_does_not_read_to_their_end_are_counted(make_trainer):
+    trainer = make_trainer(num_rollouts=3)
+    inputs = tiny.a_batch(trainer)
+    trainer.scorer.context_length = 9  # start, seven words, end
+    captions = ["a " * words for words in (1, 7, 8, 8, 12, 20, 7, 7, 7, 7, 7, 7)]
+    assert trainer.appraiser.judge(inputs, captions, []).figures["cut_by_scorer"] == pytest.approx(4 / 12)
+
+
+def test_rollouts_that_may_be_longer_than_the_scorer_reads_are_warned_of(make_trainer, caplog):
+    make_trainer(max_new_tokens=14)
+    assert "finds captions alike" not in caplog.text
+    make_trainer(max_new_tokens=15)
+    assert "max_new_tokens=15 tokens, but the scorer" in caplog.text and "reads 14 and" in caplog.text
 
 
 def test_the_figures_of_a_log_line_are_those_of_the_captions(make_trainer):
@@ -150,4 +165,5 @@ def test_the_figures_of_a_log_line_are_those_of_the_captions(make_trainer):
     assert logs["length"] == pytest.approx(sum(map(len, rows)) / len(rows))
     assert logs["ended"] == pytest.approx(sum(row[-1] == end for row in rows) / len(rows))
     assert logs["unique"] == pytest.approx(len(set(texts)) / len(texts))
+    assert logs["cut_by_scorer"] == pytest.approx(sum(len(text.split()) > 12 for text in texts) / len(texts))
     assert trainer._samples == [(texts[3 * i], inputs["captions"][i][0]) for i in range(4)]

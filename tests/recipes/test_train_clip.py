@@ -8,9 +8,15 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import forked
+import open_clip
 import pytest
+import torch
+from open_clip import factory
+from open_clip.pretrained import _PRETRAINED
+from PIL import Image
 
 from hf_distinct.data.emoji_scenes import Scene, judge_caption
 from hf_distinct.scorer import ClipScorer
@@ -72,6 +78,23 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     own = ["--dataset", tmp_path / "pictures", "--model", tmp_path / "new", "--hard_negatives", "true"]
     train(tmp_path / "tuned", *small, *own)
     assert ClipScorer(str(tmp_path / "tuned")).fingerprint != ClipScorer(str(tmp_path / "new")).fingerprint
+
+
+def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8}
+    small = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32", small)
+    torch.save(open_clip.CLIP(**small).state_dict(), tmp_path / "openai.pt")
+    tag = _PRETRAINED["ViT-B-32"]["openai"] | {"file": tmp_path / "openai.pt"}
+    monkeypatch.setitem(_PRETRAINED["ViT-B-32"], "openai", tag)
+    settings = recipe.Settings(model="ViT-B-32:openai", output_dir=str(tmp_path / "tuned"))
+    model, model_cfg, preprocess_cfg, _, _ = recipe.published_model(settings)
+    recipe.save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
+    tuned = ClipScorer(settings.output_dir)
+    assert "QuickGELU" in repr(tuned.model.transformer) and "QuickGELU" in repr(tuned.model.visual)
+    picture = Image.linear_gradient("L").convert("RGB")
+    assert torch.equal(tuned.transform(picture), ClipScorer("ViT-B-32:openai").transform(picture))
 
 
 def test_too_few_images_for_a_batch_are_counted(tmp_path: Path) -> None:
