@@ -48,7 +48,7 @@ class Gallery:
     @property
     def judges_facts(self) -> bool:
         """Whether the facts of each picture are known."""
-        return "scene" in self.dataset.column_names
+        return isinstance(self.dataset.features.get("scene"), dict)  # a text is a column of the user's
 
     @cached_property
     def references(self) -> list[list[str]]:

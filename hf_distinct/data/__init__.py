@@ -18,7 +18,9 @@ _HOMES = {
     "load_karpathy": "coco",
     "load_coco_captions": "coco",
     "load_coco_folder": "coco",
+    "load_caption_file": "caption_files",
     "load_image_folder": "image_folder",
+    "load_text_beside": "text_beside",
     "load_columns": "columns",
     "load_tar_shards": "tar_shards",
     "ensure_splits": "splits",
@@ -40,52 +42,69 @@ def load_captions(
     strict: bool = False,
     image_column: str | None = None,
     caption_column: str | None = None,
+    dataset_config: str | None = None,
 ) -> DatasetDict:
     """Load captioned images from a file, a folder or the Hub, whichever of the known forms it has.
+
+    Rows of the same picture are one image, in every form.
 
     Args:
         path: One of
 
-            - a JSON file in Karpathy's form (`load_karpathy`) or COCO's (`load_coco_captions`);
+            - a JSON file in Karpathy's form (`load_karpathy`) or COCO's (`load_coco_captions`), or a list as BLIP and
+              LAVIS have it (`load_caption_file`);
+            - a table (.csv, .tsv, .txt), the token file of Flickr8k or Flickr30k, or a .jsonl (`load_caption_file`);
             - COCO's folder, with `annotations/captions_train2017.json` (`load_coco_folder`);
-            - a folder of pictures with `metadata.jsonl` or `metadata.csv` (`load_image_folder`);
+            - a folder of pictures with `metadata.jsonl` or `metadata.csv` (`load_image_folder`), with one of the files
+              above (`captions.txt`, `results.csv`, `coco_karpathy_train.json`, ...), or with a .txt beside each
+              picture (`load_text_beside`);
             - WebDataset shards: a folder of .tar files, one file, or `shards/{000..099}.tar` (`load_tar_shards`);
             - a `save_to_disk` folder, a parquet file or a folder of them, or the id of a data set on the Hub
               (`load_columns`).
-        image_root: Folder of the images that a JSON file or a column of paths names; by default the file's own folder.
+        image_root: Folder of the images that a file of captions or a column of paths names; by default the file's own
+            folder.
         strict: Whether whatever would be skipped with a warning (missing images, empty captions, ...) is an error.
-        image_column: Column of the images, where the source has columns; "image" by default.
-        caption_column: Column or key of the captions, where that can be chosen; "captions" by default.
+        image_column: Column or key of the images, where the source has any; by default the one with a usual name.
+        caption_column: Column or key of the captions, where that can be chosen, or `COLUMN.FIELD` of structs; by
+            default "captions", or the only one with another usual name.
+        dataset_config: Which configuration of a data set that has several, on the Hub or in a folder.
 
     Returns:
-        Splits among train, validation and test; columns `image`, `captions`, `image_id`. Images stay encoded until a
-        row is read.
+        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and those with texts, numbers
+        or booleans further, which rewards can read. Images stay encoded until a row is read.
 
     Raises:
         FileNotFoundError: There is no such file or folder, and no such data set on the Hub.
         ValueError: None of the known forms, broken content, or no usable image; (strict) anything skipped.
     """
+    from hf_distinct.data.caption_files import TABLE_ENDINGS, load_caption_file
+    from hf_distinct.data.columns import HUB_ID, load_columns
+    from hf_distinct.data.table import refuse_settings
     from hf_distinct.data.tar_shards import is_tar, load_tar_shards
 
     place = Path(path)
     if place.is_dir():
-        return _load_folder(place, image_root, strict, image_column, caption_column)
+        return _load_folder(place, image_root, strict, image_column, caption_column, dataset_config)
     if is_tar(os.fspath(path)):
-        _refuse(path, "WebDataset shards", image_root=image_root, image_column=image_column)
+        refuse_settings(
+            path, "WebDataset shards", image_root=image_root, image_column=image_column, dataset_config=dataset_config
+        )
         return load_tar_shards(path, strict, caption_column)
     if place.suffix.lower() == ".json":
         from hf_distinct.data.coco import load_json_captions
 
-        _refuse(path, "a JSON file", image_column=image_column, caption_column=caption_column)
-        return load_json_captions(place, image_root, strict)
-    from hf_distinct.data.columns import HUB_ID, load_columns
-
+        refuse_settings(path, "a JSON file", dataset_config=dataset_config)
+        return load_json_captions(place, image_root, strict, image_column, caption_column)
+    if place.suffix.lower() in TABLE_ENDINGS:
+        refuse_settings(path, "a file of captions", dataset_config=dataset_config)
+        return load_caption_file(place, image_root, strict, image_column, caption_column)
     if place.suffix.lower() == ".parquet" or (not place.exists() and HUB_ID.fullmatch(os.fspath(path))):
-        return load_columns(path, image_root, strict, image_column, caption_column)
+        return load_columns(path, image_root, strict, image_column, caption_column, dataset_config)
     if not place.exists():
         raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
     raise ValueError(
-        f"{str(path)!r} is neither a .json file of captions nor a .parquet file, a .tar file, or a folder."
+        f"{str(path)!r} is neither a file of captions (.json, .jsonl, .csv, .tsv, .txt, .token) nor a .parquet file, "
+        "a .tar file, or a folder."
     )
 
 
@@ -95,36 +114,46 @@ def _load_folder(
     strict: bool,
     image_column: str | None,
     caption_column: str | None,
+    dataset_config: str | None,
 ) -> DatasetDict:
-    from hf_distinct.data.coco import find_coco_files, load_coco_folder
+    from hf_distinct.data.caption_files import find_caption_files, load_caption_file
+    from hf_distinct.data.coco import find_coco_files, load_coco_folder, load_json_captions
     from hf_distinct.data.columns import holds_parquet, is_saved, load_columns
     from hf_distinct.data.image_folder import find_metadata, load_image_folder
-    from hf_distinct.data.tar_shards import TAR_ENDINGS, load_tar_shards
+    from hf_distinct.data.table import refuse_settings
+    from hf_distinct.data.tar_shards import is_tar, load_tar_shards
+    from hf_distinct.data.text_beside import holds_texts, load_text_beside
 
+    config = {"dataset_config": dataset_config}
+    columns = {"image_column": image_column, "caption_column": caption_column}
     if find_metadata(folder):
-        _refuse(folder, "a folder that holds its images", image_root=image_root, image_column=image_column)
+        refuse_settings(
+            folder, "a folder that holds its images", image_root=image_root, image_column=image_column, **config
+        )
         return load_image_folder(folder, strict, caption_column)
     if find_coco_files(folder):
-        _refuse(folder, "COCO's folder", image_column=image_column, caption_column=caption_column)
+        refuse_settings(folder, "COCO's folder", **columns, **config)
         return load_coco_folder(folder, image_root, strict)
     if is_saved(folder):
-        return load_columns(folder, image_root, strict, image_column, caption_column)
-    if any(file.name.endswith(TAR_ENDINGS) for file in folder.rglob("*.t*")):
-        _refuse(folder, "WebDataset shards", image_root=image_root, image_column=image_column)
+        return load_columns(folder, image_root, strict, **columns, **config)
+    if any(map(is_tar, map(str, folder.rglob("*.[tT]*")))):
+        refuse_settings(folder, "WebDataset shards", image_root=image_root, image_column=image_column, **config)
         return load_tar_shards(folder, strict, caption_column)
     if holds_parquet(folder):
-        return load_columns(folder, image_root, strict, image_column, caption_column)
+        return load_columns(folder, image_root, strict, **columns, **config)
+    if files := find_caption_files(folder):
+        refuse_settings(folder, "a folder with a file of captions", **config)
+        if len(files) == 1 and (file := next(iter(files.values()))).suffix.lower() == ".json":
+            return load_json_captions(file, image_root, strict, **columns)
+        return load_caption_file(files, image_root, strict, **columns)
+    if holds_texts(folder):
+        refuse_settings(folder, "a folder of pictures with texts", image_root=image_root, **columns, **config)
+        return load_text_beside(folder, strict)
     raise ValueError(
-        f"The folder {str(folder)!r} holds no metadata.jsonl or metadata.csv, no captions_train2017.json, no .tar or "
-        ".parquet files, and was not written by save_to_disk. Give a JSON file of captions?"
+        f"The folder {str(folder)!r} holds no metadata.jsonl or metadata.csv, no captions.txt or other file of "
+        "captions with a usual name, no captions_train2017.json, no .tar or .parquet files, no .txt files beside "
+        "pictures, and was not written by save_to_disk. Give a file of captions?"
     )
-
-
-def _refuse(path: object, form: str, **settings: object) -> None:
-    """Raise ValueError for a setting that this form of data has no use for: it would be passed over in silence."""
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(f"{str(path)!r} is {form}: leave out {name}={str(value)!r}.")
 
 
 def __getattr__(name: str) -> Any:

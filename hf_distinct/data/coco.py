@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 
-from hf_distinct.data.table import CaptionTable, read_json, take, take_id
+from hf_distinct.data.caption_files import IMAGE_FOLDERS, load_caption_file
+from hf_distinct.data.table import (
+    CaptionTable,
+    find_image_root,
+    read_json,
+    refuse_settings,
+    take,
+    take_captions,
+    take_id,
+)  # fmt: skip
+from hf_distinct.data.texts import find_name
 
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
-# The folders that the archives of Flickr8k (its spelling) and Flickr30k unpack to.
-FLICKR_FOLDERS = ("Flicker8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")
 ANNOTATIONS = "annotations"
 
 
@@ -107,32 +114,43 @@ def load_coco_folder(
 
 
 def load_json_captions(
-    json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
+    json_path: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    image_column: str | None = None,
+    caption_column: str | None = None,
 ) -> DatasetDict:
-    """Load a JSON file of either form: `load_karpathy` if its images hold sentences, else `load_coco_captions`.
+    """Load a JSON file of any form: `load_karpathy`, `load_coco_captions` or `load_caption_file`.
 
     Args:
         json_path: The file.
-        image_root: Folder of the images; see the two loaders.
+        image_root: Folder of the images; see the loaders.
         strict: Whether a skip is an error.
+        image_column: Key of the image's file, for `load_caption_file`.
+        caption_column: Key of the captions, for `load_caption_file`.
 
     Returns:
         The splits that the file holds.
 
     Raises:
         FileNotFoundError: There is no such JSON file.
-        ValueError: As the two loaders, or the file has neither form.
+        ValueError: As the loaders, or the file has none of the forms.
     """
     document = read_json(json_path)
-    images = take(document, "images", list, str(json_path))
-    if any(isinstance(image, dict) and "sentences" in image for image in images):
-        return _from_karpathy(document, json_path, image_root, strict)
-    if "annotations" in document:
-        return _from_coco_captions(document, json_path, image_root, strict)
-    raise ValueError(
-        f"{json_path}: the captions are missing: expected 'sentences' in each of the images (Karpathy's form) or a "
-        f"list 'annotations' beside them (COCO's form), found the keys {sorted(document)}."
-    )
+    images = document.get("images") if isinstance(document, dict) else None
+    sentences = isinstance(images, list) and any(isinstance(each, dict) and "sentences" in each for each in images)
+    if not sentences and (images is None or "annotations" not in document):
+        named = caption_column or any(isinstance(each, dict) and find_name(each) for each in images or ())
+        if images and not named:
+            raise ValueError(
+                f"{json_path}: the captions are missing: expected 'sentences' in each of the images (Karpathy), a "
+                f"list 'annotations' beside them (COCO), or captions in each of a list of images (BLIP). Found the "
+                f"keys {sorted(document)}."
+            )
+        return load_caption_file(json_path, image_root, strict, image_column, caption_column)
+    refuse_settings(json_path, "a JSON file", image_column=image_column, caption_column=caption_column)
+    load = _from_karpathy if sentences else _from_coco_captions
+    return load(document, json_path, image_root, strict)
 
 
 def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
@@ -144,61 +162,51 @@ def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool)
         split = take(image, "split", str, where)
         if split not in KARPATHY_SPLITS:
             raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(KARPATHY_SPLITS)}.")
-        sentences = take(image, "sentences", list, where)
-        captions = [take(each, "raw", str, f"{where}.sentences[{i}]") for i, each in enumerate(sentences)]
-        image_id = take_id(image, "cocoid" if "cocoid" in image else "imgid", where)
-        rows.append((image_id, file, captions, KARPATHY_SPLITS[split], where))
-    root = _folder_of([row[1] for row in rows], json_path, image_root, FLICKR_FOLDERS)
+        captions = take_captions(image, "sentences", where)
+        id_key = "cocoid" if "cocoid" in image else "imgid"
+        used = {"filepath", "filename", "split", "sentences", "sentids", id_key}
+        further = {key: value for key, value in image.items() if key not in used}
+        rows.append((take_id(image, id_key, where), file, captions, KARPATHY_SPLITS[split], where, further))
+    root = find_image_root([row[1] for row in rows], json_path, image_root, [Path(json_path).parent], IMAGE_FOLDERS)
     table = CaptionTable(json_path, strict)
-    for image_id, file, captions, split, where in rows:
-        table.add(image_id, root / file, captions, split, where)
+    for image_id, file, captions, split, where, further in rows:
+        table.add(image_id, root / file, captions, split, where, further)
     return table.finish()
 
 
 def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
     table = CaptionTable(json_path, strict)
     images = take(document, "images", list, str(json_path))
-    captions: dict[str, list[str]] = {
+    captions: dict[str, list[Any]] = {
         take_id(image, "id", f"{json_path}: images[{index}]"): [] for index, image in enumerate(images)
     }
     seen: dict[str, tuple[int, str, str]] = {}
     for index, annotation in enumerate(take(document, "annotations", list, str(json_path))):
         where = f"{json_path}: annotations[{index}]"
         image_id = take_id(annotation, "image_id", where)
-        caption = take(annotation, "caption", str, where)
+        texts = take_captions(annotation, "caption", where)
         if "id" in annotation:
             annotation_id = take_id(annotation, "id", where)
-            first, *content = seen.setdefault(annotation_id, (index, image_id, caption))
-            if content != [image_id, caption]:
+            first, *content = seen.setdefault(annotation_id, (index, image_id, repr(texts)))
+            if content != [image_id, repr(texts)]:
                 raise ValueError(f"{where}: annotation id {annotation_id!r} stands at annotations[{first}] already.")
             if first != index:
                 table.skips.add("repeated annotation", annotation_id)
                 continue
-        if image_id in captions:
-            captions[image_id].append(caption)
+        if annotation.get("is_rejected") or annotation.get("is_precanned"):  # VizWiz: no caption, or one for all
+            table.skips.note("annotation that VizWiz rejected, left out, of image", image_id)
+        elif image_id in captions:
+            captions[image_id] += texts
         else:
             table.skips.add("annotation of an image that is not listed", image_id)
     files = [take(image, "file_name", str, f"{json_path}: images[{index}]") for index, image in enumerate(images)]
     # captions_train2017.json: its images lie in train2017/.
-    root = _folder_of(files, json_path, image_root, [Path(json_path).stem.partition("_")[2]])
+    own, subfolder = Path(json_path).parent, Path(json_path).stem.partition("_")[2]
+    roots = [own, own.parent] if own.name == ANNOTATIONS else [own]
+    root = find_image_root(files, json_path, image_root, roots, [subfolder, *IMAGE_FOLDERS])
     for index, (image, file) in enumerate(zip(images, files, strict=True)):
         where = f"{json_path}: images[{index}]"
         image_id = take_id(image, "id", where)
-        table.add(image_id, root / file, captions[image_id], "train", where)
+        further = {key: value for key, value in image.items() if key not in ("id", "file_name")}
+        table.add(image_id, root / file, captions[image_id], "train", where, further)
     return table.finish()
-
-
-def _folder_of(files: Sequence[str], json_path: Any, image_root: Any, subfolders: Sequence[str]) -> Path:
-    """Return the first folder that holds any of the files: the root itself, or a subfolder that archives unpack to."""
-    own = Path(json_path).parent
-    if image_root is not None:
-        if not Path(image_root).is_dir():
-            raise ValueError(f"{json_path}: the image folder {str(image_root)!r} does not exist.")
-        roots = [Path(image_root)]
-    else:
-        roots = [own, own.parent] if own.name == ANNOTATIONS else [own]
-    folders = [root / name for root in roots for name in ("", *subfolders)]
-    holding = (
-        folder for folder in folders if folder.is_dir() and any(os.path.isfile(folder / file) for file in files)
-    )
-    return next(holding, roots[0])

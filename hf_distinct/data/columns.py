@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Image, List, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
+from hf_distinct.data.further import TAKEN, is_further, tell_differing, tell_further
+from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
-from hf_distinct.data.table import SPLITS, caption_features, clean_captions, split_named
+from hf_distinct.data.table import (
+    ID_COLUMNS,
+    IMAGE_NAMES,
+    SPLITS,
+    caption_features,
+    find_file,
+    find_image_root,
+    refuse_settings,
+    split_named,
+    whole,
+)  # fmt: skip
+from hf_distinct.data.texts import TEXT_FIELDS, clean_captions, find_name, split_field
 
-# Columns that published data sets name their images by; without one, an image is named by its split and row.
-ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid")
 SAVED = ("dataset_dict.json", "dataset_info.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+TEXT_TYPES = ("string", "large_string", "string_view")
+_NUMBERED = re.compile(r"(?:caption|text|sentence|comment|raw)s?_?\d+", re.IGNORECASE)
+
+
+@dataclass
+class _Part:
+    """A split as the source names it: its rows, their images, and what became of each."""
+
+    rows: Dataset
+    images: Dataset
+    captions: list[list[str]]  # of each row; none where it is left out
+    image_ids: list[str]
+    splits: list[str]
 
 
 def load_columns(
@@ -27,45 +52,54 @@ def load_columns(
     strict: bool = False,
     image_column: str | None = None,
     caption_column: str | None = None,
+    dataset_config: str | None = None,
 ) -> DatasetDict:
     """Load a data set from the Hub (`owner/name`), a `save_to_disk` folder, or parquet files.
 
-    Images stay encoded, in the files that `datasets` maps them from.
+    Images stay encoded, in the files that `datasets` maps them from. Rows of the same picture (the same bytes or the
+    same path) in the same split are one image with the captions of all: some data sets have one row a caption.
 
     Args:
         path: Folder, parquet file, or id on the Hub.
-        image_root: Folder that paths of images, where the image column holds text, are relative to.
+        image_root: Folder that paths of images, where the image column holds text, are relative to; by default the
+            working directory or the folder of the data.
         strict: Whether a row without image or caption is an error.
-        image_column: Column of the images: an `Image`, its encoded bytes, or paths; "image" by default.
-        caption_column: Column of the captions: a text or a list of texts a row; "captions" by default.
+        image_column: Column of the images: an `Image`, its encoded bytes, or paths. By default "image", or the only
+            column of images, or with a usual name.
+        caption_column: Column of the captions: a text, a struct that holds one, or a list of these; `COLUMN.FIELD`
+            says which field of the structs. By default "captions", or the only column with a usual name ("caption",
+            "text", "sentences", ...), or those that are numbered (`caption_0`, `caption_1`, ...).
+        dataset_config: Which of several configurations.
 
     Returns:
-        Splits among train, validation and test; columns `image`, `captions`, `image_id`. A single split, whatever its
-        name, is "train", unless its rows name theirs in a column `split`, as Flickr30k's do on the Hub. The id is that
-        of a column `image_id`, `cocoid`, `img_id` or `imgid`, else split and row.
+        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and those with texts, numbers
+        or booleans further. A single split, whatever its name, is "train", unless its rows name theirs in a column
+        `split`, as Flickr30k's do on the Hub. The id is that of a column `image_id`, `cocoid`, `img_id` or `imgid`,
+        else split and row.
 
     Raises:
         FileNotFoundError: There is nothing at that path, and no such data set on the Hub.
-        ValueError: A column is missing or of another kind, a split has an unknown name, or no row is usable.
+        ValueError: A column is missing or of another kind, a split has an unknown name, a configuration is to be
+            chosen, or no row is usable.
     """
-    source, raw = str(path), _open(path)
-    if len(raw) == 1:
-        raw = _by_split_column(next(iter(raw.values())))
-    unknown = [name for name in raw if split_named(str(name)) is None]
-    if unknown:
-        raise ValueError(f"{source}: unknown split {unknown[0]!r}; expected train, validation (val, dev) and test.")
+    source, raw = str(path), _open(path, dataset_config)
+    splits = _splits_of_rows(raw, source)
     skips = Skips(source, strict)
-    parts: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
+    place = Path(path)
+    roots = [Path(), place if place.is_dir() else place.parent] if place.exists() else [Path()]
+    parts = []
     for name, rows in raw.items():
-        image, captions = image_column or "image", caption_column or "captions"
+        image, captions = image_column or _image_column(rows), _caption_columns(rows, caption_column)
         _check_columns(rows, source, image, captions)
-        part = _to_captions(rows, str(name), image, captions, None if image_root is None else Path(image_root), skips)
-        parts[split_named(str(name)) or ""].append(part)
-    splits = {split: concatenate_datasets(members) for split, members in parts.items() if members}
-    if not any(map(len, splits.values())):
+        images = _to_images(rows.select_columns([image]), image, image_root, roots, skips)
+        parts.append(_read(rows, images, str(name), captions, splits[name], skips))
+    moved = _merge(parts, skips)
+    used = {image, _id_column(rows), "split", *(split_field(each, rows.column_names)[0] for each in captions)}
+    found = _assemble(parts, _further(parts, source, used, moved))
+    if not any(map(len, found.values())):
         raise ValueError(f"{source}: no row is usable: {skips.summary() or 'there are none'}.")
     skips.warn()
-    return DatasetDict({split: rows for split, rows in splits.items() if len(rows)})
+    return found
 
 
 def is_saved(folder: Path) -> bool:
@@ -78,91 +112,107 @@ def holds_parquet(folder: Path) -> bool:
     return next(folder.rglob("*.parquet"), None) is not None
 
 
-def _open(path: str | os.PathLike[str]) -> DatasetDict:
+def _open(path: str | os.PathLike[str], config: str | None) -> DatasetDict:
     place = Path(path)
     if place.is_dir() and is_saved(place):
+        refuse_settings(path, "a folder of save_to_disk", dataset_config=config)
         loaded = load_from_disk(str(place))
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-    if place.is_dir():
-        return load_dataset(str(place))
     if place.is_file():
+        refuse_settings(path, "a file", dataset_config=config)
         return load_dataset("parquet", data_files=str(place))
     try:
-        return load_dataset(os.fspath(path))
+        return load_dataset(os.fspath(path), config)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        if place.is_dir():
+            raise
         raise FileNotFoundError(
             f"There is no file or folder {str(path)!r}, and no such data set is to be had from the Hub: {error}"
         ) from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {_advice(str(error))}") from error
 
 
-def _by_split_column(rows: Dataset) -> DatasetDict:
-    """The only split of a data set as the splits that a column `split` names; all of it is "train" without one."""
-    if rows.features.get("split") != Value("string"):
-        return DatasetDict({"train": rows})
-    members: dict[str, list[int]] = {}
-    for row, name in enumerate(rows["split"]):
-        members.setdefault(str(name), []).append(row)
-    return DatasetDict({name: rows.select(chosen) for name, chosen in members.items()})
+def _advice(message: str) -> str:
+    """What to do about an error of `load_dataset`, which names the configurations that there are."""
+    if configs := re.search(r"\[('[^\]]+')\]", message) if re.search("[Cc]onfig", message) else None:
+        return f"set --dataset_config to one of its configurations: {configs[1]}."
+    if "scripts are no longer supported" in message:
+        return (
+            "this data set is a script, which datasets does not run. Load it with an older version of datasets, write "
+            "it with save_to_disk, and give that folder."
+        )
+    return message
 
 
-def _check_columns(rows: Dataset, source: str, image_column: str, caption_column: str) -> None:
-    for name, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
+def _splits_of_rows(raw: DatasetDict, source: str) -> dict[str, list[str]]:
+    """The split of every row: by the name of its part, or by a column `split` where there is a single part."""
+    names = {name: [str(name)] * len(rows) for name, rows in raw.items()}
+    if len(raw) == 1:
+        ((name, rows),) = raw.items()
+        by_column = rows.features.get("split") in (Value("string"), Value("large_string"))
+        names[name] = list(map(str, rows["split"])) if by_column else ["train"] * len(rows)
+    known = {name: split_named(name) for own in names.values() for name in own}
+    if unknown := [name for name, split in known.items() if split is None]:
+        raise ValueError(f"{source}: unknown split {unknown[0]!r}; expected train, validation (val, dev) and test.")
+    return {part: [known[name] or "" for name in own] for part, own in names.items()}
+
+
+def _image_column(rows: Dataset) -> str:
+    pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    return pictures[0] if len(pictures) == 1 else find_name(rows.column_names, IMAGE_NAMES) or "image"
+
+
+def _caption_columns(rows: Dataset, column: str | None) -> list[str]:
+    if name := column or find_name(rows.column_names):
+        return [name]
+    return [name for name in rows.column_names if _NUMBERED.fullmatch(name)] or [""]
+
+
+def _check_columns(rows: Dataset, source: str, image_column: str, caption_columns: list[str]) -> None:
+    for column, setting in [(image_column, "image_column"), *((each, "caption_column") for each in caption_columns)]:
+        name, field = split_field(column, rows.column_names)
         if name not in rows.column_names:
             raise ValueError(
-                f"{source}: there is no column {name!r}; set --{setting} to one of {', '.join(rows.column_names)}."
+                f"{source}: there is no column {name or 'captions'!r}; set --{setting} to one of "
+                f"{', '.join(rows.column_names)}."
             )
-    feature = rows.features[caption_column]
-    inner = feature.feature if isinstance(feature, List) else feature
-    if not (isinstance(inner, Value) and inner.dtype in ("string", "large_string")):
-        raise ValueError(
-            f"{source}: column {caption_column!r} should hold a text or a list of texts, it is {feature}."
-        )
+        if setting == "caption_column" and not _holds_texts(rows.features[name], field):
+            raise ValueError(
+                f"{source}: column {column!r} should hold a text or a list of texts, it is {rows.features[name]}. Set "
+                "--caption_column to another one, or to COLUMN.FIELD where it holds structs."
+            )
 
 
-def _to_captions(
-    rows: Dataset, name: str, image_column: str, caption_column: str, image_root: Path | None, skips: Skips
+def _holds_texts(feature: Any, field: str | None) -> bool:
+    if isinstance(feature, dict):
+        name = field or next((each for each in TEXT_FIELDS if each in feature), None)
+        return name in feature and _holds_texts(feature[name], None)
+    if isinstance(feature, (list, tuple)):
+        return _holds_texts(feature[0], field)
+    if hasattr(feature, "feature"):  # List, LargeList, Sequence
+        return _holds_texts(feature.feature, field)
+    return isinstance(feature, Value) and feature.dtype in (*TEXT_TYPES, "null")
+
+
+def _to_images(
+    images: Dataset, column: str, image_root: str | os.PathLike[str] | None, roots: list[Path], skips: Skips
 ) -> Dataset:
-    """Return the usable rows of a split in the columns that every source ends in."""
-    images = rows.select_columns([image_column])
-    images = images if image_column == "image" else images.rename_column(image_column, "image")
-    images = _to_images(images, image_root, skips)
-    id_column = next((each for each in ID_COLUMNS if each in rows.column_names), None)
-    wanted = [caption_column] if id_column is None else [caption_column, id_column]
-    kept: list[int] = []
-    captions: list[list[str]] = []
-    image_ids: list[str] = []
-    texts = rows.select_columns(wanted).with_format("arrow").iter(batch_size=1000)
-    places = images.with_format("arrow").iter(batch_size=1000)
-    row = -1
-    for batch, place in zip(texts, places, strict=True):
-        ids = [None] * len(batch) if id_column is None else batch[id_column].to_pylist()
-        for value, identifier, problem in zip(batch[caption_column].to_pylist(), ids, _problems(place), strict=True):
-            row += 1
-            image_id = f"{name}-{row}" if identifier is None else str(identifier)
-            if problem is not None:
-                skips.add(problem, image_id)
-            elif cleaned := clean_captions([value] if isinstance(value, str) else value or [], image_id, skips):
-                kept.append(row)
-                captions.append(cleaned)
-                image_ids.append(image_id)
-    features = caption_features()
-    if not kept:
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-    if len(kept) < len(images):
-        images = images.select(kept)
-    schema = pa.schema([(each, features.arrow_schema.field(each).type) for each in ("captions", "image_id")])
-    other = Dataset(pa.table({"captions": captions, "image_id": image_ids}, schema=schema))
-    # Side by side, so that the images are not copied.
-    return concatenate_datasets([images, other], axis=1)
-
-
-def _to_images(images: Dataset, image_root: Path | None, skips: Skips) -> Dataset:
+    images = images if column == "image" else images.rename_column(column, "image")
     feature: Any = images.features["image"]
     if isinstance(feature, Image):
         return images.cast_column("image", Image())
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        root = image_root or Path()
-        paths = [None if path is None else os.path.abspath(root / path) for path in images["image"]]
+    if isinstance(feature, Value) and feature.dtype in TEXT_TYPES:
+        given = images["image"][:]
+        named = [path for path in given if path]
+        if named and re.match(r"https?://", named[0]):
+            raise ValueError(
+                f"{skips.source}: column {column!r} holds URLs, not images. Download them first, for instance with "
+                "img2dataset, and give the folder of its shards."
+            )
+        root = find_image_root(named, skips.source, image_root, roots)
+        paths = [None if not path else os.path.abspath(root / path) for path in given]
+        paths = [path and (find_file(path) or path) for path in paths]
         return Dataset.from_dict({"image": paths}).cast_column("image", Image())
     bytes_of_struct = isinstance(feature, dict) and {"bytes", "path"} >= set(feature) and "bytes" in feature
     if bytes_of_struct or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
@@ -171,6 +221,39 @@ def _to_images(images: Dataset, image_root: Path | None, skips: Skips) -> Datase
         f"{skips.source}: the image column should hold images, their encoded bytes or paths; it is {feature}. Set "
         "--image_column?"
     )
+
+
+def _read(
+    rows: Dataset, images: Dataset, name: str, caption_columns: list[str], splits: list[str], skips: Skips
+) -> _Part:
+    """Take captions and ids out of the rows, and note what cannot be used."""
+    fields = [split_field(column, rows.column_names) for column in caption_columns]
+    id_column = _id_column(rows)
+    wanted = list(dict.fromkeys([*(column for column, _ in fields), *filter(None, [id_column])]))
+    part = _Part(rows, images, [], [], splits)
+    texts = rows.select_columns(wanted).with_format("arrow").iter(batch_size=1000)
+    places = images.with_format("arrow").iter(batch_size=1000)
+    for batch, place in zip(texts, places, strict=True):
+        columns = {column: batch[column].to_pylist() for column in wanted}
+        for at, problem in enumerate(_problems(place)):
+            identifier = None if id_column is None else whole(columns[id_column][at])
+            missing = identifier is None or identifier != identifier
+            image_id = f"{name}-{len(part.captions)}" if missing else str(identifier)
+            cleaned: list[str] = []
+            if problem is not None:
+                skips.add(problem, image_id)
+            elif len(fields) == 1:
+                cleaned = clean_captions(columns[fields[0][0]][at], image_id, skips, fields[0][1])
+            else:  # an image may have fewer than there are columns
+                values = [value for column, _ in fields if (value := columns[column][at]) is not None]
+                cleaned = clean_captions(values, image_id, skips)
+            part.captions.append(cleaned)
+            part.image_ids.append(image_id)
+    return part
+
+
+def _id_column(rows: Dataset) -> str | None:
+    return next((each for each in ID_COLUMNS if each in rows.column_names), None)
 
 
 def _problems(table: pa.Table) -> list[str | None]:
@@ -188,3 +271,48 @@ def _problems(table: pa.Table) -> list[str | None]:
             local = "://" not in path
             problems.append(f"missing image file {path}, image" if local and not os.path.isfile(path) else None)
     return problems
+
+
+def _merge(parts: list[_Part], skips: Skips) -> dict[int, int]:
+    """Make rows of one picture one image; return which rows of all parts, counted through, went to which."""
+    captions = [texts for part in parts for texts in part.captions]
+    image_ids = [image_id for part in parts for image_id in part.image_ids]
+    splits = [split for part in parts for split in part.splits]
+    moved = gather_captions(captions, image_ids, splits, find_repeats([part.images for part in parts]), skips)
+    begin = 0
+    for part in parts:
+        part.captions = captions[begin : begin + len(part.captions)]
+        begin += len(part.captions)
+    return moved
+
+
+def _further(parts: list[_Part], source: str, used: set[str | None], moved: dict[int, int]) -> list[str]:
+    """Columns that rewards can read: those that all parts have, of one kind, and one value for each image."""
+    features = [part.rows.features for part in parts]
+    others = {name: [each.get(name) for each in features] for name in features[0] if name not in used}
+    kept = [
+        name for name, found in others.items() if is_further(name, found[0]) and found.count(found[0]) == len(found)
+    ]
+    differing = differing_columns(
+        concatenate_datasets([part.rows.select_columns(kept) for part in parts]), kept, moved
+    )
+    tell_differing(source, differing)
+    kept = [name for name in kept if name not in differing]
+    tell_further(source, kept, sorted(TAKEN & others.keys() - {"captions", "image"}))
+    return kept
+
+
+def _assemble(parts: list[_Part], further: list[str]) -> DatasetDict:
+    """Put images and captions side by side, so that images are not copied, and choose the rows of each split."""
+    features = caption_features()
+    schema = pa.schema([(name, features.arrow_schema.field(name).type) for name in ("captions", "image_id")])
+    tables: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
+    for part in parts:
+        captions = pa.table({"captions": part.captions, "image_id": part.image_ids}, schema=schema)
+        whole_part = [part.images, Dataset(captions), *([part.rows.select_columns(further)] if further else [])]
+        beside = concatenate_datasets(whole_part, axis=1)
+        for split in dict.fromkeys(part.splits):
+            members = [row for row, own in enumerate(part.splits) if own == split and part.captions[row]]
+            tables[split].append(beside if len(members) == len(beside) else beside.select(members))
+    found = {split: concatenate_datasets(members) for split, members in tables.items() if members}
+    return DatasetDict({split: rows for split, rows in found.items() if len(rows)})

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from datasets import DatasetDict
-from transformers.utils import logging
 
-from hf_distinct.data.table import CaptionTable, parse_json, split_named, take, take_id
-
-logger = logging.get_logger(__name__)
+from hf_distinct.data.records import add_records, read_lines, read_table
+from hf_distinct.data.table import CaptionTable, split_named
 
 METADATA_FILE = "metadata.jsonl"
 METADATA_TABLE = "metadata.csv"
-KNOWN_KEYS = {"file_name", "image_id", "split"}
 
 
 def load_image_folder(
@@ -34,13 +28,14 @@ def load_image_folder(
     Args:
         folder: It holds the file. In each line: `file_name`, relative to the folder; `captions`, a list or a single
             text; optionally `image_id` (by default `file_name`) and `split` (train, validation or val, test; by
-            default train, or what the folder is named). Other keys are ignored with a warning; blank lines are
-            allowed. A table has a single caption in each of its rows; rows of the same file are one image.
+            default train, or what the folder is named). Lines of the same file are one image. Other keys become
+            columns if they hold texts, numbers or booleans; blank lines are allowed.
         strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
-        caption_column: The key of the captions if it is not `captions` ("text" is usual for `datasets`).
+        caption_column: The key of the captions, or `KEY.FIELD` where they are objects. By default `captions`, or the
+            only key with another usual name (`text`, `caption`, ...).
 
     Returns:
-        The splits that the lines name; columns `image`, `captions`, `image_id`.
+        The splits that the lines name; columns `image`, `captions`, `image_id`, and the others.
 
     Raises:
         FileNotFoundError: The folder has no such file.
@@ -49,24 +44,12 @@ def load_image_folder(
     files = find_metadata(folder)
     if not files:
         raise FileNotFoundError(f"The image folder {str(folder)!r} has no {METADATA_FILE} and no {METADATA_TABLE}.")
-    column = caption_column or "captions"
     table = CaptionTable(files[0] if len(files) == 1 else folder, strict)
-    ignored: set[str] = set()
     for path in files:
-        default = split_named(path.parent.name) if path.parent != Path(folder) else "train"
-        for number, record in _records(path):
-            where = f"{path}, line {number}"
-            file = path.parent / take(record, "file_name", str, where)
-            name = take_id(record, "image_id" if "image_id" in record else "file_name", where)
-            if "image_id" not in record and path.parent != Path(folder):
-                name = f"{path.parent.name}/{name}"
-            split = take(record, "split", str, where) if "split" in record else default or "train"
-            known = "validation" if split == "val" else split
-            table.add(name, file, _captions(record, column, where), known, where)
-            ignored |= set(record) - KNOWN_KEYS - {column}
-    if ignored:
-        known_keys = sorted(KNOWN_KEYS | {column})
-        logger.warning(f"{table.skips.source}: ignored the keys {sorted(ignored)}; known are {known_keys}.")
+        read = read_lines(path) if path.suffix == ".jsonl" else read_table(path, caption_column=caption_column)
+        own = path.parent != Path(folder)
+        split, prefix = (split_named(path.parent.name), f"{path.parent.name}/") if own else (None, "")
+        add_records(table, read, path.parent, split or "train", None, caption_column, prefix)
     return table.finish()
 
 
@@ -78,29 +61,3 @@ def find_metadata(folder: str | os.PathLike[str]) -> list[Path]:
         if files := [place / name for place in places for name in names if (place / name).is_file()]:
             return files
     return []
-
-
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each line and what it holds."""
-    if path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            for row in rows:
-                yield (
-                    rows.line_num,
-                    {key: value for key, value in row.items() if key is not None and value is not None},
-                )
-        return
-    # Bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows inside a text.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            yield number, parse_json(line, f"{path}, line {number}")
-
-
-def _captions(record: Any, column: str, where: str) -> list[str]:
-    captions = take(record, column, (list, str), where)
-    captions = [captions] if isinstance(captions, str) else captions
-    for index, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise ValueError(f"{where}: {column}[{index}] should be text, found {type(caption).__name__}.")
-    return captions

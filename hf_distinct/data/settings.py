@@ -27,11 +27,16 @@ class DatasetSettings:
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
     )
-    caption_column: str | None = field(default=None, metadata={"help": "Column or key of the captions."})
+    caption_column: str | None = field(
+        default=None, metadata={"help": "Column or key of the captions, or COLUMN.FIELD where they are structs."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Which configuration of a dataset that has several, such as languages."}
+    )
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
 
     def __post_init__(self) -> None:
-        for name in ("image_root", "image_column", "caption_column"):
+        for name in ("image_root", "image_column", "caption_column", "dataset_config"):
             if self.drawn and getattr(self, name) is not None:
                 raise ValueError(f"{name} says how to read pictures, but emoji_scenes are drawn: give --dataset too.")
 
@@ -48,5 +53,7 @@ class DatasetSettings:
                 :func:`hf_distinct.data.ensure_splits` say.
         """
         return ensure_splits(
-            load_captions(self.dataset, self.image_root, self.strict, self.image_column, self.caption_column)
+            load_captions(
+                self.dataset, self.image_root, self.strict, self.image_column, self.caption_column, self.dataset_config
+            )
         )

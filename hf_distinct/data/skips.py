@@ -21,9 +21,10 @@ class Skips:
         self.source = source
         self.strict = strict
         self.names: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}
 
     def add(self, reason: str, name: str) -> None:
-        """Note one skipped thing.
+        """Count one skipped thing.
 
         Args:
             reason: Why, as a short noun phrase ("missing image file"); skips are counted by it.
@@ -36,16 +37,26 @@ class Skips:
             raise ValueError(f"{self.source}: {reason}: {name!r}. Repair it, or load with strict=False to skip it.")
         self.names.setdefault(reason, []).append(name)
 
+    def note(self, reason: str, name: str) -> None:
+        """Count something worth knowing, by which nothing is lost: no error in strict mode either."""
+        self.notes.setdefault(reason, []).append(name)
+
     def summary(self) -> str:
         """Return e.g. `2 x missing image file ('a.png', 'b.png'); 1 x empty caption ('17')`, or "" when none."""
-        parts = []
-        for reason, names in self.names.items():
-            shown = ", ".join(repr(name) for name in names[:NAMES_SHOWN])
-            more = ", ..." if len(names) > NAMES_SHOWN else ""
-            parts.append(f"{len(names)} x {reason} ({shown}{more})")
-        return "; ".join(parts)
+        return _summary(self.names)
 
     def warn(self) -> None:
-        """Log one warning with every count and the first names, if anything was skipped."""
+        """Log one warning with every count and the first names, if anything was skipped, and one of the notes."""
         if self.names:
             logger.warning(f"{self.source}: skipped {self.summary()}")
+        if self.notes:
+            logger.warning(f"{self.source}: found {_summary(self.notes)}")
+
+
+def _summary(counted: dict[str, list[str]]) -> str:
+    parts = []
+    for reason, names in counted.items():
+        shown = ", ".join(repr(name) for name in names[:NAMES_SHOWN])
+        more = ", ..." if len(names) > NAMES_SHOWN else ""
+        parts.append(f"{len(names)} x {reason} ({shown}{more})")
+    return "; ".join(parts)

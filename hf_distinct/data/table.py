@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
+from hf_distinct.data.further import further_features, further_values, tell_differing
 from hf_distinct.data.skips import Skips
+from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_storable, texts_of
 
 SPLITS = ("train", "validation", "test")
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
@@ -19,15 +23,24 @@ SPLIT_NAMES = {
     "train": "train", "restval": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "dev": "validation", "test": "test",
 }  # fmt: skip
-# A caption longer than this is a pasted article, not a caption: CLIP reads 77 tokens, about 300 characters.
-MAX_CAPTION_CHARACTERS = 1000
+# Columns that published data sets name their images by.
+ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid")
+# Names of published data sets for the column or key that holds the image, or its file.
+IMAGE_NAMES = (
+    ("file_name",),
+    ("image",),
+    ("filename", "image_name", "image_path", "image_file", "filepath", "file", "path", "img_path", "img", "images"),
+    ("picture", "photo", "jpg", "png"),
+)
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_URL = re.compile(r"(^|/)(https?|s3|gs):/")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Args:
-        path: The file, in UTF-8 with or without a byte order mark.
+        path: The file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Returns:
         The decoded document.
@@ -43,10 +56,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def parse_json(content: bytes, where: str) -> Any:
     """Decode JSON, or raise a ValueError that begins with `where`."""
+    text = decode_text(content, where)
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise ValueError(f"{where}: this is not JSON in UTF-8: {error or type(error).__name__}") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
+        raise ValueError(f"{where}: this is not JSON: {error or type(error).__name__}") from error
+
+
+def refuse_settings(path: object, form: str, **settings: object) -> None:
+    """Raise ValueError for a setting that this form of data has no use for: it would be passed over in silence."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"{str(path)!r} is {form}: leave out {name}={str(value)!r}.")
 
 
 def take(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -76,26 +97,85 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> An
     return value
 
 
+def take_captions(record: Any, key: str, where: str, field: str | None = None) -> list[Any]:
+    """Take captions in any form that `texts_of` knows; raises ValueError as `take`, and for a struct without text."""
+    if not isinstance(record, dict) or key not in record:
+        return take(record, key, (list, str), where)
+    try:
+        return texts_of(record[key], field)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from error
+
+
 def take_id(record: Any, key: str, where: str) -> str:
-    """Take an id (text or integer) as text; raises ValueError as `take`, and on empty or undecodable text."""
+    """Take an id (text or integer; 1.0 is 1) as text; raises ValueError as `take`, and on empty or broken text."""
+    if isinstance(record, dict) and key in record:
+        record = {**record, key: whole(record[key])}
     identifier = str(take(record, key, (str, int), where))
-    if not identifier.strip() or not _is_storable(identifier):
+    if not identifier.strip() or not is_storable(identifier):
         raise ValueError(f"{where}: {key!r} should be an id, found {identifier!r}.")
     return identifier
 
 
-def _is_storable(text: str) -> bool:
-    # JSON may hold half of a surrogate pair ("\ud83d"), which no UTF-8 column can store.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def whole(value: Any) -> Any:
+    """Return a float that is a whole number as an integer: tables turn ids into floats where one is missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def find_file(path: str) -> str | None:
+    """Find the file that a path means, also one of Windows, of a URL, without its ending or with it in other case."""
+    if os.path.isfile(path):
+        return path
+    plain = path.replace("\\", "/")
+    for each in dict.fromkeys((plain, unquote(plain))):
+        stem, ending = os.path.splitext(each)
+        others = [each, stem + ending.lower(), stem + ending.upper()]
+        if ending.lower().lstrip(".") not in IMAGE_ENDINGS:
+            others += [f"{each}.{image_ending}" for image_ending in IMAGE_ENDINGS]
+        if found := next(filter(os.path.isfile, others), None):
+            return found
+    return None
+
+
+def find_image_root(
+    files: Sequence[str],
+    source: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None,
+    roots: Sequence[Path],
+    subfolders: Sequence[str] = (),
+) -> Path:
+    """Return the first folder that holds any of the files: a root itself, or a subfolder that archives unpack to.
+
+    Args:
+        files: Paths of pictures, as the source has them.
+        source: The source, for the message.
+        image_root: The root that the user gives; None: `roots`.
+        roots: Where the pictures may be otherwise; the first where they are in none.
+        subfolders: Names.
+
+    Raises:
+        ValueError: There is no folder `image_root`.
+    """
+    if image_root is not None:
+        if not Path(image_root).is_dir():
+            raise ValueError(f"{source}: the image folder {str(image_root)!r} does not exist.")
+        roots = [Path(image_root)]
+    folders = [folder for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
+    for find, some in ((os.path.isfile, files), (find_file, files[:100])):
+        for folder in folders:
+            if any(find(os.path.join(folder, file)) for file in some):
+                return folder
+    return roots[0]
 
 
 @dataclass
 class _Row:
     image_id: str
     file: str
-    captions: list[str]
+    captions: list[Any]
     split: str
     where: str
+    further: dict[str, Any] = field(default_factory=dict)
 
 
 class CaptionTable:
@@ -109,11 +189,19 @@ class CaptionTable:
     def __init__(self, source: str | os.PathLike[str], strict: bool = False) -> None:
         self.skips = Skips(str(source), strict)
         self._rows: dict[str, _Row] = {}
+        self._files: dict[str, _Row] = {}
+        self._differing: set[str] = set()
 
     def add(
-        self, image_id: str, file: str | os.PathLike[str], captions: Sequence[str], split: str, where: str
+        self,
+        image_id: str,
+        file: str | os.PathLike[str],
+        captions: Sequence[Any],
+        split: str,
+        where: str,
+        further: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a row; a second row of the same id, file and split brings its new captions to the first.
+        """Add a row; a second row of the same file and split brings its new captions to the first, whatever its id.
 
         Args:
             image_id: The image's id, unique over all splits.
@@ -121,23 +209,39 @@ class CaptionTable:
             captions: Its captions, not yet cleaned.
             split: "train", "validation" or "test".
             where: Place in the source (line, index), for messages.
+            further: What else the source says of it. What differs among the rows of one file is left out.
 
         Raises:
-            ValueError: Unknown split, or the id stands at another file or in another split already.
+            ValueError: Unknown split, or the id stands at another file already, or the file in another split.
         """
         if split not in SPLITS:
             raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
         file = os.path.abspath(file)
-        first = self._rows.get(image_id)
+        row = _Row(image_id, file, list(captions), split, where, dict(further or {}))
+        first = self._rows.get(image_id) or self._files.get(file)
         if first is None:
-            self._rows[image_id] = _Row(image_id, file, list(captions), split, where)
-        elif (first.file, first.split) == (file, split):
-            first.captions.extend(caption for caption in captions if caption not in first.captions)
-        else:
+            self._rows[image_id] = self._files[file] = row
+        elif first.file != file:
             raise ValueError(
                 f"{self.skips.source}: image id {image_id!r} stands twice: {first.where} ({first.file!r}, "
                 f"{first.split}) and {where} ({file!r}, {split}). Give each image an id of its own, in one split."
             )
+        elif first.split != split:
+            raise ValueError(
+                f"{self.skips.source}: the image {file!r} stands twice: {first.where} ({first.split}) and {where} "
+                f"({split}). Put it into one split."
+            )
+        else:
+            self._merge(first, row)
+
+    def _merge(self, first: _Row, row: _Row) -> None:
+        for caption in row.captions:
+            if isinstance(caption, str) and not is_empty(caption) and caption in first.captions:
+                self.skips.note("repeated caption of image", first.image_id)
+            else:
+                first.captions.append(caption)
+        names = first.further.keys() | row.further.keys()
+        self._differing |= {name for name in names if first.further.get(name) != row.further.get(name)}
 
     def finish(self) -> DatasetDict:
         """Clean the captions, look for the files, and build the splits that hold at least one row.
@@ -146,7 +250,8 @@ class CaptionTable:
         without a caption left and images whose file is missing. All skips are told in one warning.
 
         Returns:
-            `DatasetDict` with columns `image` (files stay encoded on disk until read), `captions` and `image_id`.
+            `DatasetDict` with columns `image` (files stay encoded on disk until read), `captions` and `image_id`, and
+            those that all rows may have further.
 
         Raises:
             ValueError: No row is left, or (strict) anything was skipped.
@@ -160,43 +265,24 @@ class CaptionTable:
                 raise ValueError(f"{self.skips.source}: there are no images in it.")
             raise ValueError(
                 f"{self.skips.source}: none of the {len(self._rows)} images is usable: {self.skips.summary()}. "
-                "If files are missing: is the image folder the right one?"
+                "If files are missing: is the image folder the right one (image_root)?"
             )
         self.skips.warn()
+        tell_differing(self.skips.source, sorted(self._differing))
+        for row in rows:
+            row.further = {name: value for name, value in row.further.items() if name not in self._differing}
+        features = further_features((row.further for row in rows), self.skips.source)
         by_split = {split: [row for row in rows if row.split == split] for split in SPLITS}
-        return DatasetDict({split: _to_dataset(members) for split, members in by_split.items() if members})
+        return DatasetDict({split: _to_dataset(members, features) for split, members in by_split.items() if members})
 
     def _is_usable(self, row: _Row) -> bool:
-        if not os.path.isfile(row.file):
-            self.skips.add("missing image file", row.file)
+        if (file := find_file(row.file)) is None:
+            url = "image that is a URL (download it first, for instance with img2dataset)"
+            self.skips.add(url if _URL.search(row.file) else "missing image file", row.file)
             return False
+        row.file = file
         row.captions = clean_captions(row.captions, row.image_id, self.skips)
         return bool(row.captions)
-
-
-def clean_captions(captions: Sequence[str | None], image_id: str, skips: Skips) -> list[str]:
-    """Return the captions that can be used, stripped.
-
-    Args:
-        captions: Of one image.
-        image_id: Its id, by which the others are named.
-        skips: Where the others are noted: empty ones, those over `MAX_CAPTION_CHARACTERS`, those that cannot be
-            stored, and the image itself if none is left.
-    """
-    cleaned = []
-    for caption in captions:
-        # CLIP reads captions without their final full stop, so a lone full stop is empty as well.
-        if caption is None or not caption.strip().rstrip(".").strip():
-            skips.add("empty caption of image", image_id)
-        elif len(caption.strip()) > MAX_CAPTION_CHARACTERS:
-            skips.add(f"caption over {MAX_CAPTION_CHARACTERS} characters of image", image_id)
-        elif not _is_storable(caption):
-            skips.add("caption with a broken character (lone surrogate) of image", image_id)
-        else:
-            cleaned.append(caption.strip())
-    if not cleaned:
-        skips.add("image without a caption", image_id)
-    return cleaned
 
 
 def caption_features() -> Features:
@@ -209,10 +295,11 @@ def split_named(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
-def _to_dataset(rows: list[_Row]) -> Dataset:
-    columns = {
+def _to_dataset(rows: Sequence[_Row], further: Features) -> Dataset:
+    columns: dict[str, list[Any]] = {
         "image": [row.file for row in rows],
         "captions": [row.captions for row in rows],
         "image_id": [row.image_id for row in rows],
     }
-    return Dataset.from_dict(columns, features=caption_features())
+    columns |= {name: further_values([row.further.get(name) for row in rows], further[name]) for name in further}
+    return Dataset.from_dict(columns, features=Features({**caption_features(), **further}))

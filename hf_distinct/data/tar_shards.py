@@ -7,21 +7,36 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers.utils import logging
 
+from hf_distinct.data.further import fitting, further_features, tell_differing
+from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
-from hf_distinct.data.table import SPLITS, caption_features, clean_captions, split_named
+from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, split_named
+from hf_distinct.data.texts import (
+    CAPTION_NAMES,
+    NOT_UTF8,
+    caption_lines,
+    clean_captions,
+    decode_text,
+    split_field,
+    texts_of,
+)  # fmt: skip
 
 logger = logging.get_logger(__name__)
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+TEXT_ENDINGS = ("txt", "caption", "captions", "text", "cap")
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+# Samples whose .json shows which further columns there are.
+PEEKED = 100
+# To be raised when samples are read in another way: what an older version cached is not taken then.
+FORM = 2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -32,7 +47,8 @@ def load_tar_shards(
 
     Each shard is read once, from front to back, never unpacked: the encoded images go into the cache of `datasets`,
     one after the other, and are mapped from there; a second call finds them. The captions of a sample are the key
-    `captions` of its .json, else the lines of its .txt, else the key `caption` of its .json.
+    `captions` of its .json, else the lines of its .txt (.caption, .captions, .text, .cap), else the first key of its
+    .json with another usual name (`caption`, `text`, ...). Samples of one picture in one split are one image.
 
     Args:
         path: A folder with .tar files, one such file, or a pattern `shards/{00000..00099}.tar`, also of URLs that
@@ -42,7 +58,8 @@ def load_tar_shards(
         caption_column: Where the captions are instead: a key of the .json, or the ending of a file ("txt").
 
     Returns:
-        Splits among train, validation and test; columns `image`, `captions`, `image_id` (shard and key).
+        Splits among train, validation and test; columns `image`, `captions`, `image_id` (shard and key), and the keys
+        of the .json that hold texts, numbers or booleans in the first samples.
 
     Raises:
         FileNotFoundError: There are no such shards.
@@ -52,14 +69,21 @@ def load_tar_shards(
     for shard in find_shards(path):
         shards[_split_of(shard)].append(shard)
     skips, splits = Skips(str(path), strict), {}
+    begin = [sample for members in shards.values() for sample in _first_samples(members[:1])]
+    further = _further(begin, caption_column, str(path))
     for split, members in shards.items():
         if not members:
             continue
         rows = Dataset.from_generator(
             _rows,
-            features=Features({**caption_features(), "problem": Value("string")}),
-            # The state of the files is there for the cache of `datasets`, which goes by the arguments.
-            gen_kwargs={"shards": tuple(members), "column": caption_column, "states": tuple(map(_state, members))},
+            features=Features({**caption_features(), **further, "problem": Value("string")}),
+            # Form and state of the files are there for the cache of `datasets`, which goes by the arguments.
+            gen_kwargs={
+                "shards": tuple(members),
+                "column": caption_column,
+                "further": {name: feature.dtype for name, feature in further.items()},
+                "states": (FORM, *map(_state, members)),
+            },
         )
         problems = rows.select_columns(["image_id", "problem"])
         good = sum(problem is None for problem in problems["problem"])
@@ -69,14 +93,15 @@ def load_tar_shards(
         if good:
             splits[split] = rows.select(range(good)).remove_columns("problem")
     if not splits:
-        raise ValueError(f"{path}: no sample is usable: {skips.summary() or 'there are none'}.")
+        raise ValueError(f"{path}: no sample is usable: {skips.summary() or 'there are none'}. {_held(begin)}")
+    splits = _merged(splits, list(further), skips)
     skips.warn()
     return DatasetDict(splits)
 
 
 def is_tar(path: str) -> bool:
     """Whether a path names shards: a tar file, or a pattern of them."""
-    return path.endswith(TAR_ENDINGS)
+    return path.lower().endswith(TAR_ENDINGS)
 
 
 def find_shards(path: str | os.PathLike[str]) -> list[str]:
@@ -89,8 +114,8 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
     if os.path.isdir(place):
         found = sorted(
             file
-            for ending in TAR_ENDINGS
-            for file in glob.glob(os.path.join(glob.escape(place), "**", f"*{ending}"), recursive=True)
+            for file in glob.glob(os.path.join(glob.escape(place), "**", "*.[tT]*"), recursive=True)
+            if is_tar(file)
         )
     else:
         found = _expand(place)
@@ -127,25 +152,78 @@ def _state(shard: str) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _rows(shards: tuple[str, ...], column: str | None, states: Any) -> Iterator[dict[str, Any]]:
+def _first_samples(shards: list[str]) -> list[dict[str, bytes]]:
+    """Return the files of the first samples of shards."""
+    return [
+        files for shard in shards for _, (_, files) in zip(range(PEEKED), _samples(shard, Skips("")), strict=False)
+    ]
+
+
+def _further(samples: list[dict[str, bytes]], column: str | None, source: str) -> Features:
+    """Return the keys of the first samples' .json that rewards can read."""
+    records = [_record(files, "", Skips("")) for files in samples]
+    names = {column, *(name for rank in CAPTION_NAMES for name in rank)}
+    return further_features(
+        ({name: value for name, value in record.items() if name not in names} for record in records), source
+    )
+
+
+def _held(samples: list[dict[str, bytes]]) -> str:
+    """What the first sample holds, for a person who looks for the captions."""
+    if not samples:
+        return "Samples are files of one name: a.jpg, a.txt."
+    keys = ", ".join(_record(samples[0], "", Skips("")))
+    return (
+        f"The first one holds the files {', '.join(f'.{ending}' for ending in samples[0])}"
+        f"{f', with the keys {keys} in .json' if keys else ''}: set --caption_column to what holds the captions."
+    )
+
+
+def _rows(
+    shards: tuple[str, ...], column: str | None, further: dict[str, str], states: Any
+) -> Iterator[dict[str, Any]]:
     """Yield the usable samples, and after them what was not, so that a cached result still tells it."""
     skips = Skips("")
     for shard in shards:
         for key, files in _samples(shard, skips):
             name = f"{PurePosixPath(shard).name}/{key}"
             image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
+            record = _record(files, name, skips)
             if image is None:
                 skips.add("sample without an image", name)
-            elif captions := clean_captions(_captions(files, column, name, skips), name, skips):
+            elif captions := clean_captions(_captions(files, record, column, name, skips), name, skips):
                 yield {
                     "image": {"bytes": image, "path": None},
                     "captions": captions,
                     "image_id": name,
                     "problem": None,
-                }
+                } | {each: fitting(record.get(each), dtype) for each, dtype in further.items()}
     for reason, names in skips.names.items():
         for name in names:
-            yield {"image": None, "captions": [], "image_id": name, "problem": reason}
+            yield dict.fromkeys(further) | {"image": None, "captions": [], "image_id": name, "problem": reason}
+
+
+def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dict[str, Dataset]:
+    """Make samples of one picture one image."""
+    first = find_repeats(list(splits.values()))
+    if all(row == each for row, each in enumerate(first)):
+        return splits
+    every = concatenate_datasets(list(splits.values()))
+    captions = every["captions"][:]
+    split_of = [split for split, rows in splits.items() for _ in range(len(rows))]
+    moved = gather_captions(captions, every["image_id"][:], split_of, first, skips)
+    differing = differing_columns(every, further, moved)
+    tell_differing(skips.source, differing)
+    texts = Dataset.from_dict({"captions": captions}, features=Features({"captions": List(Value("string"))}))
+    # Side by side, so that the images are not copied.
+    every = concatenate_datasets([every.remove_columns(["captions", *differing]), texts], axis=1)
+    every = every.select_columns(
+        ["image", "captions", "image_id", *(name for name in further if name not in differing)]
+    )
+    return {
+        split: every.select([row for row, own in enumerate(split_of) if own == split and captions[row]])
+        for split in splits
+    }
 
 
 class _Tail:
@@ -199,19 +277,45 @@ def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]
         yield key, files
 
 
-def _captions(files: dict[str, bytes], column: str | None, name: str, skips: Skips) -> list[Any]:
-    record: Any = {}
-    if "json" in files:
-        try:
-            record = json.loads(files["json"])
-        except ValueError:
-            skips.add("sample whose .json is broken", name)
-    record = record if isinstance(record, dict) else {}
-    text = files.get(column or "txt")
-    lines = text.decode("utf-8", "replace").splitlines() if text is not None else None
+def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
+    """Return what the .json of a sample holds."""
+    if "json" not in files:
+        return {}
+    try:
+        record = json.loads(decode_text(files["json"], name))
+    except (ValueError, RecursionError):
+        skips.add("sample whose .json is broken", name)
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _captions(files: dict[str, bytes], record: dict[str, Any], column: str | None, name: str, skips: Skips) -> Any:
+    """Return the captions of a sample, from where one says or from the first place that holds any."""
     if column is not None:
-        found = record.get(column) if column in record else lines
-    else:
-        found = record.get("captions") or lines or record.get("caption")
-    found = [found] if isinstance(found, str) else found if isinstance(found, list) else []
-    return [each for each in found if isinstance(each, str) and each.strip()]
+        key, field = split_field(column, record)
+        if key in record:
+            return _texts(record[key], field, name, skips)
+        return _lines(files, [column], name, skips)
+    first, *others = (key for rank in CAPTION_NAMES for key in rank)
+    if record.get(first):
+        return _texts(record[first], None, name, skips)
+    lines = _lines(files, TEXT_ENDINGS, name, skips)
+    held: Any = next((record[each] for each in others if record.get(each)), [])
+    return lines or _texts(held, None, name, skips)
+
+
+def _lines(files: dict[str, bytes], endings: Sequence[str], name: str, skips: Skips) -> list[str]:
+    ending = next((each for each in endings if each in files), None)
+    try:
+        return [] if ending is None else caption_lines(files[ending], name)
+    except ValueError:
+        skips.add(NOT_UTF8, f"{name}.{ending}")
+        return []
+
+
+def _texts(value: Any, field: str | None, name: str, skips: Skips) -> list[Any]:
+    try:
+        return texts_of(value, field)
+    except ValueError:
+        skips.add("caption that is an object without a text", name)
+        return []

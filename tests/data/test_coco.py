@@ -132,10 +132,10 @@ def broken(change) -> dict:
         (broken(lambda images: images[1].pop("split")), r"images\[1\]: 'split' \(text\) is missing"),
         (broken(lambda images: images[1].update(split="dev")), r"images\[1\]: unknown split 'dev'"),
         (broken(lambda images: images[1].update(filepath=None)), r"images\[1\]: 'filepath' should be text"),
-        (broken(lambda images: images[1].pop("sentences")), r"images\[1\]: 'sentences' \(a list\) is missing"),
+        (broken(lambda images: images[1].pop("sentences")), r"images\[1\]: 'sentences' \(a list or text\) is missing"),
         (
             broken(lambda images: images[1]["sentences"][1].pop("raw")),
-            r"images\[1\]\.sentences\[1\]: 'raw' \(text\) is missing; found the keys \['imgid', 'sentid', 'tokens'\]",
+            r"images\[1\]: a caption is an object without .*; it has the fields tokens, imgid, sentid",
         ),
         (broken(lambda images: images[1].update(cocoid=None)), r"images\[1\]: 'cocoid' should be text or an integer"),
         (broken(lambda images: images[1].update(cocoid=522000)), r"'522000' stands twice: .*images\[0\].*images\[1\]"),
@@ -165,11 +165,7 @@ def test_repeated_karpathy_item_is_one_row(pictures, write_json, tmp_path):
         (lambda document: document.pop("annotations"), "'annotations' .* is missing"),
         (
             lambda document: document["annotations"][3].pop("caption"),
-            r"annotations\[3\]: 'caption' \(text\) is missing",
-        ),
-        (
-            lambda document: document["annotations"][3].update(caption=None),
-            r"annotations\[3\]: 'caption' should be text",
+            r"annotations\[3\]: 'caption' \(a list or text\) is missing",
         ),
         (lambda document: document["annotations"][3].pop("image_id"), r"annotations\[3\]: 'image_id' .* is missing"),
         (lambda document: document["images"][1].pop("file_name"), r"images\[1\]: 'file_name' \(text\) is missing"),
@@ -208,6 +204,37 @@ def test_coco_skips_are_counted_and_named(pictures, write_json, tmp_path, caplog
     assert "1 x repeated annotation ('1')" in record.getMessage()
     with pytest.raises(ValueError, match="'999'"):
         load_coco_captions(path, tmp_path / "val2014", strict=True)
+
+
+@pytest.mark.parametrize("empty", [None, float("nan"), "", "nan", [], 5])
+def test_missing_captions_are_skipped_and_counted(empty, pictures, write_json, tmp_path, caplog):
+    document = coco(2)
+    document["annotations"][0]["caption"] = empty
+    loaded = load_coco_captions(write_json(document), tmp_path / "val2014")
+    assert loaded["train"]["captions"][:] == [RAW[1:], RAW]
+    item = karpathy(0, "train")
+    item["sentences"] = [{"raw": empty}, None, {"raw": RAW[0]}, RAW[1]]
+    assert load_karpathy(write_json({"images": [item]}), tmp_path)["train"]["captions"][:] == [RAW]
+    said = "caption that is no text (int) of image" if empty == 5 else "empty caption of image"
+    assert empty == [] or caplog.text.count(f"x {said} ('522000'") == 2
+
+
+def test_what_else_is_said_of_an_image_becomes_columns(pictures, write_json, tmp_path):
+    document = coco(2)
+    document["images"][1] |= {"domain": "near", "license": None}
+    train = load_coco_captions(write_json(document), tmp_path / "val2014")["train"]
+    assert (train["domain"][:], train["license"][:], train["height"][:]) == ([None, "near"], [4, None], [30, 30])
+    train = load_karpathy(write_json({"images": [karpathy(3, "train")]}), tmp_path)["train"]
+    assert train.column_names == ["image", "captions", "image_id", "imgid"] and train["imgid"][:] == [3]
+
+
+def test_annotations_that_vizwiz_rejected(pictures, write_json, tmp_path, caplog):
+    document = coco(2)
+    document["annotations"][0] |= {"is_rejected": True, "is_precanned": False}
+    document["annotations"][1] |= {"is_rejected": False, "is_precanned": True}
+    train = load_coco_captions(write_json(document), tmp_path / "val2014", strict=True)["train"]
+    assert train["captions"][:] == [RAW[1:], RAW[1:]]
+    assert "2 x annotation that VizWiz rejected, left out, of image ('522000', '522001')" in caplog.text
 
 
 @pytest.fixture

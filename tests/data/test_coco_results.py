@@ -41,3 +41,15 @@ def test_what_is_refused(read, content, message, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read(file)
+
+
+def test_missing_captions_are_counted_and_named(tmp_path, caplog):
+    rows = [{"image_id": i + 1, "caption": caption} for i, caption in enumerate((None, float("nan"), "a"))]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert read_coco_results(tmp_path / "results.json") == {"1": "", "2": "", "3": "a"}
+    (tmp_path / "references.json").write_text(json.dumps({"annotations": [*rows, {"image_id": 1.0, "caption": "b"}]}))
+    assert read_coco_references(tmp_path / "references.json") == {"3": ["a"], "1": ["b"]}
+    assert caplog.text.count("skipped 2 x missing caption (null or NaN) of image ('1', '2')") == 2
+    (tmp_path / "references.json").write_text(json.dumps({"annotations": rows[:2]}))
+    with pytest.raises(ValueError, match="there are no annotations with a caption"):
+        read_coco_references(tmp_path / "references.json")

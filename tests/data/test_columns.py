@@ -44,13 +44,15 @@ def test_columns_of_other_names(save):
         {"photo": Image()}, photo=[{"bytes": each, "path": None} for each in PICTURES], text=list("abcd"), n=[1] * 4
     )
     train = load_captions(path, image_column="photo", caption_column="text")["train"]
-    assert train.column_names == ["image", "captions", "image_id"]
+    assert train.column_names == ["image", "captions", "image_id", "n"]
     assert train["captions"][:] == [["a"], ["b"], ["c"], ["d"]]
     assert train["image_id"][:] == ["train-0", "train-1", "train-2", "train-3"]
     assert train[2]["image"].size == (40, 32)
+    assert load_captions(path)["train"]["captions"][:] == [["a"], ["b"], ["c"], ["d"]]  # found by kind
+    assert load_captions(path)["train"]["n"][:] == [1] * 4
     for settings, message in [
-        ({}, r"no column 'image'; set --image_column to one of photo, text, n\."),
-        ({"image_column": "photo"}, "no column 'captions'; set --caption_column to one of"),
+        ({"image_column": "pic"}, r"no column 'pic'; set --image_column to one of photo, text, n\."),
+        ({"caption_column": "words"}, "no column 'words'; set --caption_column to one of"),
         ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, it is Value"),
         ({"image_column": "n", "caption_column": "text"}, "the image column should hold images"),
     ]:
@@ -155,6 +157,117 @@ def test_a_label_is_no_caption(save):
     path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
     with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, it is ClassLabel"):
         load_captions(path, caption_column="label")
+
+
+def test_columns_that_could_both_hold_captions(save):
+    path = save(image=PICTURES[:1], text=["a"], caption=["b"])
+    with pytest.raises(ValueError, match=r"no column 'captions'; set --caption_column to one of (image|text)"):
+        load_captions(path)
+
+
+SENTENCES = [[{"raw": "a dog", "sentid": 1}, {"raw": "one", "sentid": 2}], [{"raw": None, "sentid": 3}]]
+
+
+@pytest.mark.parametrize("column", [None, "sentences", "sentences.raw"])
+def test_captions_in_structs(column, save):
+    path = save(image=PICTURES[:2], sentences=SENTENCES)
+    assert load_captions(path, caption_column=column)["train"]["captions"][:] == [["a dog", "one"]]
+
+
+def test_a_field_that_no_struct_has(save):
+    path = save(image=PICTURES[:2], sentences=SENTENCES, more=[{"words": "a"}] * 2)
+    for column in ("sentences.words", "sentences.sentid", "more"):
+        with pytest.raises(ValueError, match=f"column '{column}' should hold a text .*COLUMN.FIELD"):
+            load_captions(path, caption_column=column)
+
+
+def test_a_struct_of_lists_and_numbered_columns(save):
+    path = save(image=PICTURES[:2], captions=[{"text": ["a", "b"]}, {"text": ["c"]}])
+    assert load_captions(path)["train"]["captions"][:] == [["a", "b"], ["c"]]
+    path = save(image=PICTURES[:2], caption_0=["a", "c"], caption_1=["b", None])
+    assert load_captions(path)["train"]["captions"][:] == [["a", "b"], ["c"]]
+
+
+def test_missing_captions_are_skipped_and_counted(save, caplog):
+    captions = [[None, "a", "nan", ""], None, ["b"]]
+    train = load_captions(save(image=PICTURES[:3], captions=captions, image_id=["p", "q", "r"]))["train"]
+    assert train["captions"][:] == [["a"], ["b"]]
+    assert "4 x empty caption of image ('p', 'p', 'p', 'q')" in caplog.text
+    texts = ["a", float("nan"), "None"]  # what pandas makes of an empty cell
+    path = save(image=PICTURES[:3], captions=[text if isinstance(text, str) else None for text in texts])
+    assert load_captions(path)["train"]["captions"][:] == [["a"]]
+
+
+def test_one_row_a_caption(save, caplog):
+    rows = [0, 1, 0, 2, 0, 1]
+    path = save(
+        image=[PICTURES[row] for row in rows],
+        captions=["a", "b", "c", "d", "a", "e"],
+        sentid=list(range(6)),
+        style=[f"s{row}" for row in rows],
+    )
+    train = load_captions(path)["train"]
+    assert train["captions"][:] == [["a", "c"], ["b", "e"], ["d"]]
+    assert train["image_id"][:] == ["train-0", "train-1", "train-3"]
+    encoded = train.cast_column("image", Image(decode=False))
+    assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
+    assert train["style"][:] == ["s0", "s1", "s2"] and "sentid" not in train.column_names
+    assert "left out 'sentid', which differs among the rows of one image" in caplog.text
+    assert "found 1 x repeated caption of image ('train-0')" in caplog.text
+
+
+def test_one_row_a_caption_by_path(tmp_path, monkeypatch):
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(PICTURES[number])
+    rows = {"image": ["0.jpg", "1.jpg", "./0.jpg"], "caption": ["a", "b", "c"], "image_id": [1.0, None, 1.0]}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "d.parquet"))
+    monkeypatch.chdir("/")
+    train = load_captions(tmp_path / "d.parquet")["train"]  # relative to the file's own folder
+    assert train["captions"][:] == [["a", "c"], ["b"]] and train["image_id"][:] == ["1", "train-1"]
+
+
+def test_a_picture_in_two_splits_is_told(save, caplog):
+    loaded = load_captions(save(image=[PICTURES[0]] * 2, captions=["a", "b"], split=["train", "test"]))
+    assert {name: rows["captions"][:] for name, rows in loaded.items()} == {"train": [["a"]], "test": [["b"]]}
+    assert "found 1 x picture of test that train holds, too ('train-1')" in caplog.text
+
+
+def test_further_columns(save, caplog):
+    caplog.set_level("INFO", logger="hf_distinct")
+    path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, captions=list("abcd"), label=[0, 1, 0, 1],
+                row=[9] * 4, boxes=[[1]] * 4, note=["n", None, "m", "o"])  # fmt: skip
+    train = load_captions(path)["train"]
+    assert train.column_names == ["image", "captions", "image_id", "label", "note"]
+    assert train["label"][:] == [0, 1, 0, 1] and train["note"][:] == ["n", None, "m", "o"]
+    assert "rewards can read: label, note" in caplog.text and "ignored 'row'" in caplog.text
+
+
+def test_urls_are_no_images(save):
+    with pytest.raises(ValueError, match="column 'url' holds URLs, not images. .*img2dataset"):
+        load_captions(save(url=["https://example.org/a.jpg"], captions=["a"]), image_column="url")
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A folder with a data set of two configurations, as the Hub has them."""
+    folder = tmp_path / "languages"
+    for name in ("en", "de"):
+        (folder / name).mkdir(parents=True)
+        Dataset.from_dict({"image": PICTURES[:1], "captions": [name]}).to_parquet(str(folder / name / "train.parquet"))
+    names = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("en", "de"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    return folder
+
+
+def test_configurations(configs, save):
+    assert load_captions(configs, dataset_config="de")["train"]["captions"][:] == [["de"]]
+    for wrong in (None, "fr"):
+        with pytest.raises(ValueError, match="set --dataset_config to one of its configurations: 'en', 'de'"):
+            load_captions(configs, dataset_config=wrong)
+    with pytest.raises(ValueError, match="a folder of save_to_disk: leave out dataset_config='en'"):
+        load_captions(save(image=PICTURES, captions=list("abcd")), dataset_config="en")
+    with pytest.raises(ValueError, match="a file: leave out dataset_config='en'"):
+        load_captions(configs / "en" / "train.parquet", dataset_config="en")
 
 
 LOAD = """

@@ -44,11 +44,11 @@ def test_other_things_are_refused_by_name(tmp_path, write_json):
         load_captions(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"neither 'sentences'|captions are missing: .*\['images'\]"):
         load_captions(write_json({"images": [{"id": 1, "file_name": "1.png"}]}))
-    with pytest.raises(ValueError, match="expected an object with 'images', found list"):
+    with pytest.raises(ValueError, match=r"json\[0\]: expected an object with 'file_name' and 'captions', found int"):
         load_captions(write_json([1]))
-    text = tmp_path / "captions.csv"
+    text = tmp_path / "captions.doc"
     text.write_text("a,b")
-    with pytest.raises(ValueError, match="neither a .json file"):
+    with pytest.raises(ValueError, match="neither a file of captions"):
         load_captions(text)
 
 

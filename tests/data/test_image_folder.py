@@ -49,9 +49,19 @@ def test_the_same_file_twice_merges(folder):
     assert loaded["train"]["captions"][:] == [["Pet 0.", "A pet.", "Another look."]]
 
 
-def test_unknown_keys_are_told(folder, caplog):
-    load_image_folder(folder(line(0, mood="glad"), line(1, splits="test")))
-    assert "ignored the keys ['mood', 'splits']" in caplog.text
+def test_other_keys_become_columns(folder, caplog):
+    caplog.set_level("INFO", logger="hf_distinct")
+    loaded = load_image_folder(
+        folder(line(0, mood="glad", size=1, boxes=[1]), line(1, size=2.5, row=3, split="test"), line(2, on=True))
+    )
+    assert loaded["train"].select_columns(["mood", "size", "on"])[:] == {
+        "mood": ["glad", None],
+        "size": [1.0, None],
+        "on": [None, True],
+    }
+    assert loaded["train"].features == loaded["test"].features  # also where a split lacks a key
+    assert "further columns, which rewards can read: mood, size, on" in caplog.text
+    assert "ignored 'boxes', 'row': a further column should hold texts, numbers or booleans" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -61,11 +71,11 @@ def test_unknown_keys_are_told(folder, caplog):
         ("[1, 2]", "line 3: expected an object with 'file_name', found list"),
         ({"captions": ["a"]}, r"line 3: 'file_name' \(text\) is missing"),
         ({"file_name": "pets/1.png", "caption": "a"}, r"line 3: 'captions' \(a list or text\) is missing"),
-        (line(1, captions=None), "line 3: 'captions' should be a list or text, found NoneType"),
-        (line(1, captions=["a", 5]), r"line 3: captions\[1\] should be text, found int"),
-        (line(1, split="dev"), "line 3: unknown split 'dev'"),
+        (line(1, captions={"words": "a"}), "line 3: a caption is an object without .*; it has the fields words"),
+        (line(1, split="hard"), "line 3: unknown split 'hard'"),
+        (line(1, image_id=1.5), "line 3: 'image_id' should be text or an integer, found float"),
         (line(1, image_id="pets/0.png"), r"stands twice: .*line 1 .*line 3"),
-        (line(0, split="test"), r"stands twice: .*line 1 .*line 3"),
+        (line(0, split="test"), r"0\.png' stands twice: .*line 1 \(train\) .*line 3 \(test\)\. Put it into one split"),
     ],
 )
 def test_a_broken_line_is_named(second, message, folder):
@@ -92,9 +102,80 @@ def test_no_metadata_and_empty_metadata(tmp_path, folder):
 
 def test_captions_under_another_key(folder):
     path = folder({"file_name": "pets/0.png", "text": "A pet."}, {"file_name": "pets/1.png", "text": ["One.", "Two."]})
-    assert load_image_folder(path, caption_column="text")["train"]["captions"][:] == [["A pet."], ["One.", "Two."]]
-    with pytest.raises(ValueError, match="line 1: 'captions' .* is missing"):
-        load_image_folder(path)
+    for column in ("text", None):  # the only key with a usual name
+        assert load_image_folder(path, caption_column=column)["train"]["captions"][:] == [["A pet."], ["One.", "Two."]]
+    with pytest.raises(ValueError, match="line 1: 'words' .* is missing; found the keys"):
+        load_image_folder(path, caption_column="words")
+    for more in ({"text": "A.", "caption": "B."}, {"words": "A."}):
+        names = ", ".join(["file_name", *more])
+        with pytest.raises(ValueError, match=f"line 1: which of the keys holds the captions.*_column .*{names}"):
+            load_image_folder(folder({"file_name": "pets/0.png", **more}))
+
+
+def test_captions_in_structs(folder):
+    sentences = [{"raw": "A pet.", "sentid": 1}, {"raw": "One.", "sentid": 2}]
+    path = folder({"file_name": "pets/0.png", "sentences": sentences, "id": {"en": "Eng", "de": "Deutsch"}})
+    assert load_image_folder(path)["train"]["captions"][:] == [["A pet.", "One."]]
+    assert load_image_folder(path, caption_column="id.de")["train"]["captions"][:] == [["Deutsch"]]
+    with pytest.raises(ValueError, match="line 1: a caption is an object without .*; it has the fields en, de"):
+        load_image_folder(path, caption_column="id")
+
+
+def test_missing_captions_are_skipped_and_counted(folder, caplog):
+    path = folder(
+        line(0, captions=None),
+        '{"file_name": "pets/1.png", "captions": ["A dog.", null, NaN, "nan", " ", 5]}',
+        line(2, captions=float("nan")),
+    )
+    assert load_image_folder(path)["train"]["captions"][:] == [["A dog."]]
+    assert "6 x empty caption of image ('pets/0.png', 'pets/1.png', 'pets/1.png', 'pets/1.png'" in caplog.text
+    assert "1 x caption that is no text (int) of image ('pets/1.png')" in caplog.text
+    with pytest.raises(ValueError, match="empty caption of image: 'pets/0.png'"):
+        load_image_folder(path, strict=True)
+
+
+def test_rows_of_one_picture_are_one_image_whatever_their_ids(folder, caplog):
+    said = enumerate(("A.", "B.", "A."))
+    path = folder(*[line(0, captions=text, image_id=i, style="short", turn=i) for i, text in said])
+    train = load_image_folder(path)["train"]
+    assert train["captions"][:] == [["A.", "B."]] and train["image_id"][:] == ["0"]
+    assert train["style"][:] == ["short"] and "turn" not in train.column_names
+    assert "found 1 x repeated caption of image ('0')" in caplog.text
+    assert "left out 'turn', which differs among the rows of one image" in caplog.text
+
+
+def test_ids_that_a_table_made_floats(folder):
+    loaded = load_image_folder(folder(line(0, image_id=1.0), line(1, image_id=None), line(0, image_id="1")))
+    assert loaded["train"]["image_id"][:] == ["1", "pets/1.png"]
+
+
+def test_paths_of_windows_and_of_urls(picture, folder, caplog):
+    picture("pets/a b.JPG")
+    lines = [line(0, file_name="pets\\0.png"), line(0, file_name="pets/a%20b.jpg"), line(0, file_name=" pets/2.png ")]
+    assert len(load_image_folder(folder(*lines))["train"]) == 3
+    with pytest.raises(ValueError, match="1 x image that is a URL .*img2dataset"):
+        load_image_folder(folder(line(0, file_name="https://example.org/0.png")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_byte_order_marks(encoding, name, folder, tmp_path):
+    folder()
+    (tmp_path / "metadata.jsonl").unlink()
+    lines = ['{"file_name": "pets/0.png", "captions": "Café."}', '{"file_name": "pets/1.png", "captions": "B."}']
+    text = "\r\n".join(lines if name.endswith("l") else ["file_name,captions", "pets/0.png,Café.", "pets/1.png,B."])
+    (tmp_path / name).write_bytes((text + "\r\n").encode(encoding))
+    assert load_image_folder(tmp_path)["train"]["captions"][:] == [["Café."], ["B."]]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_other_encodings_are_refused(name, folder, tmp_path):
+    folder()
+    (tmp_path / "metadata.jsonl").unlink()
+    table, lines = "file_name,captions\npets/0.png,Café.", '\n{"file_name": "a", "captions": "Café."}'
+    (tmp_path / name).write_bytes((table if name.endswith("v") else lines).encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}.*line 2.* is not UTF-8 \(byte 0xe9 at \d+\)\. Save the file as"):
+        load_image_folder(tmp_path)
 
 
 def test_a_table_gathers_its_rows_by_file(picture, tmp_path):
@@ -107,7 +188,7 @@ def test_a_table_gathers_its_rows_by_file(picture, tmp_path):
     assert loaded["train"]["captions"][:] == [["A pet, asleep.", "A cat."]]
     assert loaded["test"]["image_id"][:] == ["1.png"]
     (tmp_path / "metadata.csv").write_text("file_name,captions\n0.png,\n1.png\n")
-    with pytest.raises(ValueError, match="line 3: 'captions' .* is missing"):
+    with pytest.raises(ValueError, match="2 x empty caption of image \\('0.png', '1.png'\\)"):
         load_image_folder(tmp_path)
 
 

@@ -33,7 +33,7 @@ def test_one_corrupt_picture_in_a_thousand(form, pictures, scorer, tmp_path, cap
         "coco2017": {"train": COUNT - 2, "validation": 2},
     }.get(form, {"train": COUNT - 2, "validation": 1, "test": 1})
     train = splits["train"]
-    assert train.column_names == ["image", "captions", "image_id"]
+    assert train.column_names[:3] == ["image", "captions", "image_id"]
     assert isinstance(train.features["image"], Image)
     assert len(set(train["image_id"])) == COUNT - 2
     for row in (0, 400, 996):

@@ -23,3 +23,13 @@ def test_nothing_skipped_nothing_said(caplog):
 def test_strict_raises_at_once():
     with pytest.raises(ValueError, match=r"captions\.json: missing image file: 'a\.png'"):
         Skips("captions.json", strict=True).add("missing image file", "a.png")
+
+
+def test_notes_are_no_skips(caplog):
+    skips = Skips("captions.json", strict=True)
+    skips.note("repeated caption of image", "17")
+    skips.warn()
+    assert [record.getMessage() for record in caplog.records] == [
+        "captions.json: found 1 x repeated caption of image ('17')"
+    ]
+    assert skips.summary() == ""

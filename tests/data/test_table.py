@@ -1,6 +1,6 @@
 import pytest
 
-from hf_distinct.data.table import CaptionTable, parse_json, read_json, take, take_id
+from hf_distinct.data.table import CaptionTable, find_file, parse_json, read_json, take, take_id
 
 
 def test_read_json_takes_a_byte_order_mark(tmp_path):
@@ -13,7 +13,7 @@ def test_read_json_takes_a_byte_order_mark(tmp_path):
 def test_what_is_not_json_is_named(content, tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.json: this is not JSON"):
+    with pytest.raises(ValueError, match=r"broken\.json: (this is not JSON|line 1 is not UTF-8)"):
         read_json(path)
 
 
@@ -32,6 +32,7 @@ def test_missing_file(tmp_path):
         ({"id": None}, "found NoneType"),
         ({"id": " "}, "should be an id"),
         (parse_json(b'{"id": "\\ud83d"}', "here"), "should be an id"),
+        ({"id": float("nan")}, "found float: 'nan'"),
     ],
 )
 def test_ids_of_the_wrong_shape(record, message):
@@ -41,7 +42,7 @@ def test_ids_of_the_wrong_shape(record, message):
 
 def test_take_gives_the_value():
     assert take({"a": [1]}, "a", list, "here") == [1]
-    assert take_id({"id": 5}, "id", "here") == "5"
+    assert take_id({"id": 5}, "id", "here") == take_id({"id": 5.0}, "id", "here") == "5"
 
 
 def test_captions_are_cleaned_and_every_skip_is_told(picture, caplog):
@@ -87,11 +88,17 @@ def test_same_id_and_file_merges_new_captions(picture):
     assert table.finish()["train"]["captions"][:] == [["a", "b", "b", "c"]]
 
 
-@pytest.mark.parametrize(("name", "split"), [("2.png", "train"), ("1.png", "test")])
-def test_same_id_elsewhere_is_an_error_that_names_both_rows(name, split, picture):
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("2.png", "train", r"id '1' stands twice: row 1 .*row 2"),
+        ("1.png", "test", r"1\.png' stands twice: row 1 \(train\) and row 2 \(test\)"),
+    ],
+)
+def test_same_id_elsewhere_is_an_error_that_names_both_rows(name, split, message, picture):
     table = CaptionTable("source")
     table.add("1", picture("1.png"), ["a"], "train", "row 1")
-    with pytest.raises(ValueError, match=r"id '1' stands twice: row 1 .*row 2"):
+    with pytest.raises(ValueError, match=message):
         table.add("1", picture(name), ["b"], split, "row 2")
 
 
@@ -117,3 +124,18 @@ def test_no_images_and_no_usable_images(tmp_path):
 def test_unknown_split(tmp_path):
     with pytest.raises(ValueError, match="row 1: unknown split 'dev'"):
         CaptionTable("source").add("1", tmp_path / "1.png", ["a"], "dev", "row 1")
+
+
+def test_another_id_of_the_same_file_merges(picture):
+    table = CaptionTable("source")
+    for row in range(3):
+        table.add(str(row), picture("1.png"), [f"caption {row}"], "train", f"row {row}")
+    train = table.finish()["train"]
+    assert train["captions"][:] == [["caption 0", "caption 1", "caption 2"]] and train["image_id"][:] == ["0"]
+
+
+def test_files_under_other_spellings(picture, tmp_path):
+    paths = [picture(name) for name in ("a b.JPG", "x.png", "deep/y.jpeg")]
+    for spelling, path in [("a%20b.jpg", 0), ("x", 1), ("x.PNG", 1), ("deep\\y.jpeg", 2), ("deep\\y", 2)]:
+        assert find_file(str(tmp_path / spelling)) == str(paths[path])
+    assert find_file(str(tmp_path / "z.png")) is None

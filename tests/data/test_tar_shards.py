@@ -57,6 +57,71 @@ def test_captions_from_where_one_says(tmp_path):
         load_captions(path, caption_column="nothing")
 
 
+def test_other_endings_and_keys(tmp_path, caplog):
+    path = write(
+        tmp_path / "A.TAR",
+        {
+            "1.JPG": PICTURES[0], "1.caption": "one", "2.jpg": PICTURES[1], "2.json": json.dumps({"text": "two"}),
+            "3.jpg": PICTURES[2], "3.json": json.dumps({"sentences": [{"raw": "three"}, {"raw": None}]}),
+            "4.jpg": PICTURES[3], "4.cls": "4", "4.json": json.dumps({"captions": {"words": "four"}}),
+        },
+    )  # fmt: skip
+    assert load_captions(path)["train"]["captions"][:] == [["one"], ["two"], ["three"]]
+    assert "1 x caption that is an object without a text ('A.TAR/4')" in caplog.text
+    assert load_captions(path, caption_column="sentences.raw")["train"]["captions"][:] == [["three"]]
+    path = write(tmp_path / "b.tar", {"1.jpg": PICTURES[0], "1.cls": "4", "1.json": '{"title_en": "a"}'})
+    with pytest.raises(ValueError, match=r"the files \.jpg, \.cls, \.json, with the keys title_en in"):
+        load_captions(path)
+
+
+def test_missing_captions_are_skipped_and_counted(tmp_path, caplog):
+    records = [{"captions": [None, "a", "nan", 5]}, {"caption": None}, {"caption": float("nan")}]
+    files = {f"{i}.{k}": v for i, r in enumerate(records) for k, v in (("jpg", PICTURES[i]), ("json", json.dumps(r)))}
+    assert load_captions(write(tmp_path / "a.tar", files))["train"]["captions"][:] == [["a"]]
+    assert "3 x empty caption of image ('a.tar/0', 'a.tar/0', 'a.tar/2')" in caplog.text
+    assert "1 x caption that is no text (int) of image ('a.tar/0')" in caplog.text
+    assert "2 x image without a caption ('a.tar/1', 'a.tar/2')" in caplog.text
+
+
+def test_byte_order_marks_and_other_encodings(tmp_path, caplog):
+    texts = {"1.txt": "\ufeffa dog", "2.txt": "un café".encode("latin-1"), "3.txt": "un café".encode("utf-16")}
+    files: dict = {}
+    for number, (name, content) in enumerate(texts.items()):
+        files |= {name.replace("txt", "jpg"): PICTURES[number], name: content}
+    path = write(tmp_path / "a.tar", files)
+    assert load_captions(path)["train"]["captions"][:] == [["a dog"], ["un café"]]
+    assert "1 x caption file that is not UTF-8 (save it so) ('a.tar/2.txt')" in caplog.text
+    with pytest.raises(ValueError, match=r"caption file that is not UTF-8 .*a\.tar/2\.txt"):
+        load_captions(path, strict=True)
+
+
+def test_samples_of_one_picture_are_one_image(tmp_path, caplog):
+    samples = [(0, "a", "x"), (1, "b", "y"), (0, "c", "x"), (2, "d", "z")]
+    files: dict = {}
+    for row, (picture, caption, style) in enumerate(samples):
+        record = {"caption": caption, "style": style, "n": row}
+        files |= {f"{row}.jpg": PICTURES[picture], f"{row}.json": json.dumps(record)}
+    write(tmp_path / "s" / "train-0.tar", files)
+    write(tmp_path / "s" / "val-0.tar", {"9.jpg": PICTURES[2], "9.txt": "e"})
+    loaded = load_captions(tmp_path / "s")
+    train = loaded["train"]
+    assert train["captions"][:] == [["a", "c"], ["b"], ["d"]] and loaded["validation"]["captions"][:] == [["e"]]
+    assert train["image_id"][:] == ["train-0.tar/0", "train-0.tar/1", "train-0.tar/3"]
+    assert train.column_names == ["image", "captions", "image_id", "style"] and train["style"][:] == ["x", "y", "z"]
+    encoded = train.cast_column("image", Image(decode=False))
+    assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
+    assert "found 1 x picture of validation that train holds, too ('val-0.tar/9')" in caplog.text
+    assert "left out 'n'" in caplog.text
+
+
+def test_keys_become_columns(tmp_path, caplog):
+    records: list = [{"text": "a", "width": 3, "url": "u", "exif": {}}, {"text": "b", "width": "x"}, {"text": "c"}]
+    files = {f"{i}.{k}": v for i, r in enumerate(records) for k, v in (("jpg", PICTURES[i]), ("json", json.dumps(r)))}
+    train = load_captions(write(tmp_path / "a.tar", files))["train"]
+    assert train.column_names == ["image", "captions", "image_id", "url"] and train["url"][:] == ["u", None, None]
+    assert "ignored 'exif', 'width'" in caplog.text
+
+
 def test_splits_by_the_name_of_shard_or_folder(tmp_path):
     for number, name in enumerate(["train-0.tar", "val-0.tar", "test/0.tar", "00001.tar"]):
         write(tmp_path / "s" / name, {"k.jpg": PICTURES[number], "k.txt": "x"})
@@ -70,7 +135,7 @@ def test_splits_by_the_name_of_shard_or_folder(tmp_path):
 
 def test_patterns(tmp_path):
     for number in range(9, 12):
-        write(tmp_path / f"{number:03d}.tar", {"k.jpg": PICTURES[0], "k.txt": "x"})
+        write(tmp_path / f"{number:03d}.tar", {"k.jpg": PICTURES[number - 9], "k.txt": "x"})
     assert find_shards(f"{tmp_path}/{{009..011}}.tar") == [str(tmp_path / f"{n}.tar") for n in ("009", "010", "011")]
     assert find_shards("http://host/{0..1}/{08..10}.tar")[-1] == "http://host/1/10.tar"
     assert len(find_shards("http://host/{0..1}/{08..10}.tar")) == 6

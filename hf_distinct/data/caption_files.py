@@ -1,0 +1,168 @@
+"""Files that name a picture and its captions row by row: BLIP's and LAVIS' lists, JSONL, tables, Flickr's tokens."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from hf_distinct.data.records import Records, add_records, image_files, read_lines, read_table
+from hf_distinct.data.table import CaptionTable, find_image_root, read_json, split_named
+from hf_distinct.data.texts import decode_text
+
+# The folders that published archives unpack to (Flickr8k's spelling is its own).
+IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".txt", ".token")
+_USUAL_FILE = re.compile(
+    r"(?:(?:captions?|annotations?|results(?:_\d+)?)\.(?:txt|csv|tsv|jsonl?|token)|(?:.*\.)?token(?:\.txt)?"
+    r"|dataset_\w+\.json|(?:.*[_.-])?(?:train|val|valid|validation|dev|test)\.(?:jsonl?|csv|tsv))",
+    re.IGNORECASE,
+)
+_SPLIT_OF_FILE = re.compile(r"(.*?)[_.-]?(train|val|valid|validation|dev|test)", re.IGNORECASE)
+_SPLIT_LIST = re.compile(r".*?(train|dev|val|test)_?images\.txt", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r".+\.\w{3,4}")
+
+
+def load_caption_file(
+    paths: str | os.PathLike[str] | dict[str, Path],
+    image_root: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> DatasetDict:
+    """Load a file that names pictures and captions row by row; rows of the same picture are one image.
+
+    - `.json`: a list of objects as BLIP and LAVIS have them, `[{"image": "a.jpg", "caption": "A dog."}, ...]`, where
+      `caption` may be a list; the same below the key `data` (TextCaps); or `{"a.jpg": ["A dog.", ...], ...}`;
+    - `.jsonl`: such objects, one a line;
+    - `.csv`, `.tsv`, `.txt`: a table with a header (`image,caption` on Kaggle for Flickr8k, `image_name| comment` for
+      Flickr30k), or without, where a row is a picture's file and a caption;
+    - `.token`, `.token.txt`: `a.jpg#0`, a tab and a caption, as Flickr8k and Flickr30k were published.
+
+    Where `Flickr_8k.trainImages.txt`, `.devImages.txt` and `.testImages.txt` lie beside a table, they give the splits.
+
+    Args:
+        paths: The file, or files by split.
+        image_root: Folder of the images; by default the file's own folder, the one above, or a folder in one of these
+            that has the name of a published archive.
+        strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
+        image_column: Key or column of the image's file; by default the only one with a usual name.
+        caption_column: Key or column of the captions, or `KEY.FIELD`; by default the only one with a usual name.
+
+    Returns:
+        Splits among train, validation and test ("train" where nothing names one); columns `image`, `captions`,
+        `image_id` (the file's path where there is none), and other keys that hold texts, numbers or booleans.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Another form, an encoding that is not UTF-8, or no usable image; (strict) anything skipped.
+    """
+    files = paths if isinstance(paths, dict) else {"train": Path(paths)}
+    first = next(iter(files.values()))
+    table = CaptionTable(first if len(files) == 1 else first.parent, strict)
+    for split, path in files.items():
+        records = _read(path, image_column, caption_column)
+        names = image_files(records, image_column)
+        root = find_image_root(names, path, image_root, [path.parent, path.parent.parent], IMAGE_FOLDERS)
+        if lists := _split_lists(path):
+            records = _in_splits(records, names, lists, table)
+        add_records(table, records, root, split, image_column, caption_column)
+    return table.finish()
+
+
+def find_caption_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Find a caption file with a usual name in a folder, or the files of its splits (`coco_karpathy_train.json`, ...).
+
+    Raises:
+        ValueError: There is more than one such file, or set of files.
+    """
+    groups: dict[str, dict[str, Path]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and _USUAL_FILE.fullmatch(path.name) and "lemma" not in path.name:
+            found = _SPLIT_OF_FILE.fullmatch(path.stem)
+            group, split = (found[1] + path.suffix, split_named(found[2])) if found else (path.name, "train")
+            groups.setdefault(group, {})[split or "train"] = path
+    if len(groups) > 1:
+        names = " and ".join(next(iter(files.values())).name for files in groups.values())
+        raise ValueError(f"{str(folder)!r} holds {names}: give one file instead.")
+    return next(iter(groups.values()), {})
+
+
+def records_of(document: Any, source: str) -> Records | None:
+    """Return the records of a JSON document of a form that `load_caption_file` describes; None if it has another."""
+    if isinstance(document, dict):
+        for key in ("data", "annotations", "images"):
+            if isinstance(document.get(key), list):
+                return _numbered(document[key], f"{source}: {key}")
+        if document and all(_IMAGE_NAME.fullmatch(name) and _is_text(value) for name, value in document.items()):
+            pairs = document.items()
+            return [(f"{source}: {name!r}", {"image": name, "captions": texts}) for name, texts in pairs]
+        return None
+    return _numbered(document, source) if isinstance(document, list) else None
+
+
+def _numbered(rows: Iterable[Any], source: str) -> Records:
+    return [(f"{source}[{row}]", record) for row, record in enumerate(rows)]
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, list) and not any(map(_is_object, value)))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _read(path: Path, image_column: str | None, caption_column: str | None) -> Records:
+    if path.suffix.lower() == ".json":
+        document = read_json(path)
+        records = records_of(document, str(path))
+        if records is None:
+            raise ValueError(
+                f'{path}: expected a list of objects with "image" and "caption" (BLIP), or an object with "images" '
+                f'and "annotations" (COCO), found {_described(document)}.'
+            )
+    elif not path.is_file():
+        raise FileNotFoundError(f"There is no caption file {str(path)!r}.")
+    elif path.suffix.lower() == ".jsonl":
+        records = read_lines(path)
+    else:
+        records = read_table(path, image_column, caption_column)
+    if not records:
+        raise ValueError(f"{path}: there are no images in it.")
+    return records
+
+
+def _described(document: Any) -> str:
+    if not isinstance(document, dict):
+        return type(document).__name__
+    return f"an object with the keys {', '.join(list(document)[:10])}"
+
+
+def _split_lists(path: Path) -> dict[str, str]:
+    """Return the split by the name of the picture, from the lists that lie beside a table."""
+    found: dict[str, str] = {}
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        for file in sorted(path.parent.iterdir()):
+            if listed := _SPLIT_LIST.fullmatch(file.name):
+                names = decode_text(file.read_bytes(), str(file)).split("\n")
+                found |= {name.strip(): split_named(listed[1]) or "train" for name in names if name.strip()}
+    return found
+
+
+def _in_splits(records: Records, names: list[str], lists: dict[str, str], table: CaptionTable) -> Records:
+    """Return the records of listed pictures with their splits; the others are noted."""
+    kept: Records = []
+    others: dict[str, None] = {}
+    for (where, record), name in zip(records, names, strict=True):
+        if split := lists.get(name):
+            kept.append((where, {**record, "split": split}))
+        else:
+            others[name] = None
+    for name in others:
+        table.skips.note("image that is left out, as no list of a split names it", name)
+    return kept

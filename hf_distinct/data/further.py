@@ -1,0 +1,120 @@
+"""Further columns of a source: what the rewards can read beside the captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import ClassLabel, Features, Value
+from transformers.utils import logging
+
+from hf_distinct.data.texts import is_storable
+
+logger = logging.get_logger(__name__)
+
+# Columns that have a meaning of their own here, and arguments that every reward gets.
+TAKEN = {"image", "captions", "image_id", "row", "neighbours", "references", "completions", "prompts"}
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+
+
+def further_features(records: Iterable[Mapping[str, Any]], source: str) -> Features:
+    """Return the columns that the records have in common: texts, numbers or booleans; None stands for what is missing.
+
+    Others are left out, with a warning that names them: lists and objects, values of several kinds, and names that
+    have a meaning here (`TAKEN`).
+    """
+    kinds: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in record.items():
+            kinds.setdefault(name, set()).add(_kind(value))
+    features = {name: Value(dtype) for name, found in kinds.items() if (dtype := _dtype(found)) and name not in TAKEN}
+    empty = {name for name, found in kinds.items() if found <= {""}}
+    tell_further(source, features, sorted(kinds.keys() - features.keys() - empty))
+    return Features(features)
+
+
+def further_values(values: list[Any], feature: Value) -> list[Any]:
+    """Return the values of a column as its kind wants them: whole numbers among others become floats."""
+    if feature.dtype != "float64":
+        return values
+    return [None if value is None else float(value) for value in values]
+
+
+def fitting(value: Any, dtype: str) -> Any:
+    """Return a value that fits a column, None if it does not."""
+    kind = _kind(value)
+    return float(value) if (kind, dtype) == ("int64", "float64") else value if kind == dtype else None
+
+
+def tell_further(source: str, kept: Iterable[str], ignored: Sequence[str]) -> None:
+    """Log which columns the rewards can read, and warn of those that they cannot."""
+    if listed := ", ".join(kept):
+        logger.info(f"{source}: further columns, which rewards can read: {listed}")
+    if ignored:
+        logger.warning(
+            f"{source}: ignored {', '.join(map(repr, ignored))}: a further column should hold texts, numbers or "
+            f"booleans, one kind for all rows, and have another name than {', '.join(sorted(TAKEN))}."
+        )
+
+
+def tell_differing(source: str, names: Iterable[str]) -> None:
+    """Warn of columns that are left out because they differ among the rows that became one image."""
+    if names := ", ".join(map(repr, names)):
+        logger.warning(
+            f"{source}: left out {names}, which differs among the rows of one image."
+        )
+
+
+def is_further(name: str, feature: Any) -> bool:
+    """Whether a column of a `datasets` data set is one that rewards can read."""
+    if name in TAKEN or not isinstance(feature, (Value, ClassLabel)):
+        return False
+    return feature.dtype.startswith(("string", "large_string", "int", "uint", "float", "bool"))
+
+
+def parse_numbers(records: list[dict[str, Any]], keep: set[str]) -> None:
+    """Turn the columns of a table of texts that hold numbers only into numbers, in place; empty cells become None.
+
+    Args:
+        records: The rows.
+        keep: Columns that stay texts.
+    """
+    names = {name for record in records for name in record} - keep
+    for name in names:
+        texts = [text for record in records if (text := record.get(name))]
+        kind = int if all(map(_WHOLE.fullmatch, texts)) else _float_or_none if _are_floats(texts) else None
+        for record in records:
+            if name in record:
+                record[name] = None if not record[name] else kind(record[name]) if kind else record[name]
+
+
+def _are_floats(texts: list[str]) -> bool:
+    # Codes such as 007 stay texts.
+    return all(_float_or_none(text) is not None and not re.match(r"[+-]?0\d", text) for text in texts)
+
+
+def _float_or_none(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "other"
+    if isinstance(value, float):
+        return "float64"
+    return "string" if isinstance(value, str) and is_storable(value) else "other"
+
+
+def _dtype(kinds: set[str]) -> str | None:
+    kinds = kinds - {""}
+    if kinds == {"int64", "float64"}:
+        return "float64"
+    return kinds.pop() if len(kinds) == 1 and "other" not in kinds else None

@@ -1,0 +1,193 @@
+"""Records of a caption file (lines of JSONL, rows of a table, objects of a list) on their way to a `CaptionTable`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from hf_distinct.data.further import parse_numbers
+from hf_distinct.data.table import (
+    ID_COLUMNS,
+    IMAGE_ENDINGS,
+    IMAGE_NAMES,
+    CaptionTable,
+    parse_json,
+    split_named,
+    take,
+    take_captions,
+    take_id,
+    whole,
+)  # fmt: skip
+from hf_distinct.data.texts import decode_text, find_name, split_field
+
+Records = list[tuple[str, Any]]
+"""Where each record stands, for messages, and the record."""
+
+_IMAGE_FILE = re.compile(rf".+\.({'|'.join(IMAGE_ENDINGS)})(#\d+)?", re.IGNORECASE)
+_URL = re.compile(r"https?://")
+FETCH = "Download the pictures first, for instance with img2dataset, and give the folder of its shards."
+
+
+def read_lines(path: Path) -> Records:
+    """Read a JSONL file; blank lines are allowed."""
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        content = decode_text(content, str(path)).encode()
+    # Bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows inside a text.
+    lines = ((f"{path}, line {number}", line) for number, line in enumerate(content.split(b"\n"), start=1))
+    return [(where, parse_json(line, where)) for where, line in lines if line.strip()]
+
+
+def read_table(path: Path, image_column: str | None = None, caption_column: str | None = None) -> Records:
+    """Read a table of texts: CSV (`,` or `;`), TSV, or Flickr30k's `|`, with a header or without.
+
+    Without a header, a row is the file of an image and a caption: `a.jpg,A dog.`, or `a.jpg#0`, a tab and the caption,
+    as in the token files of Flickr8k and Flickr30k. Columns of numbers become numbers.
+
+    Raises:
+        ValueError: It is not UTF-8, or a row has more cells than the header; the message names the line.
+    """
+    text = decode_text(path.read_bytes(), str(path))
+    delimiter = _delimiter(text, path)
+    rows = list(_rows(text, delimiter, path))
+    if not rows:
+        return []
+    header = [cell.strip() for cell in rows[0][1]]
+    if image_column not in header and find_name(header, IMAGE_NAMES) is None and _IMAGE_FILE.fullmatch(header[0]):
+        header = ["image", "caption"]
+    else:
+        rows = rows[1:]
+    captions = caption_column or find_name(header)
+    records: list[dict[str, Any]] = []
+    for number, cells in rows:
+        if len(cells) > len(header) and header[-1] != captions:
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}: put a text that holds "
+                f"{delimiter!r} between double quotes."
+            )
+        if len(cells) > len(header):  # a caption with commas, without quotes
+            cells = [*cells[: len(header) - 1], f"{delimiter} ".join(cells[len(header) - 1 :])]
+        records.append({name: cell and cell.strip() for name, cell in zip_longest(header, cells)})
+    parse_numbers(records, keep={"split", *ID_COLUMNS, *filter(None, (captions, image_column or _image_key(header)))})
+    return [(f"{path}, line {number}", record) for (number, _), record in zip(rows, records, strict=True)]
+
+
+def _delimiter(text: str, path: Path) -> str:
+    first = text.lstrip().partition("\n")[0]
+    return next((each for each in "\t|,;" if each in first), "\t" if path.suffix.lower() == ".tsv" else ",")
+
+
+def _rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of each line and its cells."""
+    # Files with tabs and bars are written without quotes, so that a quote in them is one.
+    quoted = delimiter in ",;"
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells if quoted else [_unquoted(cell) for cell in cells]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}. Is a double quote not closed?") from error
+
+
+def _unquoted(cell: str) -> str:
+    cell = cell.strip()
+    whole_cell = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+    return cell[1:-1].replace('""', '"') if whole_cell else cell
+
+
+def add_records(
+    table: CaptionTable,
+    records: Records,
+    root: Path,
+    split: str = "train",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    prefix: str = "",
+) -> None:
+    """Add records to a table: `{"file_name": ..., "captions": ..., "image_id": ..., "split": ...}`, or other names.
+
+    Args:
+        table: Where to.
+        records: Of one file; the names are those of the first.
+        root: Folder that the files of images are relative to.
+        split: Of the records that name none.
+        image_column: Key of the image's file; by default the only one of `IMAGE_NAMES`, else of the id.
+        caption_column: Key of the captions, or `KEY.FIELD`; by default the only one of `CAPTION_NAMES`.
+        prefix: What ids that are made of a file begin with.
+
+    Raises:
+        ValueError: A record is no object, or lacks image or captions; the message names its place.
+    """
+    if not records:
+        return
+    image_key, caption_key, field = _keys(records, table.skips.source, image_column, caption_column)
+    for where, record in records:
+        file = _file_of(record, image_key, where)
+        captions = take_captions(record, caption_key, where, field)
+        id_key = next((key for key in ID_COLUMNS if record.get(key) is not None and record[key] == record[key]), None)
+        image_id = f"{prefix}{file}" if id_key is None else take_id(record, id_key, where)
+        own = split if record.get("split") is None else take(record, "split", str, where)
+        used = {image_key, caption_key, id_key, "split"}
+        further = {key: value for key, value in record.items() if key not in used}
+        table.add(image_id, root / file, captions, split_named(own) or own, where, further)
+
+
+def image_files(records: Records, image_column: str | None = None) -> list[str]:
+    """Return the files of images that records name, as far as they do."""
+    key = image_column or _image_key(next((record for _, record in records if isinstance(record, dict)), {}))
+    return [_plain(record[key]) for _, record in records if isinstance(record, dict) and record.get(key) is not None]
+
+
+def _file_of(record: Any, key: str, where: str) -> str:
+    if key in ID_COLUMNS:  # pictures that are named by their ids
+        return take_id(record, key, where)
+    return _plain(take(record, key, str, where))
+
+
+def _plain(file: Any) -> str:
+    """Return a picture's file without the number of the caption that tokens have after it."""
+    return re.sub(r"#\d+$", "", str(whole(file)).strip())
+
+
+def _image_key(names: Sequence[str] | dict[str, Any]) -> str | None:
+    return find_name(names, IMAGE_NAMES) or next((name for name in ID_COLUMNS if name in names), None)
+
+
+def _keys(
+    records: Records, source: str, image_column: str | None, caption_column: str | None
+) -> tuple[str, str, str | None]:
+    where, first = records[0]
+    names = list(take_object(first, where))
+    image_key = image_column or _image_key(names)
+    caption_key, field = split_field(caption_column, names) if caption_column else (find_name(names), None)
+    if "conversations" in names and caption_key is None:
+        raise ValueError(
+            f"{where}: these are conversations (as LLaVA and ShareGPT4V have them), not captions. Choose the answers "
+            'that describe the picture, and write a metadata.jsonl of them, with a line {"file_name": row["image"], '
+            '"captions": [row["conversations"][1]["value"]]} for each.'
+        )
+    for key, setting, what in ((image_key, "image_column", "images"), (caption_key, "caption_column", "captions")):
+        if key is None:
+            urls = any(isinstance(value, str) and _URL.match(value) for value in (*first.values(), *names))
+            more = f" The pictures are URLs: {FETCH[0].lower()}{FETCH[1:]}" if urls and what == "images" else ""
+            raise ValueError(
+                f"{where}: which of the keys holds the {what}? Set --{setting} to one of {', '.join(names)}.{more}"
+            )
+    assert image_key is not None and caption_key is not None
+    return image_key, caption_key, field
+
+
+def take_object(record: Any, where: str) -> dict[str, Any]:
+    """Return a record that is an object; raises ValueError otherwise."""
+    if not isinstance(record, dict) or not record:
+        raise ValueError(
+            f"{where}: expected an object with 'file_name' and 'captions', found {type(record).__name__}."
+        )
+    return record

@@ -1,0 +1,65 @@
+"""A folder of pictures with a text file beside each, as tools that fine-tune image generators have them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from hf_distinct.data.images import picture_files
+from hf_distinct.data.table import CaptionTable, split_named
+from hf_distinct.data.texts import NOT_UTF8, caption_lines
+
+TEXT_ENDINGS = (".txt", ".caption", ".captions")
+
+
+def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> DatasetDict:
+    """Load pictures with a text file beside each: `dogs/rex.jpg` and `dogs/rex.txt`, one caption a line.
+
+    Args:
+        folder: It holds the pictures, at any depth. The text file of a picture has its name and ends in .txt, .caption
+            or .captions, instead of the picture's ending or after it. Folders `train/`, `validation/` (or `val/`) and
+            `test/` are splits.
+        strict: Whether a picture without a text file, a text file that is not UTF-8, or an empty or overlong caption
+            is an error.
+
+    Returns:
+        Splits among train, validation and test; columns `image`, `captions`, `image_id` (path within the folder).
+
+    Raises:
+        ValueError: There are no pictures, or none is usable; (strict) anything skipped.
+    """
+    table, used = CaptionTable(folder, strict), set()
+    for picture in picture_files(folder):
+        image_id = picture.relative_to(folder).as_posix()
+        if (text_file := text_file_of(picture)) is None:
+            table.skips.add("picture without a text file", image_id)
+            continue
+        used.add(text_file)
+        try:
+            captions = caption_lines(text_file.read_bytes(), str(text_file))
+        except ValueError:
+            table.skips.add(NOT_UTF8, str(text_file.relative_to(folder)))
+            continue
+        split = split_named(Path(image_id).parts[0]) if "/" in image_id else None
+        table.add(image_id, picture, captions, split or "train", str(text_file))
+    for ending in TEXT_ENDINGS:
+        for text_file in sorted(Path(folder).rglob(f"*{ending}")):
+            if text_file not in used:
+                table.skips.note("text file without a picture", str(text_file.relative_to(folder)))
+    return table.finish()
+
+
+def holds_texts(folder: Path) -> bool:
+    """Whether there is a picture in a folder, or below it, that has a text file beside it."""
+    try:
+        return any(text_file_of(picture) for picture in picture_files(folder))
+    except ValueError:
+        return False
+
+
+def text_file_of(picture: Path) -> Path | None:
+    """Return the text file of a picture: `rex.txt`, or `rex.jpg.txt`, for `rex.jpg`."""
+    names = [Path(f"{stem}{ending}") for ending in TEXT_ENDINGS for stem in (picture.with_suffix(""), picture)]
+    return next((each for each in names if each.is_file()), None)

@@ -1,0 +1,165 @@
+"""Captions in whatever form a source holds them: texts, lists, structs, nothing at all; and bytes that become text."""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_distinct.data.skips import Skips
+
+# A caption longer than this is a pasted article, not a caption: CLIP reads 77 tokens, about 300 characters.
+MAX_CAPTION_CHARACTERS = 1000
+# Names that published data sets give to captions, the likelier ones first.
+CAPTION_NAMES = (
+    ("captions",),
+    (
+        "caption", "text", "texts", "sentence", "sentences", "raw", "description", "descriptions", "alt_text",
+        "caption_text", "reference_strs",
+    ),
+    ("alt", "title", "comment", "comments", "caption_str", "caption_raw"),
+)  # fmt: skip
+# Fields of a struct, the first that is there: `{"raw": ..., "tokens": ..., "sentid": ...}`.
+TEXT_FIELDS = ("raw", *(name for names in CAPTION_NAMES for name in names))
+# What a missing value becomes when a table is written as text.
+NO_TEXTS = {"nan", "none", "null", "<na>", "n/a"}
+NOT_UTF8 = "caption file that is not UTF-8 (save it so)"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """Decode a text file: UTF-8, or what its byte order mark says, which is no part of the text.
+
+    Raises:
+        ValueError: It is neither; the message begins with `where`.
+    """
+    mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
+    content = content[len(mark) :]
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{where}: line {line} is not {encoding.upper()} (byte {content[error.start]:#04x} at {error.start}). "
+            "Save the file as UTF-8."
+        ) from error
+
+
+def caption_lines(content: bytes, where: str) -> list[str]:
+    """Return the captions of a text file, one a line, blank lines left out; raises ValueError as `decode_text`."""
+    return [line.strip() for line in re.split(r"[\r\n]+", decode_text(content, where)) if line.strip()]
+
+
+def find_name(names: Iterable[str], known: Iterable[tuple[str, ...]] = CAPTION_NAMES) -> str | None:
+    """Return the only one of the names that is known; None if there is none, or more than one of the same rank."""
+    names = list(names)
+    for rank in known:
+        found = [name for name in names if name.strip().lower() in rank]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def split_field(column: str, names: Iterable[str]) -> tuple[str, str | None]:
+    """Return a column and the field of its structs: `sentences.raw` names one, unless a column is named so."""
+    name, _, field = column.partition(".")
+    return (name, field) if field and column not in (names := set(names)) and name in names else (column, None)
+
+
+def texts_of(value: Any, field: str | None = None) -> list[Any]:
+    """Return the captions that a value of a source holds, one after the other, not yet cleaned.
+
+    Args:
+        value: A text; a list of them; a struct that holds one (`{"raw": ...}`), a list of structs or a struct of
+            lists; a list written as text, as tables hold it; or something that is no caption, which stays as it is.
+        field: The field of the struct; by default the first of `TEXT_FIELDS` that is there.
+
+    Raises:
+        ValueError: A struct has no such field.
+    """
+    if isinstance(value, str):
+        return _written_list(value)
+    if isinstance(value, Mapping):
+        name = field or next((each for each in TEXT_FIELDS if each in value), None)
+        if name is None or name not in value:
+            wanted = f"field {field!r}" if field else "field with a known name"
+            raise ValueError(
+                f"a caption is an object without a {wanted}; it has the fields {', '.join(map(str, value))}"
+            )
+        return texts_of(value[name])
+    if isinstance(value, (list, tuple)):
+        return [text for each in value for text in texts_of(each, field)]
+    return [value]
+
+
+def _written_list(text: str) -> list[str]:
+    """Read `["a dog", "a cat"]` as two captions: JSON's way, Python's or NumPy's (no commas); else the text itself."""
+    stripped = text.strip()
+    if not (stripped.startswith("[") and stripped.endswith("]")):
+        return [text]
+    with_commas = re.sub(r"""(['"])\s+(['"])""", r"\1, \2", stripped)
+    for read, written in ((json.loads, stripped), (ast.literal_eval, with_commas)):
+        try:
+            found = read(written)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(each, str) for each in found):
+            return found
+    return [text]
+
+
+def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None = None) -> list[str]:
+    """Return the captions that can be used, stripped.
+
+    Args:
+        captions: Of one image, as `texts_of` takes them.
+        image_id: Its id, by which the others are named.
+        skips: Where the others are noted: empty ones (null, NaN, and these words as text, too), what is no text,
+            those over `MAX_CAPTION_CHARACTERS`, those that cannot be stored, and the image itself if none is left.
+        field: The field, where a caption is a struct.
+
+    Raises:
+        ValueError: A caption is a struct without that field.
+    """
+    cleaned = []
+    try:
+        texts = texts_of(captions, field)
+    except ValueError as error:
+        raise ValueError(f"{skips.source}: image {image_id!r}: {error}. Set --caption_column COLUMN.FIELD?") from error
+    for caption in texts:
+        if is_missing(caption) or (isinstance(caption, str) and is_empty(caption)):
+            skips.add("empty caption of image", image_id)
+        elif not isinstance(caption, str):
+            skips.add(f"caption that is no text ({type(caption).__name__}) of image", image_id)
+        elif len(caption.strip()) > MAX_CAPTION_CHARACTERS:
+            skips.add(f"caption over {MAX_CAPTION_CHARACTERS} characters of image", image_id)
+        elif not is_storable(caption):
+            skips.add("caption with a broken character (lone surrogate) of image", image_id)
+        else:
+            cleaned.append(caption.strip())
+    if not cleaned:
+        skips.add("image without a caption", image_id)
+    return cleaned
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or NaN, which is the only one that is not itself."""
+    return value is None or value != value
+
+
+def is_empty(text: str) -> bool:
+    """Whether a text says nothing: blank, the word for a missing value, or a full stop, which CLIP reads without."""
+    said = text.replace("\ufeff", "").strip().rstrip(".").strip()
+    return not said or said.lower() in NO_TEXTS
+
+
+def is_storable(text: str) -> bool:
+    """Whether a UTF-8 column can store a text: JSON may hold half of a surrogate pair, such as U+D83D."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
