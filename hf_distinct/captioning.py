@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, warn_of_losses
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.names import shipped_or_named
 from hf_distinct.pipelines import load_image_processor
@@ -144,12 +144,15 @@ class Captioner:
     def _stream(
         self, loader: DataLoader[Any], num_samples: int, seed: int, guides: list[ImageGuidance], bar: Any
     ) -> Iterator[Any]:
+        losses: list[tuple[str, str]] = []
         with bar:
             for batch in loader:
+                losses += batch.losses
                 said = iter(self._write(batch, num_samples, seed, guides))
                 for error in batch.errors:
                     yield error or next(said)
                 bar.update(len(batch.errors))
+        warn_of_losses("caption", losses)
 
     @torch.no_grad()
     def _write(
@@ -244,11 +247,13 @@ class _Batch:
 
     Attributes:
         errors: for each image why it could not be decoded, or None.
+        losses: name of each image that loses something in RGB, and what.
         pixel_values: the others as the captioner wants them, ``(N, 3, H, W)``; None where there are none.
         clip_pixels: and as CLIP does; None where it has nothing to choose.
     """
 
     errors: list[ImageError | None]
+    losses: list[tuple[str, str]]
     pixel_values: Tensor | None = None
     clip_pixels: Tensor | None = None
 
@@ -260,24 +265,24 @@ class _PreparedBatches(torch.utils.data.Dataset):
         self.images, self.image_processor, self.transform = images, image_processor, transform
 
     def __getitem__(self, rows: range) -> _Batch:
-        decoded, batch = [], _Batch(errors=[])
-        for row in rows:
-            try:
-                decoded.append(_decoded(self.images[row], row))
-                batch.errors.append(None)
-            except ImageError as error:
-                batch.errors.append(error)
-        if decoded:
-            batch.pixel_values = to_pixel_values(decoded, self.image_processor)
+        images = [self.images[row] for row in rows]
+        found = decode_images(map(_encoded, images))
+        errors: list[ImageError | None] = [None] * len(images)
+        for place, reason in found.failures.items():  # which names files itself
+            is_file = isinstance(images[place], (str, os.PathLike))
+            errors[place] = ImageError(reason if is_file else f"{_name(images[place], rows[place])}: {reason}")
+        batch = _Batch(errors, [(_name(images[place], rows[place]), lost) for place, lost in found.losses.items()])
+        if found.images:
+            batch.pixel_values = to_pixel_values(found.images, self.image_processor)
             if self.transform is not None:
-                batch.clip_pixels = torch.stack([self.transform(image) for image in decoded])
+                batch.clip_pixels = torch.stack([self.transform(image) for image in found.images])
         return batch
 
 
-def _decoded(image: Picture, row: int) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        return decode_image({"path": os.fspath(image), "bytes": None})
-    try:
-        return decode_image(image)
-    except ImageError as error:
-        raise ImageError(f"image {row} of the list: {error}") from error
+def _encoded(image: Picture) -> Any:
+    """What `decode_images` takes."""
+    return {"path": os.fspath(image), "bytes": None} if isinstance(image, (str, os.PathLike)) else image
+
+
+def _name(image: Picture, row: int) -> str:
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {row} of the list"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.emoji_scenes import Scene, full_caption, scene_metrics
 from hf_distinct.data.mining import MiningSettings, find_neighbours
+from hf_distinct.data.prepared import CAPTIONED, as_evaluated, readable
 from hf_distinct.evaluation import caption_metrics, caption_statistics
 from hf_distinct.evaluation.bootstrap import Statistic, mean_of, value_of
 from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
@@ -23,27 +25,65 @@ class Gallery:
     """Pictures with references, ready to measure captions of them.
 
     Args:
-        dataset: ``image``, ``captions``, ``image_id``; emoji scenes also have ``scene``. Pictures that cannot be read
-            are left out, with a warning; ``self.dataset`` holds the others. Without ``clips`` none are needed.
+        dataset: ``image``, ``captions``, ``image_id``, in any form that
+            [`hf_distinct.data.prepared.as_captioned`] takes; emoji scenes also have ``scene``. Pictures that cannot be
+            read are left out, with a warning; ``self.dataset`` holds the others. Without ``clips`` none are needed.
         clips: the CLIP models under which retrieval is measured, by the name that their figures get.
         num_neighbours: so many similar pictures are mined for each under each CLIP, and told apart; 0: none.
         clip_prompt: what CLIPScore puts before captions; published figures have ``"A photo depicts "``.
+        strict: whether a picture that would be left out is an error.
+
+    Raises:
+        ValueError: if it is no such dataset, no picture can be read, or (``strict``) one cannot.
     """
 
     def __init__(
-        self, dataset: Dataset, clips: Mapping[str, ClipScorer], num_neighbours: int = 5, clip_prompt: str = ""
+        self,
+        dataset: Dataset,
+        clips: Mapping[str, ClipScorer],
+        num_neighbours: int = 5,
+        clip_prompt: str = "",
+        strict: bool = False,
     ) -> None:
         self.clips = dict(clips)
         self.clip_prompt = clip_prompt
         self.image_embeds: dict[str, Tensor] = {}
         self.neighbours: dict[str, list[list[int]]] = {}
-        self.dataset = dataset
+        needs = CAPTIONED if self.clips else ("captions", "image_id")
+        self.dataset = as_evaluated(dataset, "the gallery", needs, strict)
+        if not self.clips and "image" in self.dataset.column_names:
+            self.dataset = readable(self.dataset, "the gallery", strict)
         for name, clip in self.clips.items():
-            self.dataset, embeddings = embed_dataset(self.dataset, clip)
+            self.dataset, embeddings = embed_dataset(self.dataset, clip, strict=strict)
             self.image_embeds[name] = embeddings.image_embeds
             if num_neighbours:
                 mined = find_neighbours(self.dataset, embeddings.image_embeds, MiningSettings(num_neighbours))
                 self.neighbours[name] = mined.add_to(self.dataset)["neighbours"][:]
+
+    def select(self, rows: Sequence[int]) -> Gallery:
+        """The gallery of some of its pictures, by their rows; nothing is embedded again."""
+        place = {row: number for number, row in enumerate(rows)}
+        found = copy.copy(self)
+        for name in ("references", "_reference_embeds"):
+            found.__dict__.pop(name, None)
+        found.dataset = self.dataset.select(rows)
+        found.image_embeds = {name: embeds[list(rows)] for name, embeds in self.image_embeds.items()}
+        found.neighbours = {
+            name: [[place[near] for near in lists[row] if near in place] for row in rows]
+            for name, lists in self.neighbours.items()
+        }
+        return found
+
+    def captioned(self, *systems: Sequence[str | None]) -> tuple[Gallery, list[list[str]]]:
+        """The gallery of the pictures of which every system says something, and what each says of them.
+
+        Args:
+            systems: one caption an image each, or None, as `hf_distinct.RLCaptionTrainer.caption` gives for pictures
+                that have gone bad since the gallery was made.
+        """
+        rows = [row for row, said in enumerate(zip(*systems, strict=True)) if None not in said]
+        kept = [[text for row in rows if (text := said[row]) is not None] for said in systems]
+        return (self if len(rows) == len(self.dataset) else self.select(rows)), kept
 
     @property
     def judges_facts(self) -> bool:
@@ -88,13 +128,19 @@ class Gallery:
         found["RefCLIPScore"] = mean_of(ref_clip_scores(texts, images, self._reference_embeds[name], rows).numpy())
         return found
 
-    def measure(self, captions: Sequence[str]) -> dict[str, float]:
+    def measure(self, captions: Sequence[str], dataset: Dataset | None = None) -> dict[str, float]:
         """All metrics of one caption an image, in order: ``{"judge/t2i_R@1": ..., "CIDEr-D": ..., "true": ...}``.
+
+        Where ``dataset`` is given, the captions are of those of the gallery's rows alone: so this method may be the
+        ``caption_metrics`` of a trainer whose ``eval_dataset`` is ``self.dataset``.
 
         Retrieval is shares from 0 to 1 under each CLIP (prefix), among all pictures, and as ``neighbours_`` among each
         one's similar ones; CIDEr-D is in its own unit (1.0 is what papers print as 100), ``details`` counts facts. The
         rest: `hf_distinct.evaluation.caption_metrics`.
         """
+        if dataset is not None and len(dataset) < len(self.dataset):
+            row_of = {image_id: row for row, image_id in enumerate(self.dataset["image_id"])}
+            return self.select([row_of[image_id] for image_id in dataset["image_id"]]).measure(captions)
         metrics = {name: value_of(each, len(captions)) for name, each in self.statistics(captions).items()}
         return metrics | {"vocabulary": int(metrics["vocabulary"])}
 

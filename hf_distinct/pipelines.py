@@ -75,6 +75,9 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:
     """Load a captioner's image processor, such that every transformers makes the same pixels of a picture.
 
+    They are those of `pipeline("image-to-text")` of transformers 4.57: scaled by Pillow, or by torchvision where the
+    processor was saved as a fast one.
+
     Args:
         source: Id on the Hub, or folder.
         place: What else `AutoImageProcessor.from_pretrained` takes: `revision`, `token` ... Code that a download
@@ -83,9 +86,14 @@ def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseIm
     Raises:
         OSError: There is none.
     """
-    # transformers 5 resizes by torchvision unless told, whose pixels are not quite Pillow's, and renamed the switch.
-    pillow = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
-    return AutoImageProcessor.from_pretrained(source, **{"trust_remote_code": False, **pillow, **place})
+    saved, _ = BaseImageProcessor.get_image_processor_dict(source, **place)
+    fast = str(saved.get("image_processor_type")).endswith("Fast")
+    # transformers 5 always takes torchvision unless told, whose pixels are not quite Pillow's, and renamed the switch.
+    if find_spec("transformers.image_processing_backends"):
+        choice: dict[str, Any] = {"backend": "torchvision" if fast else "pil"}
+    else:
+        choice = {"use_fast": fast}
+    return AutoImageProcessor.from_pretrained(source, **{"trust_remote_code": False, **choice, **place})
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
@@ -27,7 +27,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distinct.beam_rows import BeamRows
 from hf_distinct.checkpointing import checkpointed_layers
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.data.images import ImageError, decode_images, to_pixel_values
+from hf_distinct.data.skips import Skips
 from hf_distinct.finished_rows import DropFinished
 from hf_distinct.gathering import gather_rows
 from hf_distinct.image_sharing import CACHE, ImageCache, share_images
@@ -226,8 +227,8 @@ def write_captions(
     image_processor: BaseImageProcessor,
     dataset: Dataset,
     batch_size: int,
-) -> list[str]:
-    """Caption a dataset as ``pipeline("image-to-text")`` does: by the model's own generation config.
+) -> list[str | ImageError]:
+    """Caption a dataset as ``pipeline("image-to-text")`` does: from its pixels, by the model's own generation config.
 
     Args:
         model: the captioner, unwrapped, in eval mode.
@@ -237,15 +238,42 @@ def write_captions(
         batch_size: images at a time.
 
     Returns:
-        One caption a row, in order.
+        One caption a row, in order; in the place of a picture that cannot be decoded its error.
     """
-    captions: list[str] = []
+    said: list[str | ImageError] = []
     writer: Any = model
-    for start in range(0, len(dataset), batch_size):
-        images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
-        pixels = to_pixel_values(images, image_processor).to(model.device)
-        sequences = writer.generate(pixels, synced_gpus=False)
-        captions += decode(tokenizer, sequences)
+    # decode=False: datasets would fail on the whole batch.
+    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
+    for start in range(0, len(encoded), batch_size):
+        values = encoded[start : start + batch_size]["image"]
+        found, captions = decode_images(values), iter([""])
+        if found.images:
+            pixels = to_pixel_values(found.images, image_processor).to(model.device)
+            captions = iter(decode(tokenizer, writer.generate(pixels, synced_gpus=False)))
+        for place in range(len(values)):
+            reason = found.failures.get(place)
+            said.append(next(captions) if reason is None else ImageError(reason))
+    return said
+
+
+def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> list[str | None]:
+    """What `write_captions` gave, with None in the place of each error; a warning counts and names those.
+
+    Args:
+        said: captions and errors.
+        names: what messages call the rows.
+
+    Raises:
+        ValueError: there is no caption at all.
+    """
+    skips = Skips(f"captions of {len(said)} pictures")
+    for name, each in zip(names, said, strict=True):
+        if isinstance(each, ImageError):
+            skips.add("picture that cannot be read", f"{name}: {each}")
+    captions = [None if isinstance(each, ImageError) else each for each in said]
+    if captions and not any(caption is not None for caption in captions):
+        raise ValueError(f"None of {len(said)} pictures can be read: {skips.summary()}")
+    skips.warn()
     return captions
 
 

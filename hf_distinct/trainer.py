@@ -34,6 +34,14 @@ from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
+from hf_distinct.data.prepared import (
+    as_captioned,
+    as_evaluated,
+    as_pictures,
+    embeddings_problems,
+    names_of,
+    neighbours_problems,
+)
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.greedy import generate_with_greedy
@@ -51,6 +59,7 @@ from hf_distinct.rollout import (
     rollout_config,
     rollout_figures,
     token_logits,
+    without_errors,
     write_captions,
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
@@ -70,6 +79,13 @@ class _Epoch(TrainerCallback):
             each.epoch = int(state.epoch or 0)
 
 
+def _evaluated(dataset: Any, name: str) -> Any:
+    """What may be an ``eval_dataset``, in the form of this package's sources."""
+    if isinstance(dataset, dict):
+        return {key: as_evaluated(part, f"{name}[{key!r}]") for key, part in dataset.items()}
+    return None if dataset is None else as_evaluated(dataset, name)
+
+
 HARD_BATCH_NEIGHBOURS = 4
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
@@ -86,9 +102,10 @@ class RLCaptionTrainer(SharingTrainer):
         model: any ``VisionEncoderDecoderModel``, or one that ``peft.get_peft_model`` gave adapters.
         args: the settings.
         scorer: the CLIP that rewards: a [`ClipScorer`], or what it takes as its name.
-        train_dataset: ``image``, ``captions``, ``image_id``; further columns reach the rewards. Images that cannot be
-            read are left out, with a warning that names them.
-        eval_dataset: the same columns.
+        train_dataset: ``image``, ``captions``, ``image_id``, in any form that
+            [`hf_distinct.data.prepared.as_captioned`] takes; further columns reach the rewards. Images that cannot be
+            read and captions that are empty are left out, with a warning that names them.
+        eval_dataset: ``image``, and what ``caption_metrics`` reads; in the same forms. Or several, by name.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
         embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
@@ -124,6 +141,10 @@ class RLCaptionTrainer(SharingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ):
         check_captioner(model, processing_class)
+        train_dataset = as_captioned(train_dataset, "train_dataset")
+        eval_dataset = _evaluated(eval_dataset, "eval_dataset")
+        for problem in neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours):
+            raise ValueError(problem)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(train_dataset) < batch:  # the Trainer would end at step 0, in silence
             raise ValueError(
@@ -146,6 +167,8 @@ class RLCaptionTrainer(SharingTrainer):
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         if embeddings is None:
             train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
+        for problem in embeddings_problems(train_dataset, embeddings, "train_dataset"):
+            raise ValueError(problem)
         # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
         train_dataset = train_dataset.cast_column("image", Image(decode=False))
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
@@ -385,15 +408,20 @@ class RLCaptionTrainer(SharingTrainer):
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
-    def caption(self, dataset: Dataset) -> list[str]:
+    def caption(self, dataset: Dataset) -> list[str | None]:
         """Caption a dataset as the saved model will: with its own generation config.
 
         Args:
-            dataset: has ``image``.
+            dataset: has ``image``; further columns are not read.
 
         Returns:
-            One caption a row, in order, on every process.
+            One caption a row, in order, on every process. None for a picture that cannot be read; a warning counts
+            and names those.
+
+        Raises:
+            ValueError: if it is no such dataset, or no picture can be read.
         """
+        dataset = as_pictures(dataset, "dataset")
         self.model_wrapped.eval()
         own = range(self.args.process_index, len(dataset), self.args.world_size)
         with generation_ready(self.model_wrapped, self.accelerator) as captioner, self.compute_loss_context_manager():
@@ -405,12 +433,12 @@ class RLCaptionTrainer(SharingTrainer):
                 dataset.select(own),
                 self.args.per_device_eval_batch_size,
             )
-        captions = dict(zip(own, texts, strict=True))
+        said = dict(zip(own, texts, strict=True))
         if self.args.world_size > 1:
             from accelerate.utils import gather_object
 
-            captions = dict(gather_object(list(captions.items())))
-        return [captions[i] for i in range(len(dataset))]
+            said = dict(gather_object(list(said.items())))
+        return without_errors([said[row] for row in range(len(dataset))], names_of(dataset))
 
     def evaluate(
         self,
@@ -421,6 +449,9 @@ class RLCaptionTrainer(SharingTrainer):
     ) -> dict[str, float]:
         """Caption the data and compute ``caption_metrics`` of the captions.
 
+        Pictures that cannot be read are left out, of the captions and of the dataset that ``caption_metrics`` gets;
+        a warning names them, and the metrics then have ``samples``, the number of pictures that were measured.
+
         Raises:
             ValueError: if there is nothing to evaluate on or with.
         """
@@ -428,12 +459,17 @@ class RLCaptionTrainer(SharingTrainer):
         if dataset is None or self.caption_metrics is None:
             raise ValueError("Evaluation needs an eval_dataset and caption_metrics.")
         if isinstance(dataset, dict):
-            found: dict[str, float] = {}
+            each: dict[str, float] = {}
             for name, part in dataset.items():
-                found |= self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            return found
-        captions = self.caption(dataset)
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.caption_metrics(captions, dataset).items()}
+                each |= self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{name}")
+            return each
+        dataset = as_evaluated(dataset, "eval_dataset")
+        said = self.caption(dataset)
+        read = [row for row, caption in enumerate(said) if caption is not None]
+        left_out = {} if len(read) == len(said) else {"samples": float(len(read))}
+        dataset = dataset.select(read) if left_out else dataset
+        found = self.caption_metrics([caption for caption in said if caption is not None], dataset) | left_out
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         metrics = broadcast_object_list([metrics])[0]  # GPUs may differ in a last digit, and what follows from it
         self.log(dict(metrics))  # it would add the epoch, if there is one, which depends on the version
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

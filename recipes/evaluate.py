@@ -117,7 +117,7 @@ def load_gallery(settings: Settings) -> tuple[Gallery, list[str]]:
         training = list(read_coco_references(settings.train_captions).values())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clips = {role: load_clip(name).to(device) for role, name in named.items() if name}
-    gallery = Gallery(dataset, clips, settings.num_neighbours, settings.clip_prompt)
+    gallery = Gallery(dataset, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
     return gallery, [caption for captions in training for caption in captions]
 
 

@@ -75,7 +75,7 @@ def samples_of(folder: Path, count: int = 6) -> list[Sample]:
         model, AutoTokenizer.from_pretrained(folder), load_image_processor(folder),
         scenes, batch_size=count,
     )  # fmt: skip
-    said = zip(scenes["image"], captions, scenes["captions"], strict=True)
+    said = zip(scenes["image"], map(str, captions), scenes["captions"], strict=True)
     return [Sample(image, {"the captioner": caption, "a person": people[0]}) for image, caption, people in said]
 
 

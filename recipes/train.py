@@ -173,8 +173,8 @@ def main() -> None:
     else:
         with config.main_process_first(desc="embedding the data"):
             train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
-    galleries = {prefix: Gallery(test, clips) for prefix, test in tests.items()}
-    watched = None if config.eval_strategy == "no" else Gallery(validation, clips)
+    galleries = {prefix: Gallery(test, clips, strict=settings.strict) for prefix, test in tests.items()}
+    watched = None if config.eval_strategy == "no" else Gallery(validation, clips, strict=settings.strict)
     trainer = RLCaptionTrainer(
         captioner,
         config,
@@ -184,7 +184,7 @@ def main() -> None:
         eval_dataset=None if watched is None else watched.dataset,
         processing_class=tokenizer,
         image_processor=image_processor,
-        caption_metrics=None if watched is None else lambda captions, _: watched.measure(captions),
+        caption_metrics=None if watched is None else watched.measure,
     )
 
     trainer.card = {
@@ -194,15 +194,20 @@ def main() -> None:
         "settings": changed_settings(settings) | config.changed,
         "emissions": settings.emissions,
     }
-    before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
+    said_before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     push, config.push_to_hub = config.push_to_hub, False  # from here on once, at the end, with all that was measured
     trainer.save_model(config.output_dir)
     trainer.save_state()
-    after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
+    said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return
 
+    before: dict[str, list[str]] = {}
+    after: dict[str, list[str]] = {}
+    for prefix, gallery in galleries.items():  # a picture may have gone bad during the training
+        found, (before[prefix], after[prefix]) = gallery.captioned(said_before[prefix], said_after[prefix])
+        galleries[prefix] = found
     metrics = {"before": measure(before, galleries), "after": measure(after, galleries)}
     metrics["people"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.people().items()}
     if galleries[""].judges_facts:

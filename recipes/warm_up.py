@@ -200,8 +200,9 @@ def main() -> None:
         image_processor.save_pretrained(training.output_dir)
         log = Path(training.output_dir) / "training_log.json"
         log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
-        captions = write_captions(model.eval(), tokenizer, image_processor, validation, batch_size=50)
-        metrics = {"steps": trainer.state.global_step, **Gallery(validation, {}).measure(captions)}
+        gallery = Gallery(validation, {})
+        captions = write_captions(model.eval(), tokenizer, image_processor, gallery.dataset, batch_size=50)
+        metrics = {"steps": trainer.state.global_step, **gallery.measure(list(map(str, captions)))}
         (Path(training.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 

@@ -118,3 +118,53 @@ def test_pictures_without_facts_and_one_that_cannot_be_read(photographs, clip, c
     assert not {"true", "well_formed", "details"} & set(metrics)
     with pytest.raises(ValueError):
         gallery.measure(["a dog"] * 6)  # one too many
+
+
+def test_without_a_clip_pictures_that_cannot_be_read_are_left_out_too(photographs, clip, caplog):
+    assert Gallery(photographs, {}).dataset["image_id"][:] == list("acdef")
+    assert "the gallery: skipped 1 x undecodable image (" in caplog.text and "b: image" in caplog.text
+    for clips in ({}, {"scorer": clip}):
+        with pytest.raises(ValueError, match="undecodable image: .b: image"):
+            Gallery(photographs, clips, strict=True)
+
+
+def test_a_part_of_a_gallery_measures_as_a_gallery_of_that_part(clip):
+    scenes, rows = emoji_scenes("test", 12, seed=1), [7, 0, 3, 4, 11, 2]
+    whole, alone = Gallery(scenes, {"scorer": clip}), Gallery(scenes.select(rows), {"scorer": clip})
+    captions = [row[1] for row in scenes["captions"]]
+    before = whole.measure(captions)
+    found, expected = whole.select(rows).measure([captions[row] for row in rows]), alone.measure(
+        [captions[row] for row in rows]
+    )
+    assert found.keys() == expected.keys()
+    for name, value in found.items():  # among neighbours of all pictures, those that remain
+        assert "neighbours" in name or value == pytest.approx(expected[name])
+    assert whole.measure(captions) == before
+    near = whole.select(rows).neighbours["scorer"]
+    for place, row in enumerate(rows):
+        remaining = [other for other in whole.neighbours["scorer"][row] if other in rows]
+        assert [rows[other] for other in near[place]] == remaining
+    # As `caption_metrics` of a trainer, it is told which rows the captions are of.
+    assert whole.measure([captions[row] for row in rows], whole.dataset.select(rows)) == found
+
+
+def test_pictures_that_a_system_says_nothing_of_are_left_out_for_all(gallery):
+    said = [f"a dog {row}" for row in range(12)]
+    part, (before, after) = gallery.captioned([None, *said[1:]], [*said[:5], None, *said[6:]])
+    kept = [row for row in range(12) if row not in (0, 5)]
+    assert part.dataset["image_id"][:] == [gallery.dataset["image_id"][row] for row in kept]
+    assert before == after == [said[row] for row in kept]
+    same, (again,) = gallery.captioned(said)
+    assert same is gallery and again == said
+
+
+def test_rows_of_one_picture_are_one_in_a_gallery(photographs, clip):
+    """Else a caption would never single its picture out."""
+    twice = Dataset.from_dict(
+        {
+            "image": [*photographs.cast_column("image", Image(decode=False))["image"]] * 2,
+            "captions": ["a dog", "a cat"] * 6,
+            "image_id": [*range(6)] * 2,
+        }
+    )
+    assert Gallery(twice, {"scorer": clip}).dataset["image_id"][:] == ["0", "2", "3", "4", "5"]

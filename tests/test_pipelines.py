@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,12 +13,16 @@ from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_distinct
+from hf_distinct.captioning import _PreparedBatches
+from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.pipelines import ImageToTextPipeline, load_image_processor, pipeline, save_tokenizer
 
 pytestmark = pytest.mark.both_ends
@@ -92,6 +98,55 @@ def test_captions_and_logits_are_the_same_to_the_bit_at_the_other_end(tiny_model
         assert here["in batches"] == there["in batches"]
         for name in ("pixels", "ids", "logits"):
             assert torch.equal(here[name], there[name]), name
+
+
+ODD = {
+    "transparent.png": {}, "transparent.webp": {}, "palette.png": {"transparency": 0}, "grey_alpha.png": {},
+    "16_bit.png": {}, "16_bit.tiff": {}, "float.tiff": {}, "one_bit.png": {}, "cmyk.jpg": {}, "turned.jpg": {},
+    "animated.gif": {}, "narrow.png": {}, "flat.png": {},
+}  # fmt: skip
+
+
+def odd_picture(name: str, folder: Path) -> Path:
+    """A picture of a kind that RGB cannot hold, or hardly."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    picture, kind, settings = Image.fromarray(noise), name.split(".")[0], dict(ODD[name])
+    if kind == "transparent":
+        picture.putalpha(Image.fromarray(noise[..., 0]))
+    elif kind == "grey_alpha":
+        picture = picture.convert("LA")
+        picture.putalpha(Image.fromarray(noise[..., 0]))
+    elif kind == "16_bit":
+        picture = Image.fromarray((np.arange(2000).reshape(40, 50) * 30).astype(np.uint16))
+    elif kind == "float":
+        picture = Image.fromarray(np.linspace(-9, 300, 2000, dtype=np.float32).reshape(40, 50))
+    elif kind == "turned":
+        settings["exif"] = Image.Exif()
+        settings["exif"][0x0112] = 6
+    elif kind == "animated":
+        settings |= {"save_all": True, "append_images": [Image.fromarray(255 - noise)]}
+    else:
+        modes = {"palette": "P", "one_bit": "1", "cmyk": "CMYK"}
+        picture = picture.crop((0, 0, *{"narrow": (3, 40), "flat": (50, 2)}.get(kind, (50, 40))))
+        picture = picture.convert(modes.get(kind, "RGB"))
+    picture.save(folder / name, **settings)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("processor", ["ViTImageProcessor", "ViTImageProcessorFast"])
+def test_training_and_captioning_see_the_pixels_of_the_pipeline(name, processor, tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models / "captioner", tmp_path / "captioner")
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(config | {"image_processor_type": processor}))
+    path = odd_picture(name, tmp_path)
+    expected = pipeline("image-to-text", model=folder, device="cpu").preprocess(str(path))["pixel_values"]
+    image_processor = load_image_processor(folder)
+    stored, opened = {"path": None, "bytes": path.read_bytes()}, Image.open(path)
+    for value in ({"path": str(path), "bytes": None}, stored, opened):
+        assert torch.equal(to_pixel_values([decode_image(value)], image_processor), expected)
+    for picture in (path, opened):  # as hf_distinct.caption prepares it
+        assert torch.equal(_PreparedBatches([picture], image_processor, None)[range(1)].pixel_values, expected)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import tiny
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer
+from hf_distinct.data.embeddings import embed_dataset
 
 
 def new_trainer(tiny_models, tmp_path, change=lambda model, tokenizer: None, model=None, **settings):
@@ -86,3 +88,63 @@ def test_a_decoder_has_only_so_many_positions(make_trainer):
     trainer = make_trainer(max_new_tokens=16, max_reference_length=50, dataset=dataset)
     trainer.train()
     assert tiny.a_batch(trainer)["labels"].shape[-1] == 16
+
+
+def test_integers_single_texts_and_paths_train_as_lists_of_texts_and_pictures_do(make_trainer, tmp_path):
+    scenes = tiny.scenes(8)
+    paths = [str(tmp_path / f"{row}.png") for row in range(8)]
+    for path, picture in zip(paths, scenes["image"], strict=True):
+        picture.save(path)
+    captions, ids = [row[0] for row in scenes["captions"]], list(range(8))
+    given = Dataset.from_dict({"image": paths, "captions": captions, "image_id": ids}).with_format("torch")
+    listed = {"image": scenes["image"][:], "captions": [[text] for text in captions], "image_id": list(map(str, ids))}
+    losses = []
+    for dataset in (given, Dataset.from_dict(listed)):
+        trainer = make_trainer(dataset=dataset, max_steps=2)
+        trainer.train()
+        losses.append(trainer.step_losses)
+        assert tiny.a_batch(trainer)["captions"] == [[text] for text in captions[:4]]
+    assert losses[0] == losses[1] and all(map(math.isfinite, losses[0]))
+
+
+def test_what_is_no_data_set_is_a_clear_error(make_trainer):
+    with pytest.raises(ValueError, match="train_dataset should be a datasets.Dataset, not a list"):
+        make_trainer(dataset=list(tiny.scenes(4)))
+
+
+def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer):
+    mined = tiny.scenes(6).add_column("neighbours", [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
+    with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' holds 2 a row"):
+        make_trainer(dataset=mined, pool_neighbours=1)
+    with pytest.raises(ValueError, match="row 3 has the neighbour 4, and there are 4 rows"):
+        make_trainer(dataset=mined.select(range(4)), pool_neighbours=2)
+    trainer = make_trainer(dataset=mined, pool_neighbours=2, max_steps=1)
+    trainer.train()
+    assert tiny.a_batch(trainer)["neighbour_mask"].tolist() == [[True, True]] * 4
+
+
+def test_embeddings_of_other_captions_are_a_clear_error(make_trainer, tiny_models):
+    dataset, embeddings = embed_dataset(tiny.scenes(6), ClipScorer(str(tiny_models / "scorer")))
+    with pytest.raises(ValueError, match="The embeddings are of 6 images, and train_dataset has 5 rows"):
+        make_trainer(dataset=dataset.select(range(5)), embeddings=embeddings)
+    shorter = dataset.map(lambda row: {"captions": row["captions"][:-1]})
+    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, its embeddings are of 5"):
+        make_trainer(dataset=shorter, embeddings=embeddings)
+
+
+class DrawingTrainer(tiny.RecordingTrainer):
+    """Keeps what was drawn of each picture in each step."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        drawn = zip(inputs["columns"]["image_id"], inputs["captions"], strict=True)
+        self.drawn = [*getattr(self, "drawn", []), sorted(drawn)]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_workers_that_live_on_draw_what_is_drawn_without_workers(make_trainer):
+    drawn = []
+    for workers in ({}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}):
+        trainer = make_trainer(dataset=tiny.scenes(4), max_steps=3, kind=DrawingTrainer, **workers)
+        trainer.train()  # three epochs of one batch
+        drawn.append(trainer.drawn)
+    assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1] != drawn[0][2]

@@ -13,12 +13,30 @@ from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.data.images import decode_images, to_pixel_values
 
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 OWN_COLUMNS = ("image", "captions", "row", "neighbours")
+
+
+class SharedEpoch:
+    """An attribute of type `int | None` that a process sees changed wherever it is set.
+
+    Workers of a DataLoader that live on from epoch to epoch (`persistent_workers`) have a copy of the collator. The
+    number lies in memory that they share with it.
+    """
+
+    def __get__(self, owner: Any, kind: Any = None) -> int | None:
+        if owner is None:  # a dataclass asks for the default
+            return None
+        epoch = int(owner._epoch)
+        return None if epoch < 0 else epoch
+
+    def __set__(self, owner: Any, epoch: int | None) -> None:
+        shared = owner.__dict__.setdefault("_epoch", torch.zeros((), dtype=torch.int64).share_memory_())
+        shared.fill_(-1 if epoch is None else epoch)
 
 
 @dataclass
@@ -46,7 +64,7 @@ class CaptionCollator:
         captions_per_image: G.
         max_length: Most tokens of a caption, end token included.
         seed: Of the draw, while `epoch` is set.
-        epoch: The current epoch, or None.
+        epoch: The current epoch, or None; workers see it change.
 
     Raises:
         ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
@@ -61,7 +79,7 @@ class CaptionCollator:
     captions_per_image: int = 1
     max_length: int = 32
     seed: int = 0
-    epoch: int | None = None
+    epoch: SharedEpoch = SharedEpoch()
     _hashed_ids: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -131,16 +149,13 @@ class CaptionCollator:
         So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step
         each time that it is taken up.
         """
-        decoded = []
-        for row in rows:
-            try:
-                decoded.append((row, decode_image(row["image"])))
-            except ImageError as error:
-                reason = f"Image {row['image_id']!r}: {error}"
-                logger.warning("%s. It is left out of its batch.", reason)
-        if not decoded:
-            raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reason}")
-        return [row for row, _ in decoded], [image for _, image in decoded]
+        found = decode_images(row["image"] for row in rows)
+        reasons = [f"Image {rows[place]['image_id']!r}: {reason}" for place, reason in found.failures.items()]
+        for reason in reasons:
+            logger.warning("%s. It is left out of its batch.", reason)
+        if not found.images:
+            raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reasons[-1]}")
+        return [row for place, row in enumerate(rows) if place not in found.failures], found.images
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""

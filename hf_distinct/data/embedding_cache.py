@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-FORM = 1  # a number of its own for each form of what is stored: older files are not found, instead of misread
+FORM = 2  # a number of its own for each form of what is stored: older files are not found, instead of misread
 MANIFEST = "manifest.json"
 
 
@@ -69,18 +69,19 @@ class EmbeddingCache:
         """Return whether nothing is left to do."""
         return (self.folder / MANIFEST).is_file()
 
-    def read(self) -> tuple[CaptionEmbeddings, dict[int, str]] | None:
-        """Map the embeddings and read the reason by dropped row; None while they are not whole."""
+    def read(self) -> tuple[CaptionEmbeddings, dict[int, str], dict[int, str]] | None:
+        """Map the embeddings; read the reason by dropped row and what RGB lost by row; None while not whole."""
         if not self.is_whole():
             return None
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text())
-            written = manifest.get("files", {})  # caches of the first version have no digests
             first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
-            if first and (reason := changed(self.folder, written)):
+            if first and (reason := changed(self.folder, manifest["files"])):
                 raise ValueError(reason)
             embeddings = CaptionEmbeddings.load(self.folder)
-            failures = {int(row): reason for row, reason in manifest["failures"].items()}
+            failures, losses = (
+                {int(row): reason for row, reason in manifest[name].items()} for name in ("failures", "losses")
+            )
             if len(embeddings) + len(failures) != self.num_rows:
                 raise ValueError(f"{len(embeddings)} embeddings and {len(failures)} failures for {self.num_rows} rows")
         except (OSError, ValueError, KeyError) as error:
@@ -92,7 +93,7 @@ class EmbeddingCache:
             return None
         if self.parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
             self.parts.remove()
-        return embeddings, failures
+        return embeddings, failures, losses
 
     def write_part(self, number: int, rows: EmbeddedRows) -> None:
         """Write a part, as float16; or not, if a faster run has joined all of them and taken their folder away."""
@@ -101,9 +102,9 @@ class EmbeddingCache:
             "caption_embeds": rows.caption_embeds.half(),
             "caption_counts": rows.caption_counts,
         }
-        failures = {str(row): reason for row, reason in rows.failures.items()}
+        told = {"failures": json.dumps(rows.failures), "losses": json.dumps(rows.losses)}
         try:
-            self.parts.write(number, tensors, {"failures": json.dumps(failures)})
+            self.parts.write(number, tensors, told)
         except (OSError, SafetensorError):
             if not self.is_whole():
                 raise
@@ -128,11 +129,12 @@ class EmbeddingCache:
 
     def _merge_into(self, folder: Path) -> None:
         counts, num_images = [], 0
-        failures: dict[str, str] = {}
+        told: dict[str, dict[str, str]] = {"failures": {}, "losses": {}}
         for number in range(self.parts.count):
             tensors, metadata = self.parts.read(number)
             counts.append(tensors["caption_counts"].numpy())
-            failures |= json.loads(metadata["failures"])
+            for name, by_row in told.items():
+                by_row |= json.loads(metadata[name])
             num_images += len(tensors["image_embeds"])
         offsets = np.concatenate([[0], np.concatenate(counts).cumsum()]).astype(np.int64)
         folder.mkdir()
@@ -149,7 +151,7 @@ class EmbeddingCache:
                 os.fsync(file.fileno())
         manifest = {
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
-            "failures": failures, "files": describe(folder, sorted(folder.glob("*.npy"))),
+            **told, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -184,7 +186,7 @@ def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
                 of_here = b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name
                 of_anywhere = b"\nfile %d" % state.st_size
             else:
-                of_here = of_anywhere = b"\nnone"
+                of_here = of_anywhere = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
             here.update(of_here)
             anywhere.update(of_anywhere)
     return f"embeddings-{here.hexdigest()}", f"embeddings-{anywhere.hexdigest()}"

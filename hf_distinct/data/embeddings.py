@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.images import decode_images, warn_of_losses
 from hf_distinct.data.parts import this_process
+from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
 from hf_distinct.data.skips import Skips
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ class EmbeddedRows:
         caption_embeds: (their captions, dim).
         caption_counts: (decodable,) int64.
         failures: The reason by row of the data set.
+        losses: What of an image RGB cannot hold, by row of the data set.
     """
 
     image_embeds: Tensor
     caption_embeds: Tensor
     caption_counts: Tensor
     failures: dict[int, str]
+    losses: dict[int, str] = field(default_factory=dict)
 
 
 def embed_dataset(
@@ -138,7 +141,8 @@ def embed_dataset(
 ) -> tuple[Dataset, CaptionEmbeddings]:
     """Embed every image and every caption of a data set with CLIP, or find them embedded.
 
-    Rows whose image cannot be decoded are dropped and told in one warning.
+    Rows whose image cannot be decoded are dropped and named in one warning; another names images that lose something
+    in RGB (see `hf_distinct.data.images.to_rgb`).
 
     With `cache_dir` the work is done in parts of 512 rows, each written as it is done, so that a killed run goes on
     where it was; at the end the parts become one folder of memory-mapped float16 arrays. They are found again by what
@@ -147,7 +151,8 @@ def embed_dataset(
     torch.distributed that call this together share the work; runs that know nothing of each other do no harm.
 
     Args:
-        dataset: Columns `image` (a `datasets.Image` feature), `captions` and `image_id`.
+        dataset: Columns `image`, `captions` and `image_id`, in any form that
+            `hf_distinct.data.prepared.as_captioned` takes.
         scorer: The CLIP model.
         cache_dir: Folder of the cache, made if needed, on a disk that all processes share; None computes anew, in
             memory.
@@ -160,39 +165,36 @@ def embed_dataset(
         and the embeddings.
 
     Raises:
-        ValueError: A column is missing, no image can be decoded, the scorer gives something that is not finite, or
-            (strict) an image cannot be decoded.
+        ValueError: The data set is none that `as_captioned` takes, no image can be decoded, the scorer gives something
+            that is not finite, or (strict) a caption is empty or an image cannot be decoded.
     """
-    missing = {"image", "captions", "image_id"} - set(dataset.column_names)
-    if missing or not isinstance(dataset.features["image"], Image) or not len(dataset):
-        raise ValueError(
-            f"embed_dataset needs rows with the columns image (a datasets.Image feature), captions and image_id; "
-            f"found {len(dataset)} rows with {dataset.features}."
-        )
+    dataset = as_captioned(dataset, "dataset", strict=strict)
+    for problem in neighbours_problems(dataset, "dataset"):  # before the rows are counted anew
+        raise ValueError(problem)
     embedder = _Embedder(dataset, scorer, batch_size, strict, num_workers)
     if cache_dir is None:
         (rows,) = embedder.embed([range(len(dataset))])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rows.caption_counts.cumsum(0)])
         embeddings, failures = CaptionEmbeddings(rows.image_embeds, rows.caption_embeds, offsets), rows.failures
+        losses = rows.losses
     else:
-        embeddings, failures = _through_cache(embedder, Path(cache_dir))
+        embeddings, failures, losses = _through_cache(embedder, Path(cache_dir))
 
     skips = Skips("embed_dataset", strict)
-    if failures:
-        image_ids = list(dataset["image_id"])
-        for row, reason in sorted(failures.items()):
-            skips.add("undecodable image", f"{image_ids[row]}: {reason}")
+    image_ids = list(dataset["image_id"]) if failures or losses else []
+    for row, reason in sorted(failures.items()):
+        skips.add("undecodable image", f"{image_ids[row]}: {reason}")
     if len(failures) == len(dataset):
         raise ValueError(f"None of the {len(dataset)} images can be decoded: {skips.summary()}")
     skips.warn()
+    warn_of_losses("embed_dataset", ((image_ids[row], lost) for row, lost in sorted(losses.items())))
 
     dataset = dataset.remove_columns("row") if "row" in dataset.column_names else dataset
-    if failures:  # without dropped rows there is nothing to select, and the table stays memory-mapped as it is
-        dataset = dataset.select([row for row in range(len(dataset)) if row not in failures])
+    dataset = select(dataset, [row for row in range(len(dataset)) if row not in failures], "dataset")
     return dataset.add_column("row", np.arange(len(dataset))), embeddings
 
 
-def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddings, dict[int, str]]:
+def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddings, dict[int, str], dict[int, str]]:
     """Do what is missing, together with whoever else is at it, until the cache is whole."""
     from hf_distinct.data.embedding_cache import EmbeddingCache
 
@@ -253,11 +255,13 @@ class _Embedder:
             for rows in ranges:
                 embeds = [torch.empty(0, self.scorer.embed_dim)]
                 failures: dict[int, str] = {}
+                losses: dict[int, str] = {}
                 for start in range(0, len(rows), self.batch_size):
-                    pixel_values, failed = next(loaded)
+                    pixel_values, failed, lossy = next(loaded)
                     if pixel_values is not None:
                         embeds.append(self.scorer.encode_images(pixel_values.to(self.scorer.device)).float().cpu())
                     failures |= failed
+                    losses |= lossy
                     if failed and self.strict:
                         row, reason = next(iter(failed.items()))
                         name = self.dataset.select_columns(["image_id"])[row]["image_id"]
@@ -265,7 +269,7 @@ class _Embedder:
                     bar.update(min(self.batch_size, len(rows) - start))
                 kept = [row for row in rows if row not in failures]
                 caption_embeds, counts = self._embed_captions(rows, kept)
-                yield self._checked(EmbeddedRows(torch.cat(embeds), caption_embeds, counts, failures))
+                yield self._checked(EmbeddedRows(torch.cat(embeds), caption_embeds, counts, failures, losses))
 
     def _embed_captions(self, rows: range, kept: list[int]) -> tuple[Tensor, Tensor]:
         """Return the embeddings of the kept rows' captions, each distinct text computed once, and their counts."""
@@ -287,18 +291,17 @@ class _Embedder:
 
 
 class _DecodedBatches(torch.utils.data.Dataset):
-    """Ranges of rows as pixels (rows, 3, height, width), and the reason by row where there are none."""
+    """Ranges of rows as pixels (rows, 3, height, width); by row, why there are none, and what RGB cannot hold."""
 
     def __init__(self, dataset: Dataset, transform: Any) -> None:
         # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
         self.encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
         self.transform = transform
 
-    def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str]]:
-        pixel_values, failures = [], {}
-        for row, value in zip(rows, self.encoded[rows.start : rows.stop]["image"], strict=True):
-            try:
-                pixel_values.append(self.transform(decode_image(value)))
-            except ImageError as error:
-                failures[row] = str(error)
-        return torch.stack(pixel_values) if pixel_values else None, failures
+    def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str], dict[int, str]]:
+        found = decode_images(self.encoded[rows.start : rows.stop]["image"])
+        pixel_values = torch.stack([self.transform(image) for image in found.images]) if found.images else None
+        failures, losses = (
+            {rows.start + place: reason for place, reason in each.items()} for each in (found.failures, found.losses)
+        )
+        return pixel_values, failures, losses

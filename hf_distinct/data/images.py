@@ -1,17 +1,22 @@
-"""Finding and decoding pictures: any mode that PIL reads becomes RGB, and any failure becomes one kind of error."""
+"""Finding and decoding pictures: with the pixels that `pipeline("image-to-text")` sees, and one kind of error."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from transformers.image_utils import load_image
 from transformers.utils import logging
+
+from hf_distinct.data.skips import Skips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +26,12 @@ logger = logging.get_logger(__name__)
 
 # A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
 MAX_ASPECT_RATIO = 200
+# Image processors take a height of 1 or 3 for the colour channels, and fail or see another picture.
+AMBIGUOUS_HEIGHTS = (1, 3)
+# What RGB cannot hold.
+SEE_THROUGH = "transparent picture (what lies under its transparent pixels shows, often black)"
+DEEP = "grey picture of more than 8 bits (values are cut off at 0 and 255, fractions are lost)"
+MANY = "animated or multi-page picture (the first one is seen)"
 
 
 class ImageError(ValueError):
@@ -46,98 +57,157 @@ def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB.
+    """Convert a picture of any mode to RGB, as `pipeline("image-to-text")` does.
 
-    Transparent pictures (RGBA, LA, palettes and others with a transparent colour) are laid on white: a plain
-    `convert("RGB")` would show whatever colour hides under the transparent pixels, most often black. Grey pictures of
-    16 bits are scaled to 8, where `convert` would clip. For 32-bit integers and floats the file does not say what
-    white is: it is taken as the smallest of 1 (floats only), 255 and 65535 that no pixel exceeds, else as the largest
-    pixel.
+    A captioner must learn from the pixels that it sees in use, so this is the pipeline's own conversion
+    (`transformers.image_utils.load_image`): the picture is turned upright by its EXIF orientation, then converted by
+    PIL. PIL drops transparency, so that whatever colour lies under transparent pixels shows, and cuts grey values of
+    16 or 32 bits and floats off at 0 and 255. `lost_in_rgb` says where that loses something.
 
     Args:
-        image: A picture of any mode and size, 1 x 1 included.
+        image: A picture of any mode and size.
 
     Returns:
-        A picture of mode RGB and the same size; the same object if it was RGB without transparency.
+        A picture of mode RGB.
 
     Raises:
         ValueError: This version of PIL knows no way from this mode to RGB.
     """
-    if image.mode.startswith("I;16"):
-        return _scale_grey(image, white=65535.0)
-    if image.mode in ("I", "F"):
-        peak = float(np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0).max())
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        return _scale_grey(image, white=next((white for white in whites if peak <= white), peak))
+    return load_image(image)
+
+
+def lost_in_rgb(image: Image.Image) -> str | None:
+    """Say what `to_rgb` loses of a picture (`SEE_THROUGH`, `DEEP` or `MANY`); None if there is nothing to speak of."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        cut_off = levels.size > 0 and bool(levels.min() < 0 or levels.max() > 255)
+        return DEEP if cut_off or 0 < levels.max(initial=0) <= 1 else None
     if image.has_transparency_data:
-        if image.mode == "La":  # PIL undoes the premultiplied alpha only on the way to LA
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        white_canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white_canvas, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        image = image.convert("LA") if image.mode == "La" else image  # PIL knows no other way from La
+        lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
+        return SEE_THROUGH if isinstance(lowest, int) and lowest < 255 else None
+    # Phones save JPEGs with a second picture (MPO) of depth or brightness, which nobody misses.
+    return MANY if image.format != "MPO" and _has_frames(image) else None
 
 
-def _scale_grey(image: Image.Image, white: float) -> Image.Image:
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=white, neginf=0.0) / white
-    return Image.fromarray((pixels.clip(0.0, 1.0) * 255).round().astype(np.uint8)).convert("RGB")
+def _has_frames(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # the second one is broken: the first one, which is all that is seen, may be whole
+        return True
 
 
-def decode_image(value: Image.Image | dict[str, Any] | None) -> Image.Image:
+def decode_image(value: Any) -> Image.Image:
     """Decode one value of a `datasets.Image` column, decoded already or not, to RGB.
 
-    Like `datasets`, it turns the picture upright by its EXIF orientation. Pictures that PIL warns about as
+    The pixels are those that `pipeline("image-to-text")` sees, see `to_rgb`. Pictures that PIL warns about as
     decompression bombs (over `PIL.Image.MAX_IMAGE_PIXELS`) are refused, and so are those over `MAX_ASPECT_RATIO` times
-    longer than wide.
+    longer than wide, and those of 1 or 3 pixels in height, which image processors mistake for another form of picture.
 
     Args:
-        value: A PIL picture, or `{"bytes": ..., "path": ...}` as a column cast to `Image(decode=False)` holds it.
+        value: A PIL picture, or `{"bytes": ..., "path": ...}` as a column cast to `Image(decode=False)` holds it. The
+            path may be one of fsspec (`zip://a.jpg::photos.zip`, `https://...`).
 
     Returns:
         A loaded picture of mode RGB.
 
     Raises:
-        ImageError: Missing, truncated, not a picture, too large, or in a mode without a way to RGB.
+        ImageError: Missing, truncated, not a picture, too large, too narrow, or in a mode without a way to RGB.
     """
+    return _decode(value)[0]
+
+
+@dataclass
+class Decoded:
+    """What came of several pictures.
+
+    Attributes:
+        images: Those that could be decoded, in order, of mode RGB.
+        failures: Why the others could not be, by their place among all.
+        losses: What of a picture RGB cannot hold (see `lost_in_rgb`), by its place among all.
+    """
+
+    images: list[Image.Image] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    losses: dict[int, str] = field(default_factory=dict)
+
+
+def decode_images(values: Iterable[Any]) -> Decoded:
+    """Decode what `decode_image` takes; a picture that cannot be decoded is a failure with a reason, not an error."""
+    found = Decoded()
+    for place, value in enumerate(values):
+        try:
+            image, lost = _decode(value)
+        except ImageError as error:
+            found.failures[place] = str(error)
+            continue
+        found.images.append(image)
+        if lost is not None:
+            found.losses[place] = lost
+    return found
+
+
+def warn_of_losses(source: str, losses: Iterable[tuple[str, str]]) -> None:
+    """Log one warning of pictures that lose something in RGB, if there are any.
+
+    Args:
+        source: What is being read, as the message begins.
+        losses: Name of the picture, and what `lost_in_rgb` says of it.
+    """
+    counted = Skips(source)
+    for name, lost in losses:
+        counted.add(lost, name)
+    if counted.names:
+        logger.warning(
+            f'{source}: pictures lose something in RGB, here as in pipeline("image-to-text"): {counted.summary()}. '
+            "Convert them to 8-bit RGB yourself to choose what is seen."
+        )
+
+
+def to_pixel_values(images: Sequence[Image.Image], image_processor: BaseImageProcessor) -> Tensor:
+    """Prepare RGB pictures for a captioner, as the pipeline does: `pixel_values` (B, 3, H, W), float32."""
+    return image_processor(images=list(images), return_tensors="pt")["pixel_values"].float()
+
+
+def _decode(value: Any) -> tuple[Image.Image, str | None]:
+    """Return the picture, and what RGB cannot hold of it."""
     place = "image"
     try:
         if value is None:
             raise ValueError("the row has no image (null)")
         if isinstance(value, Image.Image):
-            image = value
-        else:
-            path, content = value.get("path"), value.get("bytes")
-            place = f"image {path!r}" if path else "image stored as bytes"
-            image = _open_upright(path if content is None else BytesIO(content))
-        _check_aspect_ratio(image)
-        return to_rgb(image)
+            return _convert(value)
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} is no picture: give a path, or PIL.Image.fromarray(array)")
+        path, content = value.get("path"), value.get("bytes")
+        place = f"image {path!r}" if path else "image stored as bytes"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(_file(path) if content is None else BytesIO(content)) as image:
+                return _convert(image)
     # PIL's decoders raise nearly anything on broken data (OSError, SyntaxError, struct.error, IndexError, ...):
     # whatever it is, the picture is unusable and the caller needs to know which one.
     except Exception as error:
         raise ImageError(f"{place} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
-def to_pixel_values(images: Sequence[Image.Image], image_processor: BaseImageProcessor) -> Tensor:
-    """Prepare RGB pictures of any size for a captioner: `pixel_values` (B, 3, H, W), float32."""
-    # Image processors take a side of 1 or 3 pixels for the colour channels. Enlarging loses nothing.
-    images = [
-        image if min(image.size) >= 4 else image.resize((4 * image.width, 4 * image.height), Image.Resampling.NEAREST)
-        for image in images
-    ]
-    return image_processor(images=images, return_tensors="pt")["pixel_values"].float()
-
-
-def _open_upright(file: Any) -> Image.Image:
-    if file is None:
+def _file(path: str | None) -> Any:
+    """What PIL can open."""
+    if path is None:
         raise ValueError("neither bytes nor a path are given")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+    if "://" not in path:
+        return path
+    with fsspec.open(path, "rb") as file:
+        return BytesIO(file.read())
 
 
-def _check_aspect_ratio(image: Image.Image) -> None:
-    width, height = image.size
+def _convert(image: Image.Image) -> tuple[Image.Image, str | None]:
+    converted = to_rgb(image)
+    width, height = converted.size
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
+    if height in AMBIGUOUS_HEIGHTS:
+        raise ValueError(
+            f"{width} x {height} pixels: image processors take a height of {height} for colour channels. Enlarge it"
+        )
+    return converted, lost_in_rgb(image)

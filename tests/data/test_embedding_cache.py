@@ -42,7 +42,7 @@ def dataset(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(picture if number != 5 else picture[:300])
         rows["image"].append(str(path))
-        rows["captions"].append([f"Picture {number}."] * (number % 3))
+        rows["captions"].append([f"Picture {number}."] * (number % 3 + 1))
         rows["image_id"].append(f"id{number}")
     return Dataset.from_dict(rows, features=caption_features())
 
@@ -164,6 +164,8 @@ def _embed(dataset, scorer, folder, rank, world, port, results):
 @pytest.mark.parametrize("together", [True, False])
 def test_two_processes_at_once(dataset, scorer, tmp_path, together, free_port):
     dataset = dataset.select([row for row in range(10) if row != 5] * 12)  # 108 rows, 27 parts
+    ids = [f"{row} {image_id}" for row, image_id in enumerate(dataset["image_id"])]
+    dataset = dataset.remove_columns("image_id").add_column("image_id", ids)
     _, expected = embed_dataset(dataset, scorer, tmp_path / "alone")
     context = multiprocessing.get_context("fork")
     results = context.Queue()

@@ -64,14 +64,20 @@ def test_random_numbers_go_on_as_if_nothing_had_been(dataset, scorer, num_worker
     assert torch.equal(embeddings.image_embeds, embed_dataset(dataset, scorer, batch_size=1)[1].image_embeds)
 
 
-def test_grey_cmyk_transparent_and_tiny_pictures_are_embedded(tmp_path, scorer, rows_to_dataset, caplog):
+@pytest.mark.parametrize("cached", [False, True])
+def test_pictures_of_every_mode_are_embedded_and_losses_are_told(tmp_path, scorer, rows_to_dataset, caplog, cached):
     for mode, kind in [("L", "png"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("I;16", "png"), ("1", "png")]:
-        PILImage.new(mode, (1, 1)).save(tmp_path / f"{mode}.{kind}")
+        PILImage.new(mode, (2, 2), 999 if mode == "I;16" else 0).save(tmp_path / f"{mode}.{kind}")
     rows = [(path, ["A dot."], path.stem) for path in sorted(tmp_path.glob("*.*"))]
     assert len(rows) == 6
-    embedded, embeddings = embed_dataset(rows_to_dataset(rows), scorer)
-    assert len(embedded) == len(embeddings) == 6
-    assert not caplog.records
+    for _ in range(2):
+        caplog.clear()
+        cache = tmp_path / "cache" if cached else None
+        embedded, embeddings = embed_dataset(rows_to_dataset(rows), scorer, cache)
+        assert len(embedded) == len(embeddings) == 6
+        (record,) = caplog.records  # a cached result says it again
+        for part in ("1 x transparent picture", "('RGBA')", "1 x grey picture of more than 8 bits", "('I;16')"):
+            assert part in record.getMessage()
 
 
 @pytest.fixture
@@ -200,13 +206,25 @@ def test_embedding_again_renumbers_the_rows(dataset, scorer):
 
 
 def test_wrong_columns_and_no_rows(dataset, scorer):
-    for wrong in (
-        dataset.remove_columns("captions"),
-        dataset.select([]),
-        dataset.remove_columns("image").add_column("image", ["a.png"] * 3),
-    ):
-        with pytest.raises(ValueError, match="embed_dataset needs rows with the columns"):
+    for wrong, message in [
+        (dataset.remove_columns("captions"), "dataset has no column 'captions'"),
+        (dataset.select([]), "dataset has no rows"),
+        (dataset.remove_columns("image").add_column("image", [1.5] * 3), "column 'image' should hold pictures"),
+    ]:
+        with pytest.raises(ValueError, match=message):
             embed_dataset(wrong, scorer)
+
+
+def test_neighbours_of_other_rows_are_refused_before_they_are_counted_anew(dataset, scorer):
+    mined = embed_dataset(dataset, scorer)[0].add_column("neighbours", [[1], [2], [0]])
+    assert embed_dataset(mined, scorer)[0]["neighbours"][:] == [[1], [2], [0]]
+    with pytest.raises(ValueError, match="selected or reordered since the column 'neighbours' was mined"):
+        embed_dataset(mined.select([2, 1, 0]), scorer)
+
+
+def test_neighbours_do_not_outlive_the_rows_that_they_count(broken_dataset, scorer):
+    with pytest.raises(ValueError, match="3 of 5 rows are left out, and the column 'neighbours' counts all of them"):
+        embed_dataset(broken_dataset.add_column("neighbours", [[1], [0], [1], [1], [1]]), scorer)
 
 
 def test_scorer_that_gives_nan(dataset, scorer):

@@ -1,11 +1,24 @@
 import io
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_distinct.data.images import MAX_ASPECT_RATIO, ImageError, decode_image, picture_files, to_rgb
+from hf_distinct.data.images import (
+    DEEP,
+    MANY,
+    MAX_ASPECT_RATIO,
+    SEE_THROUGH,
+    ImageError,
+    decode_image,
+    decode_images,
+    lost_in_rgb,
+    picture_files,
+    to_rgb,
+    warn_of_losses,
+)
 
 
 def pixel(image: Image.Image) -> tuple[int, ...]:
@@ -26,24 +39,21 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> dict:
         ("L", 77, (77, 77, 77)),
         ("1", 1, (255, 255, 255)),
         ("CMYK", (0, 255, 255, 0), (255, 0, 0)),  # no cyan, all magenta and yellow: red
-        # Half transparent red on white: 255 stays, 0 becomes 255 * (1 - 128/255) = 127.
-        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
-        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
-        ("LA", (0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 128), (255, 0, 0)),  # transparency is dropped, as transformers' load_image does it
+        ("RGBA", (0, 0, 0, 0), (0, 0, 0)),
+        ("LA", (0, 0), (0, 0, 0)),
         ("LA", (50, 255), (50, 50, 50)),
-        ("La", (0, 0), (255, 255, 255)),
-        ("RGBa", (0, 0, 0, 0), (255, 255, 255)),
+        ("RGBa", (0, 0, 0, 0), (0, 0, 0)),
+        ("PA", (0, 0), (0, 0, 0)),
+        ("I;16", 200, (200, 200, 200)),
         ("I;16", 65535, (255, 255, 255)),
-        ("I;16", 128 * 257, (128, 128, 128)),  # 16 bits hold 257 times the value of 8 bits
-        ("I;16B", 128 * 257, (128, 128, 128)),
+        ("I;16", 300, (255, 255, 255)),  # cut off
+        ("I;16B", 128 * 257, (255, 255, 255)),
         ("I", 200, (200, 200, 200)),
-        ("I", 128 * 257, (128, 128, 128)),
         ("I", 1_000_000, (255, 255, 255)),
         ("I", -5, (0, 0, 0)),
-        ("F", 0.5, (128, 128, 128)),  # 127.5, rounded to even
+        ("F", 0.5, (0, 0, 0)),
         ("F", 200.0, (200, 200, 200)),
-        ("F", float("nan"), (0, 0, 0)),
-        ("F", float("inf"), (255, 255, 255)),
         ("YCbCr", (255, 128, 128), (255, 255, 255)),
     ],
 )
@@ -54,35 +64,87 @@ def test_every_mode_becomes_rgb(mode, colour, expected, size):
     assert pixel(result) == expected
 
 
-def test_palette_with_a_transparent_entry_lies_on_white():
-    image = Image.new("P", (2, 1))
+def painted(mode, first, second):
+    """Two pixels."""
+    image = Image.new(mode, (2, 1), first)
+    image.putpixel((1, 0), second)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "lost"),
+    [
+        (painted("RGBA", (255, 0, 0, 255), (255, 0, 0, 254)), SEE_THROUGH),
+        (painted("RGBA", (255, 0, 0, 255), (9, 9, 9, 255)), None),  # nothing of it is transparent
+        (painted("LA", (50, 255), (50, 0)), SEE_THROUGH),
+        (Image.new("La", (2, 1)), SEE_THROUGH),
+        (painted("I;16", 0, 256), DEEP),
+        (painted("I;16", 0, 255), None),
+        (painted("I", -1, 5), DEEP),
+        (painted("I", 3, 200), None),
+        (painted("F", 0.0, 0.9), DEEP),  # fractions all of them: black
+        (painted("F", 0.0, 255.5), DEEP),
+        (painted("F", 3.0, float("nan")), None),
+        (Image.new("F", (2, 1)), None),
+        (Image.new("RGB", (2, 1)), None),
+        (Image.new("CMYK", (2, 1)), None),
+        (Image.new("1", (2, 1)), None),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
+)
+def test_what_rgb_cannot_hold_is_known(image, lost):
+    assert lost_in_rgb(image) == lost
+
+
+def test_a_palette_with_a_transparent_entry_loses_it():
+    image = Image.new("P", (2, 8))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    result = to_rgb(decode_transparent(image, transparency=1))
-    assert [result.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+    found = decode_images([encoded(image, transparency=1), encoded(image)])
+    assert found.losses == {0: SEE_THROUGH}
+    assert [found.images[0].getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
 
 
-def decode_transparent(image: Image.Image, transparency: int) -> Image.Image:
-    reopened = Image.open(io.BytesIO(encoded(image, transparency=transparency)["bytes"]))
-    assert reopened.mode == "P"
-    return reopened
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_seen(kind):
+    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (0, 255)]
+    several = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    found = decode_images([several, encoded(frames[0], kind)])
+    assert [image.getpixel((0, 0)) for image in found.images] == [(0, 0, 0)] * 2
+    assert found.losses == {0: MANY}
 
 
-def test_rgb_is_returned_as_it_is():
-    image = Image.new("RGB", (3, 3))
-    assert to_rgb(image) is image
+def test_a_whole_first_frame_is_enough():
+    noise = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 30, 3), dtype=np.uint8)) for i in range(4)]
+    content = encoded(noise[0], "GIF", save_all=True, append_images=noise[1:])["bytes"]
+    for end in range(len(content) // 4 + 50, len(content) // 2, 7):  # somewhere in the second one
+        assert decode_image({"bytes": content[:end], "path": None}).size == (30, 30)
 
 
-def test_sixteen_bit_file_is_scaled_not_clipped():
-    ramp = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
-    assert np.asarray(decode_image(encoded(ramp)))[0, :, 0].tolist() == [0, 1, 255]
+def test_the_second_picture_of_a_phones_jpeg_is_not_missed():
+    depth = Image.new("RGB", (8, 8))
+    content = encoded(Image.new("RGB", (8, 8)), "MPO", save_all=True, append_images=[depth])
+    assert Image.open(io.BytesIO(content["bytes"])).n_frames == 2
+    assert not decode_images([content]).losses
+
+
+def test_losses_are_told_in_one_warning(caplog):
+    warn_of_losses("photos", [])
+    assert not caplog.records
+    warn_of_losses("photos", [("a.png", SEE_THROUGH), ("b.tif", DEEP), ("c.png", SEE_THROUGH)])
+    (record,) = caplog.records
+    for part in ("photos: ", "2 x transparent picture", "('a.png', 'c.png')", "1 x grey picture of more than 8 bits"):
+        assert part in record.getMessage()
 
 
 def test_exif_orientation_is_applied():
     image = Image.new("RGB", (4, 2), (255, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter: a reader must give 2 x 4
-    assert decode_image(encoded(image, "JPEG", exif=exif)).size == (2, 4)
+    content = encoded(image, "JPEG", exif=exif)
+    assert decode_image(content).size == (2, 4)
+    # A picture that was opened, and not turned, is the same picture.
+    assert decode_image(Image.open(io.BytesIO(content["bytes"]))).size == (2, 4)
 
 
 def test_file_is_named_and_bytes_win_over_path(tmp_path):
@@ -121,10 +183,32 @@ def test_decompression_bomb_is_refused_not_warned_about(monkeypatch):
 
 
 def test_extreme_shapes_are_refused():
-    assert decode_image(Image.new("RGB", (MAX_ASPECT_RATIO, 1))).size == (MAX_ASPECT_RATIO, 1)
-    for size in [(MAX_ASPECT_RATIO + 1, 1), (1, 2 * MAX_ASPECT_RATIO)]:
+    assert decode_image(Image.new("RGB", (2, 2 * MAX_ASPECT_RATIO))).size == (2, 2 * MAX_ASPECT_RATIO)
+    for size in [(2 * MAX_ASPECT_RATIO + 1, 2), (1, 2 * MAX_ASPECT_RATIO)]:
         with pytest.raises(ImageError, match="one side is more than"):
             decode_image(encoded(Image.new("RGB", size)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (3, 3), (9, 3)])
+def test_a_height_that_image_processors_take_for_colours_is_refused(size):
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels: .* take a height of {size[1]} for colour"):
+        decode_image(Image.new("RGB", size))
+
+
+def test_several_pictures_tell_which_of_them_failed(tmp_path):
+    good = Image.new("RGB", (4, 4))
+    found = decode_images([good, None, {"path": str(tmp_path / "no.png"), "bytes": None}, np.zeros((4, 4, 3)), good])
+    assert len(found.images) == 2 and list(found.failures) == [1, 2, 3]
+    assert "no.png" in found.failures[2]
+    assert "a ndarray is no picture: give a path, or PIL.Image.fromarray(array)" in found.failures[3]
+
+
+def test_paths_may_lead_into_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("in/a.png", encoded(Image.new("RGB", (4, 4), (1, 2, 3)))["bytes"])
+    assert pixel(decode_image({"path": f"zip://in/a.png::{tmp_path}/photos.zip", "bytes": None})) == (1, 2, 3)
+    with pytest.raises(ImageError, match="zip://in/b.png.* cannot be decoded"):
+        decode_image({"path": f"zip://in/b.png::{tmp_path}/photos.zip", "bytes": None})
 
 
 def test_pictures_are_found_at_any_depth_by_the_ends_of_their_names(tmp_path):

@@ -1,0 +1,349 @@
+"""Data sets that were made in Python: checked, and brought into the form that every source of this package has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, LargeList, List, Value
+from transformers.utils import logging
+
+from hf_distinct.data.images import decode_images
+from hf_distinct.data.skips import NAMES_SHOWN, Skips
+from hf_distinct.data.table import clean_captions
+
+if TYPE_CHECKING:
+    from hf_distinct.data.embeddings import CaptionEmbeddings
+
+logger = logging.get_logger(__name__)
+
+CAPTIONED = ("image", "captions", "image_id")
+TEXTS = ("string", "large_string")
+NAMES = (*TEXTS, "int", "uint")
+ENCODED = (*TEXTS, "binary", "large_binary")
+ADD_TO = {
+    "image": "the pictures: paths of files, encoded bytes, or PIL pictures",
+    "captions": "a list of captions a row",
+    "image_id": "a text or an integer that names the picture",
+}
+BATCH = 1000
+
+
+def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, strict: bool = False) -> Dataset:
+    """Check a data set and bring it into the form of `hf_distinct.data`'s own sources.
+
+    - `image` may hold what `as_pictures` takes.
+    - `captions` may hold one text a row or a list of them. Captions that are null, empty or too long are left out,
+      and so are rows without one (see `clean_captions`); one warning counts and names them.
+    - `image_id` may hold texts or integers, which become texts. Rows of one id and one picture become one row with
+      all their captions; a warning counts and names them.
+    - A format (`with_format("torch")` and others) is taken off.
+
+    A data set that is in this form already is returned with nothing copied. Other columns stay as they are.
+
+    Args:
+        dataset: The data set.
+        name: What it is called in messages, e.g. "train_dataset".
+        needs: The columns that must be there; one that is there without need is checked all the same.
+        strict: Whether what would be left out with a warning is an error.
+
+    Raises:
+        ValueError: It is no such data set, no row is usable, an id is missing or is that of two pictures, or
+            (strict) anything is left out. The message begins with the name.
+    """
+    dataset = as_pictures(dataset, name, needs)
+    image_ids = _image_ids(dataset, name)
+    if image_ids and dataset.features["image_id"].dtype not in TEXTS:
+        dataset = _replace(dataset, "image_id", image_ids, Value("string"))
+    if "captions" not in dataset.column_names:
+        return dataset
+    given, skips = _column(dataset, "captions"), Skips(name, strict)
+    listed = ([each] if isinstance(each, str) else each or [] for each in given)
+    named = zip(listed, names_of(dataset), strict=True)
+    captions = [clean_captions(each, who, skips) for each, who in named]
+    kept = [row for row, texts in enumerate(captions) if texts]
+    if not kept:
+        raise ValueError(f"{name}: no row has a caption that can be used: {skips.summary()}.")
+    skips.warn()
+    kept = _join_repeats(dataset, image_ids, captions, kept, name) if image_ids else kept
+    if captions != given:
+        dataset = _replace(dataset, "captions", captions, List(Value("string")))
+    return select(dataset, kept, name)
+
+
+def as_evaluated(dataset: Any, name: str, needs: Sequence[str] = ("image",), strict: bool = False) -> Dataset:
+    """As `as_captioned`, for a data set that is captioned and measured: pictures are enough, nobody is a neighbour."""
+    if isinstance(dataset, Dataset) and "neighbours" in dataset.column_names:
+        dataset = dataset.remove_columns("neighbours")
+    return as_captioned(dataset, name, needs, strict)
+
+
+def as_pictures(dataset: Any, name: str, needs: Sequence[str] = ("image",)) -> Dataset:
+    """Check a data set and make its column `image` a `datasets.Image`; rows stay what and where they are.
+
+    Args:
+        dataset: Its column `image`, if it has one, holds pictures (`datasets.Image`), their encoded bytes, uint8
+            arrays (height, width, 3), or paths, which may be those of fsspec (`zip://...`, `https://...`).
+        name: What it is called in messages.
+        needs: The columns that must be there.
+
+    Raises:
+        ValueError: See `dataset_problems`; or arrays are of another shape.
+    """
+    for problem in dataset_problems(dataset, name, needs):
+        raise ValueError(problem)
+    dataset = dataset.with_format(None)
+    if "image" not in dataset.column_names or dataset.features["image"] == Image():
+        return dataset
+    try:
+        return dataset.cast_column("image", Image())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: column 'image' cannot be read as pictures: {error}") from error
+
+
+def dataset_problems(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED) -> Iterator[str]:
+    """Yield what is wrong with a data set as a whole, without a look at its rows.
+
+    Args:
+        dataset: What should be a data set.
+        name: What it is called in messages.
+        needs: The columns that must be there.
+    """
+    if not isinstance(dataset, Dataset):
+        yield f"{name} should be a datasets.Dataset, not {_kind(dataset)}"
+        return
+    if dataset.format["type"] == "custom":
+        yield (
+            f"{name} has a transform (set_transform or with_transform), which would change what some of its readers "
+            "see and not others. Take it off with dataset.reset_format(), and use dataset.map instead."
+        )
+    missing = [each for each in needs if each not in dataset.column_names]
+    for each in missing:
+        yield (
+            f"{name} has no column {each!r} ({ADD_TO[each]}); it has {', '.join(dataset.column_names) or 'none'}. "
+            f"Rename the one you mean: dataset.rename_column(..., {each!r})."
+        )
+    if not len(dataset) and not missing:
+        yield f"{name} has no rows."
+    yield from _feature_problems(dataset.features, name)
+
+
+def _kind(dataset: Any) -> str:
+    """What somebody gave instead of a data set, and what to do with it."""
+    if isinstance(dataset, dict):
+        how = "Choose one of its splits" if isinstance(dataset, DatasetDict) else "Choose one of its values"
+        return f"a {type(dataset).__name__} of {', '.join(map(repr, dataset)) or 'nothing'}. {how}."
+    if isinstance(dataset, IterableDataset):
+        return (
+            "a stream (IterableDataset): its pictures are embedded once and drawn in any order. Load it without "
+            "streaming=True, or take a part: Dataset.from_list(list(stream.take(10_000)))."
+        )
+    if dataset is None:
+        return "None."
+    return (
+        f"a {type(dataset).__name__}. Make one of rows, which are dicts with image, captions and image_id: "
+        "datasets.Dataset.from_list(list(rows)), or Dataset.from_generator for many."
+    )
+
+
+def _feature_problems(features: Features, name: str) -> Iterator[str]:
+    image: Any = features.get("image")
+    if isinstance(image, Image):
+        if image.mode not in (None, "RGB"):
+            yield (
+                f"{name}: column 'image' is converted to mode {image.mode!r}, which pipeline('image-to-text') does "
+                "not do. Cast it to datasets.Image(), or store the converted pictures."
+            )
+    elif image is not None and not _holds_pictures(image):
+        yield (
+            f"{name}: column 'image' should hold pictures, their encoded bytes, paths, or uint8 arrays (height, "
+            f"width, 3); it is {image}."
+        )
+    captions: Any = features.get("captions")
+    inner = captions.feature if isinstance(captions, (List, LargeList)) else captions
+    if captions is not None and not (isinstance(inner, Value) and inner.dtype in TEXTS):
+        yield f"{name}: column 'captions' should hold a text or a list of texts a row; it is {captions}."
+    image_id: Any = features.get("image_id")
+    if image_id is not None and not (isinstance(image_id, Value) and image_id.dtype.startswith(NAMES)):
+        yield f"{name}: column 'image_id' should hold texts or integers; it is {image_id}."
+
+
+def _holds_pictures(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return set(feature) <= {"bytes", "path"}
+    if isinstance(feature, Value):
+        return feature.dtype in ENCODED
+    while isinstance(feature, (List, LargeList)):
+        feature = feature.feature
+    return getattr(feature, "dtype", None) == "uint8"
+
+
+def _column(dataset: Dataset, name: str) -> list[Any]:
+    """The values of one column, as Python has them."""
+    tables = dataset.select_columns([name]).with_format("arrow").iter(batch_size=BATCH)
+    return [value for table in tables for value in table[name].to_pylist()]
+
+
+def _image_ids(dataset: Dataset, name: str) -> list[str]:
+    """The image ids as texts; none if there is no such column."""
+    if "image_id" not in dataset.column_names:
+        return []
+    image_ids = _column(dataset, "image_id")
+    for row, image_id in enumerate(image_ids):
+        if image_id is None or not str(image_id).strip():
+            raise ValueError(f"{name}: row {row} has no image_id. Give each picture an id of its own.")
+    return list(map(str, image_ids))
+
+
+def names_of(dataset: Dataset) -> list[str]:
+    """What messages call the rows: by their image ids, or by their numbers."""
+    if "image_id" in dataset.column_names:
+        return list(map(str, _column(dataset, "image_id")))
+    return [f"row {row}" for row in range(len(dataset))]
+
+
+def _join_repeats(
+    dataset: Dataset, image_ids: Sequence[str], captions: list[list[str]], kept: Sequence[int], name: str
+) -> list[int]:
+    """Move captions of rows that repeat an id to its first row, in place; return the rows that remain."""
+    first: dict[str, int] = {}
+    repeats = [row for row in kept if first.setdefault(image_ids[row], row) != row]
+    if not repeats:
+        return list(kept)
+    if "image" in dataset.column_names:
+        encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        for row in repeats:
+            if _content(encoded[row]["image"]) != _content(encoded[first[image_ids[row]]]["image"]):
+                raise ValueError(
+                    f"{name}: image_id {image_ids[row]!r} names two pictures, in rows {first[image_ids[row]]} and "
+                    f"{row}. Give each picture an id of its own."
+                )
+    for row in repeats:
+        own = captions[first[image_ids[row]]]
+        own += [text for text in captions[row] if text not in own]
+    names = list(dict.fromkeys(image_ids[row] for row in repeats))
+    more = ", ..." if len(names) > NAMES_SHOWN else ""
+    logger.warning(
+        f"{name}: {len(repeats)} rows repeat the picture of an earlier row; their captions are joined to its own "
+        f"({', '.join(map(repr, names[:NAMES_SHOWN]))}{more})"
+    )
+    again = set(repeats)
+    return [row for row in kept if row not in again]
+
+
+def _content(value: dict[str, Any] | None) -> Any:
+    return value and (value["path"] if value["bytes"] is None else value["bytes"])
+
+
+def _replace(dataset: Dataset, name: str, values: Any, feature: Any) -> Dataset:
+    """Put a column in the place of another; beside the others, so that the pictures are not copied."""
+    return dataset.remove_columns(name).add_column(name, values, feature=feature)
+
+
+def select(dataset: Dataset, rows: Sequence[int], name: str) -> Dataset:
+    """Select rows, unless that would leave a column `neighbours` behind that speaks of other rows.
+
+    Raises:
+        ValueError: There is such a column, and rows are left out.
+    """
+    if len(rows) == len(dataset):
+        return dataset
+    if "neighbours" in dataset.column_names:
+        raise ValueError(
+            f"{name}: {len(dataset) - len(rows)} of {len(dataset)} rows are left out, and the column 'neighbours' "
+            "counts all of them. Remove it (dataset.remove_columns('neighbours')): training mines anew."
+        )
+    return dataset.select(rows)
+
+
+def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
+    """Leave out the rows whose picture cannot be decoded, with a warning that counts and names them.
+
+    Args:
+        dataset: As `as_captioned` returns it.
+        name: What it is called in messages.
+        strict: Whether such a picture is an error.
+
+    Raises:
+        ValueError: No picture can be decoded, or (strict) one cannot.
+    """
+    skips, kept = Skips(name, strict), []
+    names = names_of(dataset)
+    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    for row, value in enumerate(encoded):
+        for reason in decode_images([value["image"]]).failures.values():
+            skips.add("undecodable image", f"{names[row]}: {reason}")
+            break
+        else:
+            kept.append(row)
+    if not kept:
+        raise ValueError(f"{name}: none of the {len(dataset)} images can be decoded: {skips.summary()}")
+    skips.warn()
+    return select(dataset, kept, name)
+
+
+def embeddings_problems(dataset: Dataset, embeddings: CaptionEmbeddings, name: str) -> Iterator[str]:
+    """Yield whether given embeddings are not those of a data set's rows and captions.
+
+    Args:
+        dataset: As `as_captioned` returns it.
+        embeddings: What was given with it.
+        name: What the data set is called in messages.
+    """
+    advice = "Give the two that embed_dataset returned."
+    if len(embeddings) != len(dataset):
+        yield f"The embeddings are of {len(embeddings)} images, and {name} has {len(dataset)} rows. {advice}"
+    elif "row" not in dataset.column_names or not _counts_rows(dataset):
+        yield f"The column 'row' of {name} should count its rows from 0, which the embeddings follow. {advice}"
+    else:
+        counts = np.array([len(texts) for texts in _column(dataset, "captions")])
+        embedded = np.diff(embeddings.caption_offsets.numpy())
+        for row in np.flatnonzero(counts != embedded)[:1].tolist():
+            yield f"Row {row} of {name} has {counts[row]} captions, its embeddings are of {embedded[row]}. {advice}"
+
+
+def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterator[str]:
+    """Yield what is wrong with a column `neighbours` that came with a data set; without one, nothing.
+
+    Args:
+        dataset: As it was given: before its rows are counted anew.
+        name: What it is called in messages.
+        wanted: `pool_neighbours`, how many each row should have; 0: any number.
+    """
+    if "neighbours" not in dataset.column_names:
+        return
+    feature: Any = dataset.features["neighbours"]
+    inner = feature.feature if isinstance(feature, (List, LargeList)) else None
+    mend = "Remove it (dataset.remove_columns('neighbours')): training mines anew."
+    if not (isinstance(inner, Value) and "int" in inner.dtype):
+        yield f"{name}: the column 'neighbours' should hold lists of row numbers; it is {feature}. {mend}"
+        return
+    if "row" in dataset.column_names and not _counts_rows(dataset):
+        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {mend}"
+        return
+    table: pa.Table = dataset.select_columns(["neighbours"]).with_format("arrow")[:]
+    column = table["neighbours"].combine_chunks()
+    rows, named = pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    for place in np.flatnonzero((named < 0) | (named >= len(dataset)))[:1].tolist():
+        yield (
+            f"{name}: row {rows[place]} has the neighbour {named[place]}, and there are {len(dataset)} rows: the "
+            f"column 'neighbours' is of another data set. {mend}"
+        )
+        return
+    for place in np.flatnonzero(named == rows)[:1].tolist():
+        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' is of other rows. {mend}"
+        return
+    longest = int(np.bincount(rows, minlength=1).max(initial=0))
+    if wanted and longest != min(wanted, len(dataset) - 1):
+        yield (
+            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' holds {longest} a row. Set "
+            f"pool_neighbours={longest}, or remove the column (dataset.remove_columns('neighbours')): training mines "
+            "anew."
+        )
+
+
+def _counts_rows(dataset: Dataset) -> bool:
+    return np.array_equal(_column(dataset, "row"), np.arange(len(dataset)))
