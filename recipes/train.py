@@ -5,9 +5,11 @@
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --model_name_or_path my/captioner           # your own pictures
 
-With `--eval_strategy steps --eval_steps 50` it is measured during the training too, where alarms watch it.
-Ends with a table on the screen, the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and a
-captioner in OUT that `pipeline("image-to-text", model=OUT)` loads.
+Without a YAML file the settings are those of recipes/configs/quickstart.yaml, with --dataset those of
+recipes/configs/photographs.yaml. What you set yourself comes first.
+With `--eval_strategy steps --eval_steps 50` the captioner is also measured during the training, where alarms watch it.
+The run prints a table, and leaves the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and in
+OUT a captioner that `pipeline("image-to-text", model=OUT)` loads.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,27 +27,34 @@ from datasets import Dataset
 from transformers import AutoTokenizer, VisionEncoderDecoderModel, set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
+from hf_distinct.arguments import Told, changed_settings, clear_errors, parse_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
-from hf_distinct.data.settings import DatasetSettings
+from hf_distinct.data.settings import DatasetSettings, is_shipped
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, pull, push_folder
+from hf_distinct.logs import show_logs
 from hf_distinct.model_card import Sample
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
-from hf_distinct.scorer import ClipScorer, load_clip, shipped
+from hf_distinct.scorer import ClipScorer, load_clip
 
-QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+EMOJI = {"train_size": 4000, "scenes_seed": 0}
+EVAL_SIZE = 200
+Captions = dict[str, list[str]]
+"""Of each gallery, by the prefix of its figures."""
+logger = logging.getLogger("hf_distinct.recipes.train")
 SHOWN = (
     "judge/t2i_R@1", "judge/i2t_R@1", "scorer/t2i_R@1", "CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length",
-    "unique", "well_formed", "true", "details", "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
+    "unique", "repeats", "bad_endings", "well_formed", "true", "details",
+    "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
 )  # fmt: skip
 
 
@@ -59,22 +69,40 @@ class Settings(DatasetSettings):
             "user/name that recipes/push.py pushed it to."
         },
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
-    scorer: str = field(
-        default="scorer",
-        metadata={"help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name."},
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The captioner: a folder, a Hub id, or a shipped one's name. None: on emoji, `captioner`."},
     )
-    judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
-    train_size: int = field(default=4000, metadata={"help": "Emoji scenes to train on."})
+    scorer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name. None: on emoji "
+            "scenes, `scorer`."
+        },
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "A CLIP that training never sees, in the same forms. None: on emoji scenes, `judge`; else none."
+        },
+    )
+    train_size: int | None = field(
+        default=None, metadata={"help": f"Emoji scenes to train on. None: {EMOJI['train_size']}."}
+    )
     test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
-    eval_size: int = field(
-        default=200,
-        metadata={"help": "Pictures of the validation split to measure on during the training, with --eval_strategy."},
+    eval_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures of the validation split to measure on during the training, with --eval_strategy. None: "
+            f"{EVAL_SIZE}."
+        },
     )
     split: Literal["test", "validation"] = field(
         default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
     )
-    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    scenes_seed: int | None = field(
+        default=None, metadata={"help": f"Which emoji scenes. None: {EMOJI['scenes_seed']}."}
+    )
     data_license: str | None = field(
         default=None, metadata={"help": "Licence of the dataset, for the card; that of the emoji scenes is known."}
     )
@@ -84,18 +112,37 @@ class Settings(DatasetSettings):
     )
 
 
+def default_file(told: Told) -> Path:
+    """The settings of a run that names no file."""
+    drawn = told.get("dataset", ["emoji_scenes"]) == ["emoji_scenes"]
+    return CONFIGS / ("quickstart.yaml" if drawn else "photographs.yaml")
+
+
+def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[str]:
+    """What of the recipe's own settings does nothing, or cannot be done, beside the others; one sentence each."""
+    for name in ("train_size", "test_size", "eval_size"):
+        if (value := getattr(settings, name)) is not None and value < 2:
+            yield f"{name}={value} must be at least 2."
+    if settings.eval_size is not None and config.eval_strategy == "no":
+        yield f"eval_size={settings.eval_size} does nothing without --eval_strategy steps or epoch."
+    best = config.metric_for_best_model or ""
+    if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
+        yield f"metric_for_best_model={best} is measured by a judge: name one with --judge."
+
+
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
     """What is trained on, what is measured on meanwhile, and the test galleries by the prefix of their figures."""
+    eval_size = EVAL_SIZE if settings.eval_size is None else settings.eval_size
     if settings.drawn:
-        train = emoji_scenes("train", settings.train_size, settings.scenes_seed)
+        size, seed = (EMOJI[name] if getattr(settings, name) is None else getattr(settings, name) for name in EMOJI)
         galleries = {
-            "": emoji_scenes(settings.split, settings.test_size, settings.scenes_seed),
-            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
+            "": emoji_scenes(settings.split, settings.test_size, seed),
+            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, seed),
         }
-        return train, emoji_scenes("validation", settings.eval_size, settings.scenes_seed), galleries
+        return emoji_scenes("train", size, seed), emoji_scenes("validation", eval_size, seed), galleries
     splits = settings.load()
     validation, test = splits["validation"], splits[settings.split]
-    validation = validation.select(range(min(settings.eval_size, len(validation))))
+    validation = validation.select(range(min(eval_size, len(validation))))
     return splits["train"], validation, {"": test.select(range(min(settings.test_size, len(test))))}
 
 
@@ -106,9 +153,17 @@ def take_mined(
     assert settings.mined is not None
     mined = pull(settings.mined)
     found = Neighbours.load(mined / FILE, *cache_names(train, scorer))
+    first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
+    if "neighbour_first_rank" in config.changed and first != found.first_rank:
+        raise ValueError(
+            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine anew with "
+            f"--first_rank {first}."
+        )
     train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
+    else:
+        logger.info(f"The neighbours in {settings.mined} ({ranks}) are not used; --pool_neighbours says how many are.")
     return train, embeddings
 
 
@@ -141,31 +196,36 @@ def contrast_rows(
     return rows[:count]
 
 
-def main() -> None:
-    """Train, measure, save, share."""
-    settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=QUICKSTART)
-    set_seed(config.seed)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hf_distinct").setLevel(logging.INFO if config.process_index == 0 else logging.ERROR)
-    logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own
-    output = Path(config.output_dir)
+def check_output(config: RLCaptionConfig) -> None:
+    """Find out before the training whether its result can be written, and pushed."""
+    output = Path(str(config.output_dir))
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):  # better now than after the training
+        with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
     if config.push_to_hub:
-        hub_token(config.hub_token)  # better now than after the training
+        hub_token(config.hub_token)
 
-    source = settings.model_name_or_path or shipped("captioner")
+
+def main() -> None:
+    """Train, measure, save, share."""
+    settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=default_file)
+    set_seed(config.seed)
+    show_logs(main_process=config.process_index == 0)
+    if problems := list(setting_problems(settings, config)):
+        raise ValueError(" ".join(problems))
+    names = settings.models({"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"})
+    check_output(config)
+
+    source = names.pop("model_name_or_path")
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
     # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     image_processor = load_image_processor(source)
-    names = {"scorer": settings.scorer, "judge": settings.judge}
     with unsplit(config):
-        clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
+        clips = {role: load_clip(name).to(config.device) for role, name in names.items()}
 
     train, validation, tests = load_data(settings)
     if settings.mined is not None:
@@ -186,11 +246,10 @@ def main() -> None:
         image_processor=image_processor,
         caption_metrics=None if watched is None else lambda captions, _: watched.measure(captions),
     )
-
     trainer.card = {
         "data": settings.dataset,
         "data_license": settings.data_license or (EMOJI_LICENSE if settings.drawn else train.info.license) or None,
-        "base_model": settings.model_name_or_path or "captioner, shipped with hf_distinct",
+        "base_model": "captioner, shipped with hf_distinct" if is_shipped(source) else source,
         "settings": changed_settings(settings) | config.changed,
         "emissions": settings.emissions,
     }
@@ -202,7 +261,22 @@ def main() -> None:
     after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return
+    output = Path(str(config.output_dir))
+    save_tokenizer(tokenizer, output)
+    image_processor.save_pretrained(output)
+    report(trainer, galleries, before, after, output)
+    if push:
+        address = push_folder(
+            output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
+            token=config.hub_token, commit_message="End of training",
+        )  # fmt: skip
+        print(address)  # noqa: T201
 
+
+def report(
+    trainer: RLCaptionTrainer, galleries: dict[str, Gallery], before: Captions, after: Captions, output: Path
+) -> None:
+    """Measure, write figures, captions, contrast sheet and card, and print the table."""
     metrics = {"before": measure(before, galleries), "after": measure(after, galleries)}
     metrics["people"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.people().items()}
     if galleries[""].judges_facts:
@@ -211,15 +285,12 @@ def main() -> None:
     ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
     captions = {"image_id": ids, "before": before, "after": after}
     (output / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
-    save_tokenizer(tokenizer, output)
-    image_processor.save_pretrained(output)
-    judge = "judge" if "judge" in clips else "scorer"
+    ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
-        row for prefix, g in galleries.items() for row in contrast_rows(g, before[prefix], after[prefix], judge, 6)
+        row for prefix, g in galleries.items() for row in contrast_rows(g, before[prefix], after[prefix], ranked_by, 6)
     ]
-    write_contrast_sheet(
-        sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
-    )
+    subtitle = f"ranks under the {ranked_by}, greedy captions"
+    write_contrast_sheet(sheet, output / "contrast.html", output / "contrast.png", subtitle=subtitle)
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     trainer.write_card(
         output,
@@ -228,17 +299,12 @@ def main() -> None:
             Sample(row.image, {"before": row.before, "after": row.after, "a person": row.reference}) for row in sheet
         ],
     )
-    rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
-    print(format_table(rows))  # noqa: T201  the one thing this script is run for
+    columns = {"people": metrics["people"], **metrics}
+    rows = {name: {system: values[name] for system, values in columns.items() if name in values} for name in shown}
+    print(format_table(rows, list(columns)))  # noqa: T201  the one thing this script is run for
     for told in trainer.alarms.told:
         print(told)  # noqa: T201
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
-    if push:
-        address = push_folder(
-            output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
-            token=config.hub_token, commit_message="End of training",
-        )  # fmt: skip
-        print(address)  # noqa: T201
 
 
 if __name__ == "__main__":
