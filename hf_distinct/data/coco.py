@@ -29,7 +29,8 @@ def load_karpathy(
 
     Args:
         json_path: `{"images": [{"filepath", "filename", "split", "sentences": [{"raw"}], "cocoid", "imgid"}]}`.
-        image_root: Folder of the images; the JSON file's own folder by default.
+        image_root: Folder of the images, or the one that holds the folder that every `filepath` names; the JSON file's
+            own folder by default.
         strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
 
     Returns:
@@ -195,6 +196,9 @@ def _folder_of(files: Sequence[str], json_path: Any, image_root: Any, subfolders
         if not Path(image_root).is_dir():
             raise ValueError(f"{json_path}: the image folder {str(image_root)!r} does not exist.")
         roots = [Path(image_root)]
+        innermost = roots[0].resolve()
+        if all(Path(file).parts[:1] == (innermost.name,) for file in files):  # "images/1.jpg" in the folder images
+            roots.append(innermost.parent)
     else:
         roots = [own, own.parent] if own.name == ANNOTATIONS else [own]
     folders = [root / name for root in roots for name in ("", *subfolders)]
