@@ -21,8 +21,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoTokenizer, VisionEncoderDecoderModel, set_seed
 
@@ -34,6 +36,7 @@ from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.data.settings import DatasetSettings, is_shipped
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
@@ -48,8 +51,6 @@ from hf_distinct.scorer import ClipScorer, load_clip
 CONFIGS = Path(__file__).parent / "configs"
 EMOJI = {"train_size": 4000, "scenes_seed": 0}
 EVAL_SIZE = 200
-Captions = dict[str, list[str]]
-"""Of each gallery, by the prefix of its figures."""
 logger = logging.getLogger("hf_distinct.recipes.train")
 SHOWN = (
     "judge/t2i_R@1", "judge/i2t_R@1", "scorer/t2i_R@1", "CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length",
@@ -167,6 +168,22 @@ def take_mined(
     return train, embeddings
 
 
+def embed_once(
+    train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
+) -> tuple[Dataset, CaptionEmbeddings]:
+    """The rows whose pictures can be read, and embeddings that the first process computes and sends to the others."""
+    if config.world_size == 1:
+        return embed_dataset(train, scorer, strict=settings.strict)
+    found: list[Any] = [None, None]
+    if config.process_index == 0:
+        numbered = train.add_column("place", np.arange(len(train)))
+        embedded, embeddings = embed_dataset(numbered, scorer, strict=settings.strict)
+        found = [embedded["place"][:], embeddings]
+    places, embeddings = broadcast_object_list(found)
+    rows = train if len(places) == len(train) else train.select(places)
+    return rows.add_column("row", np.arange(len(rows))), embeddings
+
+
 def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
     """Metrics of every gallery, under the gallery's prefix."""
     return {prefix + k: v for prefix, texts in captions.items() for k, v in galleries[prefix].measure(texts).items()}
@@ -231,9 +248,13 @@ def main() -> None:
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
-        with config.main_process_first(desc="embedding the data"):
-            train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
+        train, embeddings = embed_once(train, clips["scorer"], settings, config)
     galleries = {prefix: Gallery(test, clips) for prefix, test in tests.items()}
+    people: dict[str, float] = {}
+    if config.process_index == 0:
+        people = {prefix + k: v for prefix, gallery in galleries.items() for k, v in gallery.people().items()}
+        pictures = len(galleries[""].dataset)
+        ScorerCheck(people["scorer/t2i_R@1"], pictures, pictures).warn(settings.scorer or "the shipped scorer")
     watched = None if config.eval_strategy == "no" else Gallery(validation, clips)
     trainer = RLCaptionTrainer(
         captioner,
@@ -264,7 +285,7 @@ def main() -> None:
     output = Path(str(config.output_dir))
     save_tokenizer(tokenizer, output)
     image_processor.save_pretrained(output)
-    report(trainer, galleries, before, after, output)
+    report(trainer, galleries, {"before": before, "after": after}, people, output)
     if push:
         address = push_folder(
             output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
@@ -274,20 +295,24 @@ def main() -> None:
 
 
 def report(
-    trainer: RLCaptionTrainer, galleries: dict[str, Gallery], before: Captions, after: Captions, output: Path
+    trainer: RLCaptionTrainer,
+    galleries: dict[str, Gallery],
+    captions: dict[str, dict[str, list[str]]],
+    people: dict[str, float],
+    output: Path,
 ) -> None:
-    """Measure, write figures, captions, contrast sheet and card, and print the table."""
-    metrics = {"before": measure(before, galleries), "after": measure(after, galleries)}
-    metrics["people"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.people().items()}
+    """Measure captions by system and gallery; write figures, contrast sheet and card; print the table."""
+    metrics = {system: measure(of_system, galleries) for system, of_system in captions.items()} | {"people": people}
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
-    captions = {"image_id": ids, "before": before, "after": after}
-    (output / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
+    (output / "captions.json").write_text(json.dumps({"image_id": ids, **captions}, indent=1) + "\n")
     ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
-        row for prefix, g in galleries.items() for row in contrast_rows(g, before[prefix], after[prefix], ranked_by, 6)
+        row
+        for prefix, gallery in galleries.items()
+        for row in contrast_rows(gallery, captions["before"][prefix], captions["after"][prefix], ranked_by, 6)
     ]
     subtitle = f"ranks under the {ranked_by}, greedy captions"
     write_contrast_sheet(sheet, output / "contrast.html", output / "contrast.png", subtitle=subtitle)
