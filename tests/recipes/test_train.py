@@ -6,12 +6,14 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import forked
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_distinct import RLCaptionConfig, emoji_scenes
@@ -157,3 +159,16 @@ def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
     config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
     with pytest.raises(ValueError, match="neighbour_first_rank=2, but .* holds ranks 4 to 5: leave it out, or mine"):
         recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
+
+
+def test_one_process_embeds_for_all(run_processes, tiny_models, tmp_path):
+    rows = emoji_scenes("train", 6, seed=2)
+    for number, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])  # broken, which shows in embedding only
+    lines = [{"file_name": f"{n}.png", "captions": row["captions"]} for n, row in enumerate(rows)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run_processes(str(Path(__file__).with_name("embed_in_two.py")), *[[tiny_models, tmp_path, tmp_path]] * 2)
+    (ids, places, embeds), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert ids == [f"{n}.png" for n in (0, 1, 3, 4, 5)] and places == list(range(5)) and len(embeds) == 5
+    assert other[:2] == [ids, places] and torch.equal(other[2], embeds)
