@@ -95,12 +95,17 @@ class DatasetSettings:
                 found[name] = shipped_or_named(value)
             elif self.drawn and (value is None or name in needed):
                 found[name] = shipped(by_default)
-            if name in found and not self.drawn and is_shipped(found[name]):
-                logger.warning(
-                    f"--{name} {value} is a model that hf_distinct ships, which knows emoji scenes only: unless "
-                    f"{self.dataset} holds such pictures, what it says of them means nothing."
-                )
+            if name in found:
+                self.warn_if_shipped(name, found[name])
         return found
+
+    def warn_if_shipped(self, setting: str, model: str) -> None:
+        """Log a warning if a setting names a model that hf_distinct ships, and the pictures are no emoji scenes."""
+        if not self.drawn and is_shipped(model):
+            logger.warning(
+                f"--{setting} names {Path(model).name}, which hf_distinct ships and which knows emoji scenes only: "
+                f"unless {self.dataset} holds such pictures, what it says of them means nothing."
+            )
 
     def model_problems(
         self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None
