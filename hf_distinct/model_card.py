@@ -60,7 +60,7 @@ LIMITS = (
 SYSTEMS = {
     "before": "the captioner that training started from",
     "after": "this model",
-    "people": "captions that people wrote",
+    "people": "captions that people wrote, one of each picture held against the others of it",
     "ceiling": "captions that say everything, truly",
 }
 METRICS = {
@@ -71,6 +71,8 @@ METRICS = {
     "vocabulary": "different words",
     "mean_length": "words of a caption",
     "unique": "share of captions that no other picture has",
+    "repeats": "share of captions that say a word twice in a row, or two words in a row twice",
+    "bad_endings": "share of captions that stop where something must follow",
     "well_formed": "share of captions that the grammar allows",
     "true": "share of captions with every fact true",
     "details": "facts stated, of six",

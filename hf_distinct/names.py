@@ -47,3 +47,8 @@ def shipped_or_named(name: str | os.PathLike[str]) -> str:
     if Path(name).is_dir():
         logger.warning("%r means the model that hf_distinct ships; for the folder here write './%s'.", name, name)
     return shipped(name)
+
+
+def is_shipped(name: str | os.PathLike[str]) -> bool:
+    """Whether a name or a path is that of a model that the package ships."""
+    return Path(shipped_or_named(name)).resolve().parent == SHIPPED.resolve()

@@ -5,9 +5,11 @@
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --model_name_or_path my/captioner           # your own pictures
 
-With `--eval_strategy steps --eval_steps 50` it is measured during the training too, where alarms watch it.
-Ends with a table on the screen, the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and a
-captioner in OUT that `pipeline("image-to-text", model=OUT)` loads.
+Without a YAML file the settings are those of recipes/configs/quickstart.yaml, with --dataset those of
+recipes/configs/photographs.yaml. What you set yourself comes first.
+With `--eval_strategy steps --eval_steps 50` the captioner is also measured during the training, where alarms watch it.
+The run prints a table, and leaves the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and in
+OUT a captioner that `pipeline("image-to-text", model=OUT)` loads.
 """
 
 from __future__ import annotations
@@ -16,35 +18,45 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoTokenizer, VisionEncoderDecoderModel, set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
+from hf_distinct.arguments import Told, changed_settings, clear_errors, parse_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, pull, push_folder
+from hf_distinct.logs import show_logs
 from hf_distinct.model_card import Sample
+from hf_distinct.names import is_shipped
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
-from hf_distinct.scorer import ClipScorer, load_clip, shipped
+from hf_distinct.scorer import ClipScorer, load_clip
 
-QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+EMOJI = {"train_size": 4000, "scenes_seed": 0}
+EVAL_SIZE = 200
+logger = logging.getLogger("hf_distinct.recipes.train")
 SHOWN = (
     "judge/t2i_R@1", "judge/i2t_R@1", "scorer/t2i_R@1", "CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length",
-    "unique", "well_formed", "true", "details", "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
+    "unique", "repeats", "bad_endings", "well_formed", "true", "details",
+    "twins/judge/t2i_R@1", "twins/well_formed", "twins/true",
 )  # fmt: skip
 
 
@@ -59,22 +71,40 @@ class Settings(DatasetSettings):
             "user/name that recipes/push.py pushed it to."
         },
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "The captioner; none: the shipped one."})
-    scorer: str = field(
-        default="scorer",
-        metadata={"help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name."},
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The captioner: a folder, a Hub id, or a shipped one's name. None: on emoji, `captioner`."},
     )
-    judge: str | None = field(default="judge", metadata={"help": "A CLIP that training never sees; same forms."})
-    train_size: int = field(default=4000, metadata={"help": "Emoji scenes to train on."})
+    scorer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name. None: on emoji "
+            "scenes, `scorer`."
+        },
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "A CLIP that training never sees, in the same forms. None: on emoji scenes, `judge`; else none."
+        },
+    )
+    train_size: int | None = field(
+        default=None, metadata={"help": f"Emoji scenes to train on. None: {EMOJI['train_size']}."}
+    )
     test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
-    eval_size: int = field(
-        default=200,
-        metadata={"help": "Pictures of the validation split to measure on during the training, with --eval_strategy."},
+    eval_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures of the validation split to measure on during the training, with --eval_strategy. None: "
+            f"{EVAL_SIZE}."
+        },
     )
     split: Literal["test", "validation"] = field(
         default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
     )
-    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    scenes_seed: int | None = field(
+        default=None, metadata={"help": f"Which emoji scenes. None: {EMOJI['scenes_seed']}."}
+    )
     data_license: str | None = field(
         default=None, metadata={"help": "Licence of the dataset, for the card; that of the emoji scenes is known."}
     )
@@ -84,18 +114,37 @@ class Settings(DatasetSettings):
     )
 
 
+def default_file(told: Told) -> Path:
+    """The settings of a run that names no file."""
+    drawn = told.get("dataset", ["emoji_scenes"]) == ["emoji_scenes"]
+    return CONFIGS / ("quickstart.yaml" if drawn else "photographs.yaml")
+
+
+def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[str]:
+    """What of the recipe's own settings does nothing, or cannot be done, beside the others; one sentence each."""
+    for name in ("train_size", "test_size", "eval_size"):
+        if (value := getattr(settings, name)) is not None and value < 2:
+            yield f"{name}={value} must be at least 2."
+    if settings.eval_size is not None and config.eval_strategy == "no":
+        yield f"eval_size={settings.eval_size} does nothing without --eval_strategy steps or epoch."
+    best = config.metric_for_best_model or ""
+    if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
+        yield f"metric_for_best_model={best} is measured by a judge: name one with --judge."
+
+
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
     """What is trained on, what is measured on meanwhile, and the test galleries by the prefix of their figures."""
+    eval_size = EVAL_SIZE if settings.eval_size is None else settings.eval_size
     if settings.drawn:
-        train = emoji_scenes("train", settings.train_size, settings.scenes_seed)
+        size, seed = (EMOJI[name] if getattr(settings, name) is None else getattr(settings, name) for name in EMOJI)
         galleries = {
-            "": emoji_scenes(settings.split, settings.test_size, settings.scenes_seed),
-            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, settings.scenes_seed),
+            "": emoji_scenes(settings.split, settings.test_size, seed),
+            "twins/": emoji_scenes(f"{settings.split}_twins", settings.test_size, seed),
         }
-        return train, emoji_scenes("validation", settings.eval_size, settings.scenes_seed), galleries
+        return emoji_scenes("train", size, seed), emoji_scenes("validation", eval_size, seed), galleries
     splits = settings.load()
     validation, test = splits["validation"], splits[settings.split]
-    validation = validation.select(range(min(settings.eval_size, len(validation))))
+    validation = validation.select(range(min(eval_size, len(validation))))
     return splits["train"], validation, {"": test.select(range(min(settings.test_size, len(test))))}
 
 
@@ -106,10 +155,34 @@ def take_mined(
     assert settings.mined is not None
     mined = pull(settings.mined)
     found = Neighbours.load(mined / FILE, *cache_names(train, scorer))
+    first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
+    if "neighbour_first_rank" in config.changed and first != found.first_rank:
+        raise ValueError(
+            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine anew with "
+            f"--first_rank {first}."
+        )
     train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
+    else:
+        logger.info(f"The neighbours in {settings.mined} ({ranks}) are not used; --pool_neighbours says how many are.")
     return train, embeddings
+
+
+def embed_once(
+    train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
+) -> tuple[Dataset, CaptionEmbeddings]:
+    """The rows whose pictures can be read, and embeddings that the first process computes and sends to the others."""
+    if config.world_size == 1:
+        return embed_dataset(train, scorer, strict=settings.strict)
+    found: list[Any] = [None, None]
+    if config.process_index == 0:
+        numbered = train.add_column("place", np.arange(len(train)))
+        embedded, embeddings = embed_dataset(numbered, scorer, strict=settings.strict)
+        found = [embedded["place"][:], embeddings]
+    places, embeddings = broadcast_object_list(found)
+    rows = train if len(places) == len(train) else train.select(places)
+    return rows.add_column("row", np.arange(len(rows))), embeddings
 
 
 def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
@@ -141,39 +214,48 @@ def contrast_rows(
     return rows[:count]
 
 
-def main() -> None:
-    """Train, measure, save, share."""
-    settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=QUICKSTART)
-    set_seed(config.seed)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hf_distinct").setLevel(logging.INFO if config.process_index == 0 else logging.ERROR)
-    logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own
-    output = Path(config.output_dir)
+def check_output(config: RLCaptionConfig) -> None:
+    """Find out before the training whether its result can be written, and pushed."""
+    output = Path(str(config.output_dir))
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):  # better now than after the training
+        with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
     if config.push_to_hub:
-        hub_token(config.hub_token)  # better now than after the training
+        hub_token(config.hub_token)
 
-    source = settings.model_name_or_path or shipped("captioner")
+
+def main() -> None:
+    """Train, measure, save, share."""
+    settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=default_file)
+    set_seed(config.seed)
+    show_logs(main_process=config.process_index == 0)
+    if problems := list(setting_problems(settings, config)):
+        raise ValueError(" ".join(problems))
+    names = settings.models({"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"})
+    check_output(config)
+
+    source = names.pop("model_name_or_path")
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
     # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     image_processor = load_image_processor(source)
-    names = {"scorer": settings.scorer, "judge": settings.judge}
     with unsplit(config):
-        clips = {role: load_clip(name).to(config.device) for role, name in names.items() if name}
+        clips = {role: load_clip(name).to(config.device) for role, name in names.items()}
 
     train, validation, tests = load_data(settings)
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
-        with config.main_process_first(desc="embedding the data"):
-            train, embeddings = embed_dataset(train, clips["scorer"], strict=settings.strict)
+        train, embeddings = embed_once(train, clips["scorer"], settings, config)
     galleries = {prefix: Gallery(test, clips, strict=settings.strict) for prefix, test in tests.items()}
+    people: dict[str, float] = {}
+    if config.process_index == 0:
+        people = {prefix + k: v for prefix, gallery in galleries.items() for k, v in gallery.people().items()}
+        pictures = len(galleries[""].dataset)
+        ScorerCheck(people["scorer/t2i_R@1"], pictures, pictures).warn(settings.scorer or "the shipped scorer")
     watched = None if config.eval_strategy == "no" else Gallery(validation, clips, strict=settings.strict)
     trainer = RLCaptionTrainer(
         captioner,
@@ -186,11 +268,10 @@ def main() -> None:
         image_processor=image_processor,
         caption_metrics=None if watched is None else watched.measure,
     )
-
     trainer.card = {
         "data": settings.dataset,
         "data_license": settings.data_license or (EMOJI_LICENSE if settings.drawn else train.info.license) or None,
-        "base_model": settings.model_name_or_path or "captioner, shipped with hf_distinct",
+        "base_model": "captioner, shipped with hf_distinct" if is_shipped(source) else source,
         "settings": changed_settings(settings) | config.changed,
         "emissions": settings.emissions,
     }
@@ -202,29 +283,47 @@ def main() -> None:
     said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return
-
     before: dict[str, list[str]] = {}
     after: dict[str, list[str]] = {}
     for prefix, gallery in galleries.items():  # a picture may have gone bad during the training
         found, (before[prefix], after[prefix]) = gallery.captioned(said_before[prefix], said_after[prefix])
-        galleries[prefix] = found
-    metrics = {"before": measure(before, galleries), "after": measure(after, galleries)}
-    metrics["people"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.people().items()}
+        if found is not gallery:
+            galleries[prefix] = found
+            people |= {prefix + k: v for k, v in found.people().items()}
+    output = Path(str(config.output_dir))
+    save_tokenizer(tokenizer, output)
+    image_processor.save_pretrained(output)
+    report(trainer, galleries, {"before": before, "after": after}, people, output)
+    if push:
+        address = push_folder(
+            output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
+            token=config.hub_token, commit_message="End of training",
+        )  # fmt: skip
+        print(address)  # noqa: T201
+
+
+def report(
+    trainer: RLCaptionTrainer,
+    galleries: dict[str, Gallery],
+    captions: dict[str, dict[str, list[str]]],
+    people: dict[str, float],
+    output: Path,
+) -> None:
+    """Measure captions by system and gallery; write figures, contrast sheet and card; print the table."""
+    metrics = {system: measure(of_system, galleries) for system, of_system in captions.items()} | {"people": people}
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
-    captions = {"image_id": ids, "before": before, "after": after}
-    (output / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
-    save_tokenizer(tokenizer, output)
-    image_processor.save_pretrained(output)
-    judge = "judge" if "judge" in clips else "scorer"
+    (output / "captions.json").write_text(json.dumps({"image_id": ids, **captions}, indent=1) + "\n")
+    ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
-        row for prefix, g in galleries.items() for row in contrast_rows(g, before[prefix], after[prefix], judge, 6)
+        row
+        for prefix, gallery in galleries.items()
+        for row in contrast_rows(gallery, captions["before"][prefix], captions["after"][prefix], ranked_by, 6)
     ]
-    write_contrast_sheet(
-        sheet, output / "contrast.html", output / "contrast.png", subtitle=f"ranks under the {judge}, greedy captions"
-    )
+    subtitle = f"ranks under the {ranked_by}, greedy captions"
+    write_contrast_sheet(sheet, output / "contrast.html", output / "contrast.png", subtitle=subtitle)
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     trainer.write_card(
         output,
@@ -233,17 +332,12 @@ def main() -> None:
             Sample(row.image, {"before": row.before, "after": row.after, "a person": row.reference}) for row in sheet
         ],
     )
-    rows = {name: {system: values[name] for system, values in metrics.items() if name in values} for name in shown}
-    print(format_table(rows))  # noqa: T201  the one thing this script is run for
+    columns = {"people": metrics["people"], **metrics}
+    rows = {name: {system: values[name] for system, values in columns.items() if name in values} for name in shown}
+    print(format_table(rows, list(columns)))  # noqa: T201  the one thing this script is run for
     for told in trainer.alarms.told:
         print(told)  # noqa: T201
     print(f"captioner, metrics.json, contrast.html: {os.path.relpath(output)}")  # noqa: T201
-    if push:
-        address = push_folder(
-            output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
-            token=config.hub_token, commit_message="End of training",
-        )  # fmt: skip
-        print(address)  # noqa: T201
 
 
 if __name__ == "__main__":

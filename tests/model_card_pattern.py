@@ -68,7 +68,7 @@ Then `captioner\("picture\.png"\)` gives the caption; a picture may also be an a
 )+
 - `before`: the captioner that training started from
 - `after`: this model
-- `people`: captions that people wrote
+- `people`: captions that people wrote, one of each picture held against the others of it
 (?:- `ceiling`: captions that say everything, truly
 )?(?:- `[\w/@-]+`: [^\n]+
 )+

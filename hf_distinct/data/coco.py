@@ -36,7 +36,8 @@ def load_karpathy(
 
     Args:
         json_path: `{"images": [{"filepath", "filename", "split", "sentences": [{"raw"}], "cocoid", "imgid"}]}`.
-        image_root: Folder of the images; the JSON file's own folder by default.
+        image_root: Folder of the images, or the one that holds the folder that every `filepath` names; the JSON file's
+            own folder by default.
         strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
 
     Returns:

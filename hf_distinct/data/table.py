@@ -160,6 +160,9 @@ def find_image_root(
         if not Path(image_root).is_dir():
             raise ValueError(f"{source}: the image folder {str(image_root)!r} does not exist.")
         roots = [Path(image_root)]
+        innermost = roots[0].resolve()
+        if all(Path(file).parts[:1] == (innermost.name,) for file in files):  # "images/1.jpg" in the folder images
+            roots.append(innermost.parent)
     folders = [folder for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
     for find, some in ((os.path.isfile, files), (find_file, files[:100])):
         for folder in folders:

@@ -73,6 +73,15 @@ def test_karpathy_splits_paths_and_ids(pictures, write_json, tmp_path, caplog):
     assert not caplog.records
 
 
+def test_the_folder_that_every_filepath_names_is_a_root_too(pictures, write_json, tmp_path):
+    path = write_json({"images": [karpathy(number, "train") for number in range(3)]})
+    for root in (tmp_path, tmp_path / "val2014"):
+        assert len(load_karpathy(path, root)["train"]) == 3
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ValueError, match="none of the 3 images is usable"):
+        load_karpathy(path, tmp_path / "elsewhere")
+
+
 def test_flickr_form_has_no_filepath_and_no_cocoid(pictures, write_json, tmp_path):
     item = karpathy(0, "train")
     del item["cocoid"], item["filepath"]

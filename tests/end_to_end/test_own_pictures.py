@@ -153,7 +153,10 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     folder, captions = pictures
     data = lay_out(form, folder, captions, tmp_path / "data")
     out = tmp_path / "out"
-    finished = forked.run(TRAIN.name, *data, *flags(output_dir=out, **own_models(tiny_models, judge), **QUICK))
+    models = own_models(tiny_models, judge)
+    if form == "folder":
+        del models["judge"]
+    finished = forked.run(TRAIN.name, *data, *flags(output_dir=out, **models, **QUICK))
 
     # What could not be used is told by name, and why; nothing else is.
     ids = {number: file_name(number) if form == "folder" else str(1000 + number) for number in range(COUNT)}
@@ -166,17 +169,22 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     ):
         assert any(reason in line and name in line for line in finished.stderr.splitlines()), (reason, finished.stderr)
     assert finished.stderr.count("undecodable image") == 1
+    assert "It can hardly retrieve in this domain" in finished.stderr  # the tiny scorer is random
 
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics) == ["before", "after", "people"]
-    retrieval = [f"{clip}/{way}_{name}" for clip in ("scorer", "judge") for way in ("t2i", "i2t")
+    clips = [name for name in ("scorer", "judge") if name in models]
+    retrieval = [f"{clip}/{way}_{name}" for clip in clips for way in ("t2i", "i2t")
                  for name in ("R@1", "R@5", "R@10", "MRR")]  # fmt: skip
     for values in metrics.values():
-        language = {"CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length", "unique"}
+        language = {"CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length", "unique", "repeats", "bad_endings"}
         assert language | set(retrieval) <= set(values)
         assert all(0 <= values[name] <= 1 for name in [*retrieval, "BLEU-4", "ROUGE-L", "unique"])
         assert not {"true", "well_formed", "details"} & set(values)  # nobody knows the facts of a photograph
-    assert "judge/t2i_R@1" in finished.stdout and "before" in finished.stdout and "after" in finished.stdout
+    lines = [line.split() for line in finished.stdout.splitlines()]
+    names = [first for first, *_ in lines[lines.index(["people", "before", "after"]) + 2 :]]
+    assert {f"{clip}/t2i_R@1" for clip in clips} | {"repeats", "bad_endings", "CIDEr-D"} <= set(names)
+    assert "Setting accelerator" not in finished.stdout + finished.stderr  # DeepSpeed's, of a machine without GPU
 
     html = (out / "contrast.html").read_text(encoding="utf-8")
     with Image.open(out / "contrast.png") as sheet:
@@ -187,7 +195,10 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     assert len(said["before"][""]) == len(said["after"][""]) == len(shown)
     if form == "karpathy":
         assert shown == [ids[number] for number in TEST if number != TRUNCATED]
-    assert (out / "README.md").read_text(encoding="utf-8").startswith("---\n")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    for said_of_them in (finished.stdout, html, card, json.dumps(metrics)):
+        assert ("judge" in said_of_them) == ("judge" in models)  # nobody speaks that was not named
 
     # The folder in a process that cannot even import hf_distinct: -I leaves the working folder and PYTHONPATH out.
     # The pipeline makes neither a picture of one pixel nor, as we do, a white ground for a transparent one.
@@ -210,7 +221,7 @@ def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, jud
     data, out = lay_out("folder", *pictures, tmp_path / "data"), tmp_path / "captioner"
     settings = {
         "output_dir": out, "push_to_hub": True, "hub_private_repo": True, "save_strategy": "steps", "save_steps": 1,
-        "data_license": "CC-BY 4.0", **own_models(tiny_models, judge),
+        "data_license": "CC-BY 4.0", "emissions": 12.5, **own_models(tiny_models, judge),
     }  # fmt: skip
     with LoopbackHub() as hub:
         environment = ENVIRONMENT | hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
@@ -239,6 +250,7 @@ def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, jud
 def check_card(card: str, metrics: dict[str, dict[str, float]]) -> None:
     """It is of the one pattern, and each of its figures is the measured one."""
     assert MODEL_CARD_PATTERN.fullmatch(card), card
+    assert "12.5 g of CO2 equivalents" in card
     assert "| Licence of the data | CC-BY 4.0 |" in card and "| `max_steps` | 2 |" in card
     results = ModelCard(card).data.eval_results
     assert results and all(result.metric_value == metrics["after"][result.metric_type] for result in results)
@@ -248,6 +260,17 @@ def check_card(card: str, metrics: dict[str, dict[str, float]]) -> None:
         name, *cells = row.strip("| ").split(" | ")
         values = [metrics[system][name] for system in ("before", "after", "people")]
         assert cells == [str(value) if isinstance(value, int) else f"{value:.3f}" for value in values], name
+
+
+def test_the_worked_example_names_the_shipped_models(tmp_path):
+    forked.run("make_example.py", tmp_path / "example", 40)
+    shown = {"model_name_or_path": "captioner", "scorer": "scorer", "judge": "judge"}
+    settings = {"dataset": tmp_path / "example", "output_dir": tmp_path / "out", "eval_size": 2, **shown, **QUICK}
+    finished = forked.run(TRAIN.name, *flags(**settings, max_new_tokens=8))
+    for name, model in shown.items():
+        assert f"--{name} names {model}, which hf_distinct ships and which knows emoji" in finished.stderr
+    assert "judge/t2i_R@1" in finished.stdout
+    assert "| Started from | captioner, shipped with hf_distinct |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def complaint(*arguments: str) -> str:
@@ -306,7 +329,7 @@ def test_a_batch_that_the_pictures_do_not_fill(refusal):
 
 
 def test_a_batch_of_one(refusal):
-    message = refusal(per_device_train_batch_size=1, pool_neighbours=0)
+    message = refusal(per_device_train_batch_size=1, memory_batches=0)
     assert "something to contrast with" in message
 
 
@@ -331,5 +354,5 @@ def test_captioner_that_does_not_exist(refusal, tmp_path):
 def test_a_reward_of_ones_own_that_fails(refusal, tmp_path, body, expected):
     file = tmp_path / "own.py"
     file.write_text(f"def reward(captions, references, **columns):\n    return {body}\n")
-    message = refusal(reward=f"{file}:reward", reward_weights=1, baseline="leave_one_out", max_steps=5)
+    message = refusal(reward=f"{file}:reward", max_steps=5)
     assert expected in message and "reward" in message

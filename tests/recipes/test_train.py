@@ -1,0 +1,174 @@
+"""Every setting of recipes/train.py does something, or is refused by name; without a file, defaults fit the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import forked
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_distinct import RLCaptionConfig, emoji_scenes
+from hf_distinct.arguments import parse_settings
+from hf_distinct.data.neighbours import FILE, Neighbours
+
+EMOJI = {"train_size": 12, "test_size": 4, "eval_size": 3}
+# Settings that show in what is loaded: with which others, and a value that makes a difference.
+LOADED: list[tuple[str, dict[str, Any], Any]] = [
+    ("train_size", EMOJI, 9),
+    ("test_size", EMOJI, 3),
+    ("eval_size", EMOJI, 2),
+    ("scenes_seed", EMOJI, 1),
+    ("split", EMOJI, "validation"),
+    ("dataset", {}, "PICTURES"),
+    ("test_size", {"dataset": "PICTURES"}, 2),
+    ("eval_size", {"dataset": "PICTURES"}, 2),
+    ("split", {"dataset": "PICTURES"}, "validation"),
+    ("caption_column", {"dataset": "PICTURES"}, "other"),
+    ("image_root", {"dataset": "PARQUET"}, "PICTURES"),
+    ("image_column", {"dataset": "PARQUET", "image_root": "PICTURES"}, "mirrored"),
+]
+# Beside what, and what is said then.
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("train_size", {"dataset": "PICTURES", "train_size": 4000}, "train_size chooses emoji scenes"),
+    ("scenes_seed", {"dataset": "PICTURES", "scenes_seed": 0}, "scenes_seed chooses emoji scenes"),
+    ("image_root", {"image_root": "PICTURES"}, "image_root says how to read pictures"),
+    ("image_root", {"dataset": "PICTURES", "image_root": "PICTURES"}, "leave out image_root"),
+    ("image_column", {"image_column": "image"}, "image_column says how to read pictures"),
+    ("image_column", {"dataset": "PICTURES", "image_column": "image"}, "leave out image_column"),
+    ("caption_column", {"caption_column": "text"}, "caption_column says how to read pictures"),
+    ("eval_size", {"eval_size": 50}, "eval_size=50 does nothing without --eval_strategy"),
+    ("eval_size", {"dataset": "PICTURES", "eval_size": 1, "eval_strategy": "epoch"}, "eval_size=1 must be at least 2"),
+    ("test_size", {"test_size": 0}, "test_size=0 must be at least 2"),
+    ("train_size", {"train_size": -4}, "train_size=-4 must be at least 2"),
+    ("strict", {"dataset": "BROKEN", "strict": True}, "missing image file"),
+    ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "name one with --judge"),
+    ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, "name --model_name_or_path"),
+    ("scorer", {"dataset": "PICTURES", "model_name_or_path": "a/b"}, "name --scorer"),
+]
+# Those that other tests show: what mine.py left (test_mine.py), and what is said on the card (test_own_pictures.py).
+SHOWN_ELSEWHERE = {"mined", "data_license", "emissions"}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_recipe", forked.RECIPES / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders and files of pictures, by the names that the cases above give them."""
+    root = tmp_path_factory.mktemp("data")
+    rows = emoji_scenes("train", 24, seed=2)
+    lines = []
+    for number, row in enumerate(rows):
+        row["image"].save(root / f"{number}.png")
+        line = {"file_name": f"{number}.png", "captions": row["captions"], "other": row["captions"][:1]}
+        lines.append(line | {"split": ("train", "validation", "test")[number % 3]})
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = {"image": [f"{n}.png" for n in range(24)], "mirrored": [f"{23 - n}.png" for n in range(24)]}
+    parquet = root.parent / "captions.parquet"
+    Dataset.from_dict({**table, "captions": rows["captions"][:]}).to_parquet(str(parquet))
+    broken = root / "broken"
+    broken.mkdir()
+    (broken / "metadata.jsonl").write_text("\n".join(map(json.dumps, [*lines[:3], {**lines[3], "file_name": "no"}])))
+    for number in range(3):
+        (broken / f"{number}.png").write_bytes((root / f"{number}.png").read_bytes())
+    return {"PICTURES": str(root), "PARQUET": str(parquet), "BROKEN": str(broken)}
+
+
+def loaded(recipe: Any, settings: dict[str, Any], places: dict[str, str]) -> str:
+    """What training and measuring would see."""
+    settings = {name: places.get(value, value) for name, value in settings.items()}
+    train, validation, galleries = recipe.load_data(recipe.Settings(**settings))
+    return repr(
+        [
+            (name, part["captions"][:], [image.tobytes() for image in part["image"]])
+            for name, part in {"train": train, "validation": validation, **galleries}.items()
+        ]
+    )
+
+
+@pytest.mark.parametrize(("name", "others", "value"), LOADED)
+def test_a_setting_makes_a_difference(recipe, places, name, others, value):
+    if others == {"dataset": "PARQUET"}:  # without the folder, no picture is found
+        with pytest.raises(ValueError, match="none of the 24 images is usable|missing image file"):
+            loaded(recipe, others, places)
+        assert loaded(recipe, {**others, name: value}, places)
+    else:
+        base = others or EMOJI
+        changed = {**others, name: value} if others else {name: value}
+        assert loaded(recipe, changed, places) != loaded(recipe, base, places)
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), REFUSED)
+def test_a_setting_that_does_nothing_is_refused(
+    recipe, places, monkeypatch, capsys, tmp_path, name, settings, message
+):
+    settings = {name: places.get(str(value), value) for name, value in settings.items()}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"])
+    with pytest.raises((SystemExit, ValueError)) as ended:
+        if name == "strict" or message.startswith("leave out"):  # known when the data is read
+            loaded(recipe, settings, places)
+        else:
+            recipe.main()
+    assert message in str(ended.value) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # it is known before anything is done
+
+
+def test_every_setting_is_among_these(recipe):
+    shown = {name for name, *_ in [*LOADED, *REFUSED]} | SHOWN_ELSEWHERE
+    assert shown == {each.name for each in dataclasses.fields(recipe.Settings)}
+
+
+def test_defaults_are_those_of_the_data(recipe):
+    def told(*argv: str) -> tuple[Any, RLCaptionConfig]:
+        return parse_settings(recipe.Settings, RLCaptionConfig, argv=argv, default_file=recipe.default_file)
+
+    for argv in ([], ["--dataset", "emoji_scenes"]):
+        settings, config = told(*argv)
+        assert (config.max_steps, config.output_dir, config.pool_neighbours) == (300, "outputs/quickstart", 4)
+        assert settings.drawn
+    settings, config = told("--dataset", "captions.json", "--image_root", "images")
+    assert not settings.drawn and (settings.scorer, settings.judge, settings.model_name_or_path) == (None, None, None)
+    assert (config.output_dir, config.max_steps, config.num_train_epochs) == ("outputs/photographs", -1, 2)
+    assert (config.temperature, config.baseline, config.memory_batches) == (0.7, "leave_one_out", 8)
+    assert (config.reward_clamp, config.wtf_weight, config.reward_weights) == (4, 0.3, [1, 0.03])
+    assert (config.pool_neighbours, config.max_reference_length) == (0, 50)
+
+
+def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
+    rows = np.zeros((2, 5), dtype=np.int64)
+    Neighbours(rows, rows.astype(np.float32), np.zeros((2, 4), dtype=bool), 4).save(tmp_path / FILE)
+    monkeypatch.setattr(recipe, "cache_names", lambda *_: ("",))
+    config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
+    with pytest.raises(ValueError, match="neighbour_first_rank=2, but .* holds ranks 4 to 5: leave it out, or mine"):
+        recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
+
+
+def test_one_process_embeds_for_all(run_processes, tiny_models, tmp_path):
+    rows = emoji_scenes("train", 6, seed=2)
+    for number, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])  # broken, which shows in embedding only
+    lines = [{"file_name": f"{n}.png", "captions": row["captions"]} for n, row in enumerate(rows)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run_processes(str(Path(__file__).with_name("embed_in_two.py")), *[[tiny_models, tmp_path, tmp_path]] * 2)
+    (ids, places, embeds), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert ids == [f"{n}.png" for n in (0, 1, 3, 4, 5)] and places == list(range(5)) and len(embeds) == 5
+    assert other[:2] == [ids, places] and torch.equal(other[2], embeds)
