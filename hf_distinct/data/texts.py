@@ -43,6 +43,8 @@ def decode_text(content: bytes, where: str) -> str:
     """
     mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
     content = content[len(mark) :]
+    if not mark and b"\0" in content:
+        raise ValueError(f"{where}: this is not UTF-8, but perhaps UTF-16 without its mark. Save the file as UTF-8.")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
