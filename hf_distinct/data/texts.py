@@ -28,6 +28,7 @@ TEXT_FIELDS = ("raw", *(name for names in CAPTION_NAMES for name in names))
 # What a missing value becomes when a table is written as text.
 NO_TEXTS = {"nan", "none", "null", "<na>", "n/a"}
 NOT_UTF8 = "caption file that is not UTF-8 (save it so)"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -42,6 +43,8 @@ def decode_text(content: bytes, where: str) -> str:
     """
     mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
     content = content[len(mark) :]
+    if not mark and b"\0" in content:
+        raise ValueError(f"{where}: this is not UTF-8, but perhaps UTF-16 without its mark. Save the file as UTF-8.")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -162,4 +165,4 @@ def is_empty(text: str) -> bool:
 
 def is_storable(text: str) -> bool:
     """Whether a UTF-8 column can store a text: JSON may hold half of a surrogate pair, such as U+D83D."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return _SURROGATE.search(text) is None

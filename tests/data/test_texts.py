@@ -12,8 +12,10 @@ def test_byte_order_marks_are_no_part_of_a_text(encoding):
 
 
 def test_what_is_not_utf8_is_named():
-    with pytest.raises(ValueError, match=r"a\.txt: line 2 is not UTF-8 \(byte 0xe9 at 8\)\. Save the file as UTF-8"):
-        decode_text("A cat\ncaf\u00e9".replace("caf", "ca").encode("latin-1"), "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: line 2 is not UTF-8 \(byte 0xe9 at 9\)\. Save the file as UTF-8"):
+        decode_text("A cat\ncafé".encode("latin-1"), "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: this is not UTF-8, but perhaps UTF-16 without its mark"):
+        decode_text("A cat".encode("utf-16-le"), "a.txt")
     with pytest.raises(ValueError, match="is not UTF-16-LE"):
         decode_text(b"\xff\xfea", "a.txt")
 
