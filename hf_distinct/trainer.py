@@ -145,6 +145,9 @@ class RLCaptionTrainer(SharingTrainer):
         eval_dataset = _evaluated(eval_dataset, "eval_dataset")
         for problem in neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours):
             raise ValueError(problem)
+        if "neighbours" in train_dataset.column_names and not (args.pool_neighbours or args.hard_batches):
+            unused = "The column 'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches."
+            logger.warning(unused)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(train_dataset) < batch:  # the Trainer would end at step 0, in silence
             raise ValueError(
