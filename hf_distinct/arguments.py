@@ -7,7 +7,7 @@ import difflib
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,29 @@ def changed_settings(settings: Any) -> dict[str, Any]:
         if field.init and value != default and not nothing:
             changed[field.name] = value
     return changed
+
+
+def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[str]:
+    """Name the settings that were changed though they cannot act.
+
+    Args:
+        settings: an instance of a dataclass.
+        names: those of its settings that cannot act.
+        why: the reason, which ends the sentence.
+
+    Yields:
+        A sentence for each of the names that was set to something else than its default.
+    """
+    changed = changed_settings(settings)
+    for name in names:
+        if name in changed:
+            yield f"--{name} has no effect {why}."
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise a ValueError that tells all of the problems; nothing if there is none."""
+    if told := " ".join(problems):
+        raise ValueError(told)
 
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
