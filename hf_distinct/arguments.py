@@ -7,7 +7,7 @@ import difflib
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,30 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+Told = Mapping[str, Sequence[str]]
+"""What the command line sets: the words after each ``--name``, by name."""
+
+GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    ("reward", None, ("reward_weights",)),
+    ("rollouts", "beam", ("num_rollouts", "temperature", "baseline")),
+    ("num_rollouts", "1", ("baseline",)),
+    ("mined", None, ("pool_neighbours", "neighbour_first_rank")),
+    ("pool_neighbours", "0", ("neighbour_first_rank",)),
+    ("num_train_epochs", None, ("max_steps",)),
+    ("max_steps", None, ("num_train_epochs",)),
+    ("warmup_ratio", None, ("warmup_steps",)),
+    ("save_steps", None, ("save_strategy",)),
+    ("eval_strategy", "no", ("eval_steps", "eval_on_start")),
+    ("discriminator_weight", "0", ("discriminator_lr", "discriminator_pretrain_steps")),
+    ("wtf_weight", "0", ("wtf_policy", "references_per_image")),
+)
+"""What a person says (a setting; its value, or None for any), and which settings of a default file give way to it.
+
+A default file chooses settings that fit each other. A person who changes one of them has not asked for the others,
+which could contradict it, or be all that counts: `--num_train_epochs 2` would mean nothing beside `max_steps: 300`.
+What a person says never gives way, neither on the command line nor in a file that the command line names.
+"""
 
 
 @contextmanager
@@ -42,15 +66,18 @@ def parse_settings(
     *kinds: type,
     argv: Sequence[str] | None = None,
     description: str | None = None,
-    default_file: str | Path | None = None,
+    default_file: str | Path | Callable[[Told], str | Path] | None = None,
 ) -> tuple[Any, ...]:
     """Read the settings of a recipe: ``recipe.py [settings.yaml] [--name value ...]``.
+
+    The command line overrides the file. Settings of a default file also give way as `GIVES_WAY` says.
 
     Args:
         kinds: dataclasses; each setting belongs to one of them.
         argv: the command line without the program; ``sys.argv[1:]`` by default.
         description: what ``--help`` says first.
-        default_file: the YAML file that is read where the command line names none.
+        default_file: the YAML file that is read if the command line names none, or a function that chooses it by what
+            the command line sets.
 
     Returns:
         One instance of each class.
@@ -64,16 +91,14 @@ def parse_settings(
     usage = "%(prog)s [settings.yaml] [--name value ...]"
     parser = HfArgumentParser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
+    named_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    told = _told(argv, names, parser)
     from_file: list[str] = []
-    path = argv.pop(0) if argv and not argv[0].startswith("-") else default_file
-    if path is not None:
-        from_file = _flags(_read_yaml(str(path), parser), str(path), names, parser)
-    for flag in argv:
-        if flag.startswith("--"):
-            name = flag[2:].split("=", 1)[0].replace("-", "_")
-            known = name in names or name == "help" or (name.startswith("no_") and name[3:] in names)
-            if not known:
-                parser.error(_unknown(flag.split("=", 1)[0], name, names))
+    if named_file is not None:
+        from_file = _flags(_read_yaml(named_file, parser), named_file, names, parser)
+    elif default_file is not None:
+        path = str(default_file(told) if callable(default_file) else default_file)
+        from_file = _flags(_without_partners(_read_yaml(path, parser), told), path, names, parser)
     try:
         return parser.parse_args_into_dataclasses(from_file + argv)
     except (ValueError, TypeError) as error:
@@ -120,6 +145,40 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise a ValueError that tells all of the problems; nothing if there is none."""
     if told := " ".join(problems):
         raise ValueError(told)
+def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> dict[str, list[str]]:
+    """The words after each flag by the name of its setting; ends with an error at the first unknown name."""
+    told: dict[str, list[str]] = {}
+    words: list[str] = []
+    for word in argv:
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name, words = flag[2:].replace("-", "_"), [value] if equals else []
+        if name not in names and name.startswith("no_") and name[3:] in names:
+            name, words = name[3:], ["false"]
+        elif name not in names and name != "help":
+            parser.error(_unknown(flag, name, names))
+        told[name] = words
+    return told
+
+
+def _without_partners(defaults: dict[str, Any], told: Told) -> dict[str, Any]:
+    """The settings of a default file that do not give way to what was told."""
+    given_way = {
+        partner
+        for name, value, partners in GIVES_WAY
+        if name in told and (value is None or _is_value(told[name], value))
+        for partner in partners
+    }
+    return {name: value for name, value in defaults.items() if name not in given_way}
+
+
+def _is_value(words: Sequence[str], value: str) -> bool:
+    try:
+        return [float(word) for word in words] == [float(value)]
+    except ValueError:
+        return list(words) == [value]
 
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:

@@ -181,8 +181,10 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
+            weights, rewards = (" ".join(map(str, each)) for each in (self.reward_weights, self.reward))
             raise ValueError(
-                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards; set as many of both"
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: set as many of both, not "
+                f"reward_weights {weights} for reward {rewards}"
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")

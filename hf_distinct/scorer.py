@@ -34,8 +34,8 @@ def shipped(name: str) -> str:
 
 
 def shipped_or_named(name: str) -> str:
-    """The folder of a shipped model by its short name; any other name as it is."""
-    return shipped(name) if name and (SHIPPED / name).is_dir() else name
+    """The folder of a shipped model by its short name; any other name, ``./scorer`` included, as it is."""
+    return shipped(name) if name and Path(name).name == name and (SHIPPED / name).is_dir() else name
 
 
 def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor:

@@ -111,8 +111,6 @@ class Settings(DatasetSettings):
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot act beside the others, or has no value that can."""
-        if not self.drawn:
-            yield from unused_settings(self, ("train_size", "caption_style"), "with --dataset: it is of emoji scenes")
         if self.model_name_or_path is not None:
             parts = ("encoder", "decoder", "encoder_config", "decoder_layers")
             yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")

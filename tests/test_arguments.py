@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from hf_distinct.arguments import changed_settings, clear_errors, parse_settings
+from hf_distinct.arguments import GIVES_WAY, changed_settings, clear_errors, parse_settings
 from hf_distinct.config import RLCaptionConfig
 
 
@@ -92,6 +93,69 @@ def test_the_default_file_is_read_only_where_none_is_named(yaml_file, tmp_path):
     default.write_text("train_size: 99\nroot: images\n")
     assert parse_settings(Data, argv=["--root", "own"], default_file=default) == (Data(train_size=99, root="own"),)
     assert parse_settings(Data, argv=[yaml_file("share: 0.1")], default_file=default) == (Data(share=0.1),)
+
+
+def test_the_default_file_may_depend_on_what_is_told(tmp_path):
+    for name in ("scenes", "mine"):
+        (tmp_path / f"{name}.yaml").write_text(f"root: {name}\n")
+
+    def choose(told):
+        return tmp_path / ("mine.yaml" if told.get("dataset") == ["mine"] else "scenes.yaml")
+
+    assert parse_settings(Data, argv=[], default_file=choose) == (Data(root="scenes"),)
+    for argv in (["--dataset", "mine"], ["--dataset=mine"]):
+        assert parse_settings(Data, argv=argv, default_file=choose) == (Data(dataset="mine", root="mine"),)
+
+
+CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+QUICKSTART, PHOTOGRAPHS = str(CONFIGS / "quickstart.yaml"), str(CONFIGS / "photographs.yaml")
+
+
+@pytest.mark.parametrize("file", [QUICKSTART, PHOTOGRAPHS])
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("--reward similarity", {"reward": ["similarity"], "reward_weights": None, "baseline": "leave_one_out"}),
+        ("--reward contrastive cider", {"reward": ["contrastive", "cider"], "reward_weights": None}),
+        ("--reward_weights 1 0.2", {"reward": ["contrastive", "cider"], "reward_weights": [1.0, 0.2]}),
+        ("--rollouts beam", {"rollouts": "beam", "num_rollouts": 1, "baseline": "auto", "temperature": 1.0}),
+        ("--rollouts sample", {"num_rollouts": 4, "baseline": "leave_one_out"}),
+        ("--num_rollouts 1", {"num_rollouts": 1, "baseline": "auto"}),
+        ("--num_rollouts 2", {"num_rollouts": 2, "baseline": "leave_one_out"}),
+        ("--num_train_epochs 1", {"max_steps": -1, "num_train_epochs": 1.0}),
+        ("--max-steps=7", {"max_steps": 7, "num_train_epochs": 3.0}),
+        ("--warmup_ratio 0.1", {"warmup_steps": 0, "warmup_ratio": 0.1}),
+        ("--save_steps 50", {"save_strategy": "steps", "save_steps": 50}),
+        ("--eval_strategy no", {"eval_strategy": "no", "eval_on_start": False, "eval_steps": None}),
+        ("--discriminator_weight 0.0", {"discriminator_weight": 0, "discriminator_pretrain_steps": 0}),
+    ],
+)
+def test_what_a_default_file_chose_gives_way_to_what_a_person_says(file, told, found):
+    (config,) = parse_settings(RLCaptionConfig, argv=[*told.split(), "--use_cpu", "true"], default_file=file)
+    assert {name: getattr(config, name) for name in found} == found
+
+
+@pytest.mark.parametrize("file", [QUICKSTART, PHOTOGRAPHS])
+def test_a_file_that_a_person_names_does_not_give_way(capsys, file):
+    with pytest.raises(SystemExit):
+        parse_settings(RLCaptionConfig, argv=[file, "--reward", "similarity"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "2 reward_weights for 1 rewards" in message and "for reward similarity" in message
+    with pytest.raises(SystemExit):
+        parse_settings(RLCaptionConfig, argv=[file, "--num_rollouts", "1"])
+
+
+def test_weights_alone_are_held_against_the_default_rewards(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(RLCaptionConfig, argv=["--reward_weights", "0.5"], default_file=PHOTOGRAPHS)
+    message = "set as many of both, not reward_weights 0.5 for reward contrastive cider"
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_that_give_way_exist():
+    names = set(RLCaptionConfig.__dataclass_fields__) | {"mined"}
+    for name, _, partners in GIVES_WAY:
+        assert {name, *partners} <= names | {"warmup_ratio"}  # which transformers 5 may have no more
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n"])

@@ -1,14 +1,29 @@
-"""DatasetSettings: the settings by which every recipe is told its captioned pictures."""
+"""DatasetSettings: which captioned pictures a recipe reads, and which models may speak of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from transformers.utils import logging
 
 from hf_distinct.data import ensure_splits, load_captions
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+logger = logging.get_logger(__name__)
+
+EMOJI_SETTINGS = ("train_size", "scenes_seed", "caption_style", "curriculum_steps", "curriculum_nouns")
+"""Settings of recipes that choose emoji scenes, and mean nothing for pictures that are read."""
+MODELS = {
+    "model_name_or_path": "the captioner, a folder or a Hub id of a VisionEncoderDecoderModel",
+    "scorer": "a CLIP: an open_clip NAME:TAG such as ViT-B-32:openai, a folder, or hf-hub:ID",
+    "judge": "another CLIP, in the same forms",
+}
+"""What the settings that name a model take."""
 
 
 @dataclass
@@ -16,7 +31,8 @@ class DatasetSettings:
     """Which captioned pictures; a recipe's own settings inherit from it.
 
     Raises:
-        ValueError: a setting that says how to read pictures, beside the emoji scenes, which are drawn.
+        ValueError: a setting that says how to read pictures, beside the emoji scenes, which are drawn; or one that
+            chooses emoji scenes, beside pictures that are read.
     """
 
     dataset: str = field(
@@ -34,6 +50,10 @@ class DatasetSettings:
         for name in ("image_root", "image_column", "caption_column"):
             if self.drawn and getattr(self, name) is not None:
                 raise ValueError(f"{name} says how to read pictures, but emoji_scenes are drawn: give --dataset too.")
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in EMOJI_SETTINGS:
+            if not self.drawn and name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} chooses emoji scenes, but --dataset {self.dataset} is read: leave it out.")
 
     @property
     def drawn(self) -> bool:
@@ -50,3 +70,61 @@ class DatasetSettings:
         return ensure_splits(
             load_captions(self.dataset, self.image_root, self.strict, self.image_column, self.caption_column)
         )
+
+    def models(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Which models may speak of these pictures: a folder or a name, by the setting that names it.
+
+        Of emoji scenes a shipped model speaks where none is named. It knows nothing else: of other pictures only those
+        models speak that were named, and a shipped one among them gets a warning.
+
+        Args:
+            needed: settings that name a model, each with the shipped model (e.g. ``"scorer"``) it means by default.
+            optional: the same for models that other pictures can do without. An empty name means none.
+
+        Raises:
+            ValueError: as `model_problems` says.
+        """
+        from hf_distinct.scorer import shipped, shipped_or_named
+
+        if problems := list(self.model_problems(needed, optional)):
+            raise ValueError(" ".join(problems))
+        found = {}
+        for name, by_default in {**needed, **(optional or {})}.items():
+            value = getattr(self, name)
+            if value:
+                found[name] = shipped_or_named(value)
+            elif self.drawn and (value is None or name in needed):
+                found[name] = shipped(by_default)
+            if name in found and not self.drawn and is_shipped(found[name]):
+                logger.warning(
+                    f"--{name} {value} is a model that hf_distinct ships, which knows emoji scenes only: unless "
+                    f"{self.dataset} holds such pictures, what it says of them means nothing."
+                )
+        return found
+
+    def model_problems(
+        self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None
+    ) -> Iterator[str]:
+        """What is wrong with the settings that name models, one sentence each; see `models`."""
+        from hf_distinct.scorer import SHIPPED, shipped_or_named
+
+        missing = [f"--{name} ({MODELS[name]})" for name in needed if not getattr(self, name)]
+        if missing and not self.drawn:
+            yield (
+                f"The models that hf_distinct ships know emoji scenes only; for --dataset {self.dataset} name "
+                f"{' and '.join(missing)}."
+            )
+        for name in (*needed, *(optional or ())):
+            value = getattr(self, name)
+            if value and shipped_or_named(value) != value and Path(value).is_dir():
+                yield (
+                    f"--{name} {value} is a folder here and also the name of a model that hf_distinct ships: write "
+                    f"./{value} for the folder, or {SHIPPED / value} for the other."
+                )
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a name or a path is that of a model that hf_distinct ships."""
+    from hf_distinct.scorer import SHIPPED, shipped_or_named
+
+    return Path(shipped_or_named(name)).resolve().parent == SHIPPED.resolve()
