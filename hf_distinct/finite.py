@@ -24,7 +24,11 @@ def step_problems(loss: Tensor, model: nn.Module) -> Iterator[str]:
         yield f"The gradient of {name} is NaN or infinite."
 
 
-def weight_problems(model: nn.Module) -> Iterator[str]:
-    """What keeps a model from being saved."""
-    if name := not_finite(model.state_dict().items()):
-        yield f"The weights {name} are NaN or infinite."
+def weight_problems(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[str]:
+    """What keeps a model from being saved; ``dtype``: that in which its floating-point weights are saved, if another.
+
+    What is finite in single precision may be infinite in half precision.
+    """
+    named = model.state_dict().items()
+    if name := not_finite((name, each.to(dtype) if each.is_floating_point() else each) for name, each in named):
+        yield f"The weights {name} are NaN or infinite{f' in {dtype}' if dtype else ''}."

@@ -163,7 +163,9 @@ class Ablation:
             return None
         folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
         source = self.captioner if model == "captioner" else str(self.drops[seed].folder)
-        own = {"model": source, **ways, "seed": seed, "split": self.settings.split + end, "resamples": 2}
+        own = {"model": source, **ways, "split": self.settings.split + end, "resamples": 2}
+        if "best_of" in ways:
+            own["seed"] = seed
         given = {"num_neighbours": 0, **self._shared("evaluate.py"), **own}
         return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate.py", given, folder)
 

@@ -3,9 +3,9 @@
     python recipes/caption.py FOLDER --model outputs/quickstart
     python recipes/caption.py FOLDER --model user/name --num_samples 10 --rerank_with ViT-B-32:openai
 
-Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can be
-moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and left
-out. Files of these names that lie there already are kept under other names.
+Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
+be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
+left out. Files of these names that lie there already are kept under other names.
 """
 
 from __future__ import annotations

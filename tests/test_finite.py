@@ -31,3 +31,10 @@ def test_weights_and_buffers_are_looked_at():
     assert list(weight_problems(model)) == []
     model.running_var[1] = torch.nan
     assert list(weight_problems(model)) == ["The weights running_var are NaN or infinite."]
+
+
+def test_weights_are_looked_at_in_the_precision_that_they_are_saved_in():
+    model = nn.Linear(1, 1)
+    model.weight.data.fill_(1e5)
+    assert list(weight_problems(model)) == []
+    assert list(weight_problems(model, torch.float16)) == ["The weights weight are NaN or infinite in torch.float16."]
