@@ -29,6 +29,7 @@ def tokenizer_of(own: dict[str, str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **own)
 
 
+@pytest.mark.both_ends
 @pytest.mark.parametrize(("own", "expected"), FAMILIES.values(), ids=FAMILIES)
 def test_captions_of_every_family_begin_and_end(own, expected, tiny_models, tmp_path):
     tokenizer = tokenizer_of(own)

@@ -44,6 +44,7 @@ def loss_of(trainer: TeacherForcing) -> torch.Tensor:
 # ----------------------------------------------------------------------------------------------------------- settings
 
 
+@pytest.mark.both_ends
 def test_label_smoothing_spreads_the_target_over_the_vocabulary(tiny_models, tmp_path):
     plain, smooth = (make(tiny_models, tmp_path, label_smoothing_factor=factor) for factor in (0.0, 0.3))
     plain.model.eval()
@@ -54,6 +55,7 @@ def test_label_smoothing_spreads_the_target_over_the_vocabulary(tiny_models, tmp
     assert loss_of(smooth) == pytest.approx(float(0.7 * loss_of(plain) + 0.3 * spread), rel=1e-5)
 
 
+@pytest.mark.both_ends
 def test_two_accumulated_batches_count_as_much_as_one(tiny_models, tmp_path):
     class Same(TeacherForcing):
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -157,6 +159,7 @@ def test_what_is_not_finite_ends_the_training_and_is_not_saved(tiny_models, tmp_
 # ----------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.both_ends
 def test_a_resumed_training_is_the_same_training(tiny_models, tmp_path):
     settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "dropped_images": 0.5}
     whole = make(tiny_models, tmp_path / "whole", **settings)
