@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,27 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     return changed
 
 
+def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[str]:
+    """Name the settings that were changed though they cannot act.
+
+    Args:
+        settings: an instance of a dataclass.
+        names: those of its settings that cannot act.
+        why: the reason, which ends the sentence.
+
+    Yields:
+        A sentence for each of the names that was set to something else than its default.
+    """
+    changed = changed_settings(settings)
+    for name in names:
+        if name in changed:
+            yield f"--{name} has no effect {why}."
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise a ValueError that tells all of the problems; nothing if there is none."""
+    if told := " ".join(problems):
+        raise ValueError(told)
 def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> dict[str, list[str]]:
     """The words after each flag by the name of its setting; ends with an error at the first unknown name."""
     told: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from hf_distinct.alarms import AlarmCallback
 from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
-from hf_distinct.finite import REMEDY, gradients_are_finite, weights_that_are_not_finite
+from hf_distinct.finite import REMEDY, gradient_problems, weight_problems
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
 from hf_distinct.room import check_room
@@ -163,15 +163,18 @@ class DurableTrainer(Seq2SeqTrainer):
 
         Gradients are averaged over processes by now, so that all of them see the same.
         """
+        problem = None
         if self.is_deepspeed_enabled:  # it has looked, and left its step out; in fp16 also while it finds its scale
-            void = self.accelerator.mixed_precision != "fp16" and self.accelerator.optimizer_step_was_skipped
+            if self.accelerator.mixed_precision != "fp16" and self.accelerator.optimizer_step_was_skipped:
+                problem = "The gradient is NaN or infinite."
         elif self.accelerator.scaler is not None:  # gradients overflow now and then until it has found its scale
-            void = self.accelerator.scaler.get_scale() < LEAST_SCALE
+            if self.accelerator.scaler.get_scale() < LEAST_SCALE:
+                problem = "The gradient is NaN or infinite at every scale of the loss."
         else:
-            void = not gradients_are_finite(model.parameters())
-        if void:
+            problem = next(gradient_problems(model), None)
+        if problem:
             self._void = [str(image_id) for image_id in inputs["columns"]["image_id"]]
-            self._warn_void("the gradient is NaN or infinite, though the loss is finite")
+            self._warn_void(f"{problem} The loss is finite.")
 
     def _warn_void(self, reason: str) -> None:
         if self.is_world_process_zero():
@@ -300,11 +303,10 @@ class DurableTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
 
     def _refuse_weights_that_are_not_finite(self, model: nn.Module) -> None:
-        names = sorted(set(gather_object(weights_that_are_not_finite(model))))
-        if names:
+        problems = gather_object(list(weight_problems(model)))
+        if problems:
             raise ValueError(
-                f"After step {self.state.global_step}, {len(names)} of the captioner's parameters are NaN or infinite "
-                f"({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}). They are not saved, and what was saved "
+                f"After step {self.state.global_step}: {problems[0]} The captioner is not saved, and what was saved "
                 f"before stays. {REMEDY}."
             )
 

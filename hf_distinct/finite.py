@@ -1,8 +1,9 @@
-"""Whether gradients and weights are finite: what is not is never taken for a step, and never saved."""
+"""What is not finite is never saved as good: losses, gradients and weights are looked at before anything is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,40 @@ REMEDY = "Lower learning_rate, add warmup_steps, or set max_grad_norm"
 """What helps against divergence, as every error of this kind says it."""
 
 
-def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether no element of any gradient is NaN or infinite; waits for the device."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity; None if all are finite. None's are passed over."""
+    named = [(name, tensor.detach()) for name, tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    if not named or bool(torch.stack([tensor.isfinite().all() for _, tensor in named]).all()):  # one wait for a GPU
+        return None
+    return next(name for name, tensor in named if not bool(tensor.isfinite().all()))
+
+
+def gradient_problems(model: nn.Module) -> Iterator[str]:
+    """What keeps a step from being taken after its backward pass, though its loss is finite."""
+    named = [(name, each.grad) for name, each in model.named_parameters() if each.grad is not None]
+    gradients = [gradient for _, gradient in named if gradient is not None]
     # The largest absolute value, unlike the sum of squares, does not overflow.
-    return not gradients or bool(get_total_norm(gradients, norm_type=float("inf")).isfinite())
+    if gradients and not bool(get_total_norm(gradients, norm_type=float("inf")).isfinite()):
+        yield f"The gradient of {not_finite(named)} is NaN or infinite."
 
 
-def weights_that_are_not_finite(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinite values; under ZeRO-3, in this process's part of them."""
-    parts = {name: getattr(each, "ds_tensor", each).detach() for name, each in model.named_parameters()}
-    if not parts:
-        return []
-    whole = torch.stack([_is_finite(part) for part in parts.values()]).tolist()  # one wait for the device
-    return [name for name, finite in zip(parts, whole, strict=True) if not finite]
+def step_problems(loss: Tensor, model: nn.Module) -> Iterator[str]:
+    """What keeps a step from being taken, after its backward pass and before the optimiser: a loss or a gradient."""
+    if not bool(loss.detach().isfinite().all()):
+        yield f"The loss is {loss.detach().mean().item()}."
+    else:
+        yield from gradient_problems(model)
 
 
-def _is_finite(values: Tensor) -> Tensor:
-    # A sum would overflow, and `isfinite().all()` needs a copy of the tensor's shape.
-    return values.abs().amax().isfinite() if values.numel() else torch.tensor(True, device=values.device)
+def weight_problems(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[str]:
+    """What keeps a model from being saved; under ZeRO-3, in this process's part of it.
+
+    Args:
+        model: its parameters and buffers are looked at.
+        dtype: the type that floating-point weights are saved in, if it is another than theirs: what is finite in
+            single precision may be infinite in half precision.
+    """
+    parts = ((name, getattr(each, "ds_tensor", each)) for name, each in model.named_parameters())
+    named = chain(parts, model.named_buffers())
+    if name := not_finite((name, each.to(dtype) if each.is_floating_point() else each) for name, each in named):
+        yield f"The weights {name} are NaN or infinite{f' in {dtype}' if dtype else ''}."

@@ -4,9 +4,10 @@
     python recipes/ablation.py recipes/configs/ablation_coco.yaml --output_dir outputs/ablation_coco
 
 The YAML file names the rows: what each changes in the settings of recipes/train.py. Beside them stands what the
-captioner that all begin with can do by decoding alone (guidance, the best of n samples). A run whose metrics.json is
-there is not run again. Leaves in OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and
-the captions of each system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side.
+captioner that all begin with can do by decoding alone (guidance, the best of n samples). A run is not repeated while
+the settings, split, seed, files and version that made it are the same; if one has changed, it is run again. Leaves
+in OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each system
+(captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.evaluation.frontier import reach
+from hf_distinct.logs import show_logs
+from hf_distinct.recorded_run import RecordedRun
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
+from hf_distinct.scorer import shipped
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"
@@ -45,6 +48,9 @@ COLUMNS = {
 }  # fmt: skip
 GALLERIES = {"": "", "twins/": "_twins"}
 """Of the emoji scenes: the prefix of a gallery's figures, and the end of its split's name."""
+DEFAULTS = [RECIPES / "configs" / name for name in ("quickstart.yaml", "photographs.yaml")]
+"""What recipes/train.py reads where no file is named."""
+PEOPLE = "people"
 logger = logging.getLogger("ablation")
 
 
@@ -54,38 +60,22 @@ class Settings:
 
     plan: str = field(default=str(PLAN), metadata={"help": "YAML file; recipes/configs/ablation.yaml shows the form."})
     output_dir: str = field(default="outputs/ablation", metadata={"help": "Where runs, table and plots go."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A run of each row for each."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Names of rows to run; none: all."})
-    split: str = field(default="test", metadata={"help": "validation, to choose settings; test, to report."})
-    jobs: int = field(default=1, metadata={"help": "Runs at the same time; they share the processor's cores."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each row is run with each."})
+    only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run; none: all."})
+    split: Literal["test", "validation"] = field(
+        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+    )
+    jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
 
+    def __post_init__(self) -> None:
+        raise_problems(self.problems())
 
-@dataclass
-class Run:
-    """A recipe with its settings, and the file by which it is known to be done."""
-
-    name: str
-    recipe: str
-    settings: dict[str, Any]
-    done: Path
-
-    def __call__(self, threads: int) -> None:
-        """Run it, unless it has been; raises ValueError where it fails, and names its log."""
-        if self.done.is_file():
-            return
-        command = [sys.executable, str(RECIPES / self.recipe)]
-        base = self.settings.pop("base", None)
-        command += [base] if base else []
-        for key, value in self.settings.items():
-            command += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-        log = Path(self.settings["output_dir"]) / "log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("%s", self.name)
-        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        with open(log, "w") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-        if code:
-            raise ValueError(f"{self.name}: {self.recipe} ended with status {code}; {log} tells why.")
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot be."""
+        if self.jobs < 1:
+            yield f"jobs={self.jobs} should be at least 1."
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds should be different numbers, at least one, not {self.seeds}."
 
 
 class Ablation:
@@ -100,7 +90,7 @@ class Ablation:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.output = settings, Path(settings.output_dir)
-        plan = yaml.safe_load(Path(settings.plan).read_text()) or {}
+        plan = yaml.safe_load(Path(settings.plan).read_text(encoding="utf-8")) or {}
         for name, section in plan.items():
             if not isinstance(section, SECTIONS.get(name, ())):
                 raise ValueError(f"{settings.plan}: {name!r} is none of {', '.join(SECTIONS)}, or of another type.")
@@ -111,64 +101,90 @@ class Ablation:
         others, ours = plan.get("others", {}), plan.get("ours", {})
         self.rows: dict[str, dict[str, Any]] = {**others, **ours}
         self.kinds: dict[str, Kind] = {row: "ours" if row in ours else "trained" for row in self.rows}
-        unknown = [name for name in settings.only if name not in self.rows]
-        if unknown:
-            raise ValueError(f"{settings.plan} has no row {unknown[0]!r}; it has {', '.join(self.rows)}.")
         drawn = self.common.get("dataset", "emoji_scenes") == "emoji_scenes"
         self.galleries = GALLERIES if drawn else {"": ""}
+        raise_problems(self._problems({**others}, {**ours}, drawn))
+        self.captioner = str(self.common.get("model_name_or_path") or shipped("captioner"))
+        seeds = settings.seeds
+        self.trainings = {(row, seed): self._training(row, seed) for row in self.rows for seed in seeds}
+        self.drops = {seed: self._dropping(seed) for seed in seeds} if self.dropped is not None else {}
+        self.decodings = {
+            (seed, model, prefix): run
+            for seed in seeds
+            for model in ("captioner", *(["dropped"] if self.drops else []))
+            for prefix in self.galleries
+            if (run := self._decoding(seed, model, prefix)) is not None
+        }
 
-    def folder(self, row: str, seed: int) -> Path:
-        """Where a run of a row leaves what it has."""
-        return self.output / row.replace(" ", "_").replace("/", "-") / f"seed{seed}"
+    def _problems(self, others: dict[str, Any], ours: dict[str, Any], drawn: bool) -> Iterator[str]:
+        """A sentence for each thing in the plan that cannot be."""
+        plan = self.settings.plan
+        for name in self.settings.only:
+            if name not in self.rows:
+                yield f"{plan} has no row {name!r}; it has {', '.join(self.rows)}."
+        for name in others.keys() & ours.keys():
+            yield f"{plan}: the row {name!r} is among others and among ours; call one of them otherwise."
+        folders: dict[Path, str] = {}
+        for name in self.rows:
+            if (other := folders.setdefault(self._folder(name), name)) != name:
+                yield f"{plan}: the rows {other!r} and {name!r} would share a folder; call one of them otherwise."
+        if not drawn and not self.common.get("model_name_or_path"):
+            yield (
+                f"{plan}: settings name no model_name_or_path, the captioner that all rows begin with; the one that "
+                "hf_distinct ships knows emoji scenes only."
+            )
 
-    def runs(self) -> Iterator[list[Run]]:
-        """The runs, in parts that must wait for each other; of the first seed first."""
-        captioners, decodings, trainings = [], [], []
-        for seed in self.settings.seeds:
-            for row in self.settings.only or self.rows:
-                own = {"output_dir": self.folder(row, seed), "seed": seed, "split": self.settings.split}
-                given = {"base": self.base, **self.common, **own, "disable_tqdm": True, **(self.rows[row] or {})}
-                recipe = Run(f"{row}, seed {seed}", "train.py", given, self.folder(row, seed) / "metrics.json")
-                trainings.append(recipe)
-            if self.settings.only:
-                continue
-            models = {"captioner": self.common.get("model_name_or_path", "captioner")}
-            if self.dropped is not None:
-                target = models["dropped"] = str(self.output / "dropped_pictures" / f"seed{seed}")
-                start = {"model_name_or_path": str(RECIPES.parent / "hf_distinct" / "models" / "captioner")}
-                given = {**start, **self._shared("warm_up.py"), **self.dropped, "seed": seed, "output_dir": target}
-                captioners.append(
-                    Run(f"dropped pictures, seed {seed}", "warm_up.py", given, Path(target, "metrics.json"))
-                )
-            decodings += [self._decoding(seed, model, name) for model, name in models.items()]
-        yield captioners
-        yield [run for some in decodings for run in some]
-        yield trainings
+    def _folder(self, row: str) -> Path:
+        return self.output / row.replace(" ", "_").replace("/", "-")
 
-    def _decoding(self, seed: int, model: str, source: str) -> list[Run]:
-        """The ways of a captioner to write, one run a gallery."""
-        ways = dict(self.decoding)
+    def _run(self, name: str, recipe: str, settings: dict[str, Any], folder: Path) -> RecordedRun:
+        training = recipe == "train.py"
+        base = self.base if training else None
+        return RecordedRun(name, RECIPES / recipe, settings, folder, base, DEFAULTS if training and not base else [])
+
+    def _training(self, row: str, seed: int) -> RecordedRun:
+        own = {"seed": seed, "split": self.settings.split}
+        given = {**self.common, **own, "disable_tqdm": True, **(self.rows[row] or {})}
+        return self._run(f"{row}, seed {seed}", "train.py", given, self._folder(row) / f"seed{seed}")
+
+    def _dropping(self, seed: int) -> RecordedRun:
+        start = {"model_name_or_path": self.captioner}
+        given = {**start, **self._shared("warm_up.py"), **(self.dropped or {}), "seed": seed}
+        folder = self.output / "dropped_pictures" / f"seed{seed}"
+        return self._run(f"dropped pictures, seed {seed}", "warm_up.py", given, folder)
+
+    def _decoding(self, seed: int, model: str, prefix: str) -> RecordedRun | None:
+        """The ways of a captioner to write on one gallery."""
+        ways, end = dict(self.decoding), self.galleries[prefix]
         if model == "dropped":
             ways.pop("best_of", None)
         elif seed != self.settings.seeds[0]:  # nothing is drawn in it
             ways.pop("guidance", None)
         if model == "captioner" and not ways:  # its own way is measured by every training
-            return []
-        runs = []
-        for end in self.galleries.values():
-            folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
-            own = {"model": source, **ways, "seed": seed, "split": self.settings.split + end, "resamples": 2}
-            given = {"output_dir": folder, "num_neighbours": 0, **self._shared("evaluate.py"), **own}
-            runs.append(Run(f"decoding, {model}{end}, seed {seed}", "evaluate.py", given, folder / "metrics.json"))
-        return runs
+            return None
+        folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
+        source = self.captioner if model == "captioner" else str(self.drops[seed].folder)
+        own = {"model": source, **ways, "split": self.settings.split + end, "resamples": 2}
+        if "best_of" in ways:
+            own["seed"] = seed
+        given = {"num_neighbours": 0, **self._shared("evaluate.py"), **own}
+        return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate.py", given, folder)
 
     def _shared(self, recipe: str) -> dict[str, Any]:
         return {name: value for name, value in self.common.items() if name in SHARED[recipe]}
 
+    def runs(self) -> Iterator[list[RecordedRun]]:
+        """The runs, in parts that must wait for each other; of the first seed first."""
+        rows = self.settings.only or list(self.rows)
+        if not self.settings.only:
+            yield list(self.drops.values())
+            yield list(self.decodings.values())
+        yield [self.trainings[row, seed] for seed in self.settings.seeds for row in rows]
+
     # ------------------------------------------------------------------------------------------------------- results
 
     def systems(self) -> list[System]:
-        """What has been measured so far, the rows last."""
+        """What has been measured so far by these settings, the rows last."""
         found: dict[str, tuple[Kind, dict[str, list[float]]]] = {}
 
         def add(name: str, kind: Kind, metrics: Mapping[str, float], prefix: str = "") -> None:
@@ -176,18 +192,15 @@ class Ablation:
             for figure, value in metrics.items():
                 figures.setdefault(prefix + figure, []).append(value)
 
-        reports = {(row, seed): self._report(row, seed) for row in self.rows for seed in self.settings.seeds}
+        reports = {place: self._read(run) for place, run in self.trainings.items()}
         first: dict[str, Any] = next((report for report in reports.values() if report), {})
         for name, key in (("people", "people"), ("everything, truly", "ceiling"), ("teacher forcing", "before")):
             if key in first:
                 add(name, "landmark" if key != "before" else "guidance", first[key])
-        for seed in self.settings.seeds:
-            for model in ("captioner", "dropped"):
-                for prefix, end in self.galleries.items():
-                    file = self.output / "decoding" / f"seed{seed}" / f"{model}{end}" / "metrics.json"
-                    for name, metrics in (json.loads(file.read_text()) if file.is_file() else {}).items():
-                        if (way := self._way(model, name)) is not None:
-                            add(way, "best of n" if "best of" in way else "guidance", metrics, prefix)
+        for (_, model, prefix), run in self.decodings.items():
+            for name, metrics in (self._read(run) or {}).items():
+                if (way := self._way(model, name)) is not None:
+                    add(way, "best of n" if "best of" in way else "guidance", metrics, prefix)
         for (row, _), report in reports.items():
             if report:
                 add(row, self.kinds[row], report["after"])
@@ -195,15 +208,18 @@ class Ablation:
 
     @staticmethod
     def _way(model: str, name: str) -> str | None:
-        """What a system of recipes/evaluate.py is called here; the captioner's own way is there already."""
+        """What a system of recipes/evaluate.py is called here; people and the captioner's own way are there."""
+        if name.startswith(PEOPLE):
+            return None
         way = next((name[name.index(each) :] for each in ("guidance", "best of") if f" {each} " in name), "")
         if model == "dropped":
             return f"taught with dropped pictures{', ' if way else ''}{way}"
         return way or None
 
-    def _report(self, row: str, seed: int) -> dict[str, Any] | None:
-        file = self.folder(row, seed) / "metrics.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+    @staticmethod
+    def _read(run: RecordedRun) -> dict[str, Any] | None:
+        """The figures of a run; none of one that is not done, or was made by other settings."""
+        return json.loads((run.folder / "metrics.json").read_text()) if run.is_done() else None
 
     def write_captions(self) -> None:
         """Write what each system said, of the first seed."""
@@ -212,13 +228,14 @@ class Ablation:
             folder = self.output / "captions" / f"{self.settings.split}{end}"
             folder.mkdir(parents=True, exist_ok=True)
             for model in ("captioner", "dropped"):
-                for file in (self.output / "decoding" / f"seed{seed}" / f"{model}{end}" / "captions").glob("*.json"):
-                    said = read_coco_results(file)
+                run = self.decodings.get((seed, model, prefix))
+                for file in (run.folder / "captions").glob("*.json") if run and run.is_done() else ():
                     if name := self._way(model, file.stem):
+                        said = read_coco_results(file)
                         write_coco_results(folder / f"{name}.json", list(said), list(said.values()))
             for row in self.rows:
-                if (self.folder(row, seed) / "captions.json").is_file():
-                    said = json.loads((self.folder(row, seed) / "captions.json").read_text())
+                if self.trainings[row, seed].is_done():
+                    said = json.loads((self.trainings[row, seed].folder / "captions.json").read_text())
                     for name, when in (("teacher forcing", "before"), (row.replace("/", " "), "after")):
                         write_coco_results(folder / f"{name}.json", said["image_id"][prefix], said[when][prefix])
 
@@ -264,7 +281,7 @@ def main() -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--plan", *argv]
     (settings,) = parse_settings(Settings, argv=argv, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_logs("ablation")
     ablation = Ablation(settings)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1)
     with ThreadPoolExecutor(settings.jobs) as pool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import resource
 import tempfile
 import time
@@ -35,6 +34,7 @@ from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import Neighbours
 from hf_distinct.data.similarity_index import UnitRows
 from hf_distinct.data.table import caption_features
+from hf_distinct.logs import show_logs
 from hf_distinct.scorer import ClipScorer, save_open_clip
 
 DIM, K, GROUP = 512, 5, 6
@@ -258,8 +258,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     arguments = parser.parse_args()
     disable_progress_bars()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hf_distinct").setLevel(logging.INFO)
+    show_logs()
     works[arguments.what](arguments.rows or sizes[arguments.what])
 
 

@@ -3,27 +3,32 @@
     python recipes/caption.py FOLDER --model outputs/quickstart
     python recipes/caption.py FOLDER --model user/name --num_samples 10 --rerank_with ViT-B-32:openai
 
-Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html to look at.
-Pictures that cannot be read are named and left out.
+Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
+be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
+left out. Files of these names that lie there already are kept under other names.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.images import ImageError, picture_files
+from hf_distinct.logs import show_logs
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
 from hf_distinct.scorer import load_clip, shipped
 
+SHOWN = 1000  # about 5 MB
 logger = logging.getLogger("caption")
 
 
@@ -31,12 +36,17 @@ logger = logging.getLogger("caption")
 class Settings:
     """Which pictures, by which captioner."""
 
-    folder: str = field(metadata={"help": "Pictures; those in folders below it too."})
+    folder: str = field(metadata={"help": "Folder of the pictures; those in folders below it are captioned too."})
     model: str | None = field(
-        default=None, metadata={"help": "The captioner: a folder, or a Hub id; none: the shipped one."}
+        default=None,
+        metadata={
+            "help": "The captioner: a folder, or a Hub id; none: the shipped one, of emoji scenes."
+        },
     )
     output_dir: str = field(default="outputs/captions", metadata={"help": "Where captions.jsonl and .html go."})
-    num_samples: int = field(default=0, metadata={"help": "Samples of each picture; 0: the one best caption."})
+    num_samples: int = field(
+        default=0, metadata={"help": "Number of captions to sample of each picture; 0: the one best caption."}
+    )
     rerank_with: str | None = field(
         default=None,
         metadata={"help": "The CLIP that chooses among samples: NAME:TAG, a folder, or a shipped one's name."},
@@ -45,11 +55,26 @@ class Settings:
         default=1.0,
         metadata={"help": "Above 1: says more of the picture (1.5 to 3), if taught by warm_up.py --drop_images 0.5."},
     )
-    batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
+    batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
     num_workers: int = field(
         default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that read pictures beside the captioner."}
     )
-    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
+
+    def __post_init__(self) -> None:
+        raise_problems(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        if not self.num_samples:
+            yield from unused_settings(self, ("seed",), "without --num_samples: nothing is drawn")
+            if self.rerank_with:
+                yield "--rerank_with chooses among samples: give --num_samples, 10 for instance."
+        for name, least in (("num_samples", 0), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)} should be at least {least}."
+        if not self.guidance > 0:
+            yield f"guidance={self.guidance} should be positive; 1 is none."
 
 
 def parse() -> Settings:
@@ -60,10 +85,19 @@ def parse() -> Settings:
     return parse_settings(Settings, argv=argv, description=__doc__)[0]
 
 
+def keep(file: Path) -> None:
+    """Give a file that lies there already the first free name: captions.1.jsonl, captions.2.jsonl, ..."""
+    if file.exists():
+        names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
+        other = next(name for name in names if not name.exists())
+        file.rename(other)
+        logger.info("%s was there already: it is now %s", file, other.name)
+
+
 def main() -> None:
     """Write captions and sheet."""
     settings = parse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_logs("caption")
     folder, output = Path(settings.folder), Path(settings.output_dir)
     pictures = picture_files(folder)
     scorer = load_clip(settings.rerank_with) if settings.rerank_with else None
@@ -78,7 +112,9 @@ def main() -> None:
         progress=True,
     )
     output.mkdir(parents=True, exist_ok=True)
-    rows: list[tuple[str, str | list[str]]] = []
+    for name in ("captions.jsonl", "captions.html"):
+        keep(output / name)
+    rows: list[tuple[Path, str | list[str]]] = []
     with open(output / "captions.jsonl", "w", encoding="utf-8") as lines, logging_redirect_tqdm():
         for path, said in zip(pictures, stream, strict=True):
             if isinstance(said, ImageError):
@@ -86,10 +122,13 @@ def main() -> None:
                 continue
             key = "caption" if isinstance(said, str) else "captions"
             lines.write(json.dumps({"file_name": path.relative_to(folder).as_posix(), key: said}) + "\n")
-            rows.append((os.path.relpath(path, output), said))
+            rows.append((path, said))
     if not rows:
         raise ValueError(f"none of the {len(pictures)} pictures in {folder} can be read")
-    write_caption_sheet(rows, output / "captions.html", title=f"Captions of {folder.resolve().name}")
+    shown = rows[:: -(-len(rows) // SHOWN)]
+    some = f"{len(shown)} of {len(rows)} pictures; captions.jsonl has all." if len(shown) < len(rows) else ""
+    title = f"Captions of {folder.resolve().name}"
+    write_caption_sheet(shown, output / "captions.html", title=title, root=folder, remark=some)
     left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
     print(f"{len(rows)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")
 

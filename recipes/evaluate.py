@@ -4,16 +4,18 @@
     python recipes/evaluate.py --model user/name --dataset coco/dataset_coco.json --image_root coco
     python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
 
-Ends with a table on the screen and leaves OUT/metrics.json (flat figures of each system, named as by train.py),
-OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences between systems),
-OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html, pictures with what each system says of them.
+Captions for a part of the images are measured on that part, and so is all that stands beside them; the table tells of
+how many. Ends with a table on the screen, which has people's captions too, and leaves OUT/metrics.json (figures of
+each system, named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired
+differences between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html, pictures with what each
+system says of them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -23,22 +25,27 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
 from hf_distinct.captioning import Captioner
-from hf_distinct.data.coco_results import read_coco_references, read_coco_results, write_coco_results
+from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji_scenes import emoji_scenes
-from hf_distinct.data.settings import DatasetSettings
+from hf_distinct.data.settings import DatasetSettings, is_shipped
+from hf_distinct.evaluation import caption_statistics
 from hf_distinct.evaluation.bootstrap import Statistic, difference, interval, mean_of, resample, value_of
 from hf_distinct.evaluation.diversity import novel
 from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice_scores
 from hf_distinct.fluency import LanguageModel, perplexity
 from hf_distinct.gallery import Gallery
+from hf_distinct.logs import show_logs
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
 from hf_distinct.scorer import load_clip, shipped_or_named
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
+CLIPS = {"judge": "judge", "scorer": "scorer"}
+"""The settings that name a CLIP, and the shipped one that measures emoji scenes by default."""
 COUNTS = ("vocabulary",)
+PEOPLE = "people (one caption against the others)"
 SHOWN_PICTURES = 24
 logger = logging.getLogger("evaluate")
 
@@ -60,12 +67,16 @@ class Settings(DatasetSettings):
     )
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where figures and captions go."})
     split: str = field(default="test", metadata={"help": "Which split of the dataset."})
-    test_size: int | None = field(default=None, metadata={"help": "The first so many pictures; none: all."})
-    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
+    test_size: int | None = field(default=None, metadata={"help": "Measure on the first so many images; none: all."})
+    scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
     scorer: str | None = field(
-        default="scorer", metadata={"help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."}
+        default=None,
+        metadata={
+            "help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one for "
+            "emoji scenes, and no figures of a CLIP for other pictures."
+        },
     )
-    judge: str | None = field(default="judge", metadata={"help": "Another that training never saw; same forms."})
+    judge: str | None = field(default=None, metadata={"help": "Another CLIP, which training never saw; same forms."})
     clip_prompt: str = field(
         default="", metadata={"help": 'What CLIPScore puts before captions; published: "A photo depicts ".'}
     )
@@ -90,35 +101,101 @@ class Settings(DatasetSettings):
     def __post_init__(self) -> None:
         """Refuse what does not go together; raises ValueError."""
         super().__post_init__()
+        raise_problems(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        yield from self.model_problems({}, CLIPS)
         if not self.model and not self.captions:
-            raise ValueError("nothing to measure: give --model, --captions, or both.")
-        if self.references is not None and (self.model or not self.drawn):
-            raise ValueError("--references is for --captions alone; a --model needs the pictures of a --dataset.")
-        if (self.guidance or self.best_of) and not self.model:
-            raise ValueError("--guidance and --best_of are ways for a --model to write.")
-        if self.best_of and not self.scorer:
-            raise ValueError("--best_of needs the --scorer, which chooses.")
-        unknown = [name for name in self.java_metrics if name not in JAVA]
-        if unknown:
-            raise ValueError(f"java_metrics: there are METEOR and SPICE, not {unknown[0]!r}.")
+            yield "There is nothing to measure: give --model, --captions, or both."
+        if self.references is not None:
+            if self.model or not self.drawn:
+                yield "--references is for --captions alone; a --model needs the pictures of a --dataset."
+            needing = ("split", "scenes_seed", "scorer", "judge", "clip_prompt", "num_neighbours")
+            yield from unused_settings(self, needing, "with --references, which has no pictures")
+        elif not self.clips:
+            yield from unused_settings(self, ("clip_prompt", "num_neighbours"), "without --scorer and --judge")
+        if not self.model:
+            yield from unused_settings(self, ("guidance", "best_of"), "without --model: they are ways to write")
+            if self.language_model is None:
+                yield from unused_settings(self, ("batch_size",), "without --model or --language_model")
+        if self.best_of and "scorer" not in self.clips:
+            yield "--best_of needs the --scorer, which chooses."
+        if not self.best_of:
+            yield from unused_settings(self, ("seed",), "without --best_of: nothing else is drawn")
+        for name in ("test_size", "resamples", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield f"{name}={value} should be at least 1."
+        for name in self.java_metrics:
+            if name not in JAVA:
+                yield f"java_metrics: there are METEOR and SPICE, not {name!r}."
+
+    @property
+    def clips(self) -> set[str]:
+        """Which of scorer and judge speak here; of pictures that are no emoji scenes, only those that are named."""
+        return {name for name in CLIPS if getattr(self, name) or (self.drawn and getattr(self, name) is None)}
 
 
-def load_gallery(settings: Settings) -> tuple[Gallery, list[str]]:
-    """The pictures to measure on, and the captions of the training, for novelty."""
-    named: dict[str, str | None] = {"judge": settings.judge, "scorer": settings.scorer}
+@dataclass
+class Measured:
+    """What is measured, and on what.
+
+    Attributes:
+        gallery: the images, with their pictures unless only references are given.
+        training: captions that a captioner was trained on, for novelty.
+        captions: what each file of captions says of each image, by id.
+        total: images of the test set; the gallery has those of which every file says something.
+    """
+
+    gallery: Gallery
+    training: list[str]
+    captions: dict[str, dict[str, str]]
+    total: int
+
+
+def prepare(settings: Settings) -> Measured:
+    """Read all that is measured, and on what."""
     training: list[list[str]] = []
     if settings.references is not None:
-        found = read_coco_references(settings.references)
-        dataset = Dataset.from_dict({"image_id": list(found), "captions": list(found.values())})
-        named = {}
+        references = read_coco_references(settings.references)
+        dataset = Dataset.from_dict({"image_id": list(references), "captions": list(references.values())})
+        models = {}
     else:
         dataset, training = load(settings)
+        models = settings.models({}, CLIPS)
+        if not models:
+            logger.warning("No CLIP measures these captions: name --scorer and --judge, e.g. ViT-B-32:openai.")
+    if settings.test_size is not None:
+        dataset = dataset.select(range(min(settings.test_size, len(dataset))))
     if settings.train_captions is not None:
         training = list(read_coco_references(settings.train_captions).values())
+    image_ids = dataset["image_id"][:]
+    captions = {file: match_image_ids(read_coco_results(file), image_ids, file) for file in settings.captions}
+    part = captioned(dataset, captions)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    clips = {role: load_clip(name).to(device) for role, name in named.items() if name}
-    gallery = Gallery(dataset, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
-    return gallery, [caption for captions in training for caption in captions]
+    clips = {role: load_clip(models[role]).to(device) for role in CLIPS if role in models}
+    gallery = Gallery(part, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
+    return Measured(gallery, [caption for own in training for caption in own], captions, len(dataset))
+
+
+def captioned(dataset: Dataset, captions: Mapping[str, Mapping[str, str]]) -> Dataset:
+    """The rows of which every file of captions says something.
+
+    Raises:
+        ValueError: there are none.
+    """
+    image_ids = dataset["image_id"][:]
+    rows = list(range(len(dataset)))
+    for file, found in captions.items():
+        if missing := [image_id for image_id in image_ids if image_id not in found]:
+            logger.warning(
+                "%s: %d of the %d images of the test set have no caption, the first with image_id %s: everything is "
+                "measured on the others", file, len(missing), len(image_ids), missing[0],
+            )  # fmt: skip
+        rows = [row for row in rows if image_ids[row] in found]
+    if not rows:
+        raise ValueError(f"{', '.join(captions)} have captions of no image in common.")
+    return dataset if len(rows) == len(dataset) else dataset.select(rows)
 
 
 def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
@@ -129,17 +206,16 @@ def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
     splits = settings.load()
     if settings.split not in splits:
         raise ValueError(f"{settings.dataset} has no split {settings.split!r}; it has {', '.join(splits)}.")
-    dataset = splits[settings.split]
-    if settings.test_size is not None:
-        dataset = dataset.select(range(min(settings.test_size, len(dataset))))
-    return dataset, splits["train"]["captions"][:] if settings.split != "train" else []
+    return splits[settings.split], splits["train"]["captions"][:] if settings.split != "train" else []
 
 
-def collect(settings: Settings, gallery: Gallery) -> dict[str, list[str]]:
+def collect(settings: Settings, gallery: Gallery, captions: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """The captions of each system, in the order of the gallery."""
     systems: dict[str, list[str]] = {}
     for source in settings.model:
         name = add(systems, source, [])
+        if is_shipped(source) and not settings.drawn:
+            logger.warning("--model %s is a captioner that hf_distinct ships, which knows emoji scenes only.", source)
         captioner = Captioner(shipped_or_named(source))
         images, how = gallery.dataset["image"], {"batch_size": settings.batch_size, "progress": True}
         systems[name] = said(captioner(images, **how))
@@ -148,18 +224,8 @@ def collect(settings: Settings, gallery: Gallery) -> dict[str, list[str]]:
         captioner.scorer = gallery.clips.get("scorer")
         for count in settings.best_of:
             systems[f"{name} best of {count}"] = said(captioner(images, count, seed=settings.seed, **how))
-    image_ids = gallery.dataset["image_id"][:]
-    for file in settings.captions:
-        found = read_coco_results(file)
-        missing = [image_id for image_id in image_ids if image_id not in found]
-        if missing:
-            raise ValueError(
-                f"{file}: {len(missing)} of the {len(image_ids)} images of the test set have no caption, the "
-                f"first with image_id {missing[0]}."
-            )
-        if left := len(found) - len(image_ids):
-            logger.warning("%s: %d captions of images that are not in the test set are left out", file, left)
-        add(systems, Path(file).stem, [found[image_id] for image_id in image_ids])
+    for file, found in captions.items():
+        add(systems, Path(file).stem, [found[image_id] for image_id in gallery.dataset["image_id"]])
     return systems
 
 
@@ -177,6 +243,21 @@ def add(systems: dict[str, list[str]], source: str, captions: list[str]) -> str:
         raise ValueError(f"{source} is given twice.")
     systems[name] = captions
     return name
+
+
+def people(gallery: Gallery) -> tuple[dict[str, Statistic], int]:
+    """Figures of the first caption that people wrote of each image, against the others, and of how many images.
+
+    Images with one caption are left out; where there are any, nothing of CLIP is measured.
+    """
+    several = [own for own in gallery.references if len(own) > 1]
+    if not several:
+        return {}, 0
+    first = [own[0] for own in several]
+    found = gallery.statistics(first) if len(several) == len(gallery.references) else {}
+    found |= caption_statistics(first, [own[1:] for own in several])
+    # Its references hold the caption itself.
+    return {name: each for name, each in found.items() if not name.endswith("RefCLIPScore")}, len(several)
 
 
 def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) -> dict[str, tuple[float, Statistic]]:
@@ -229,22 +310,23 @@ def cell(found: Mapping[str, float], signed: bool = False) -> str:
 def main() -> None:
     """Caption, measure, compare, write."""
     (settings,) = parse_settings(Settings, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_logs("evaluate")
     for name in settings.java_metrics:
         check_java(name)  # better now than after the captioning
     output = Path(settings.output_dir)
     (output / "captions").mkdir(parents=True, exist_ok=True)
     judge = LanguageModel(settings.language_model) if settings.language_model else None
-    gallery, training = load_gallery(settings)
+    measured = prepare(settings)
+    gallery = measured.gallery
     images = len(gallery.references)
     values: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, np.ndarray]] = {}
-    systems = collect(settings, gallery)
+    systems = collect(settings, gallery, measured.captions)
     for system, captions in systems.items():
         write_coco_results(output / "captions" / f"{system}.json", gallery.dataset["image_id"][:], captions)
         statistics = gallery.statistics(captions)
-        if training:
-            statistics["novelty"] = mean_of(novel(captions, training))
+        if measured.training:
+            statistics["novelty"] = mean_of(novel(captions, measured.training))
         if judge is not None:
             statistics["perplexity"] = perplexity(*judge.surprise(captions, settings.batch_size))
         values[system] = {name: value_of(each, images) for name, each in statistics.items()}
@@ -254,21 +336,37 @@ def main() -> None:
     if "image" in gallery.dataset.column_names:
         write_sheet(output / "captions.html", systems, gallery)
     found = compare(values, drawn)
+    counts = dict.fromkeys(values, images)
+    statistics, counts[PEOPLE] = people(gallery)
+    if statistics:  # beside the systems, but not compared with them: its references are others
+        values[PEOPLE] = {name: value_of(each, counts[PEOPLE]) for name, each in statistics.items()}
+        found |= compare({PEOPLE: values[PEOPLE]}, {PEOPLE: resample(statistics, counts[PEOPLE], settings.resamples)})
     written = {
-        system: {name: int(value) if name in COUNTS else value for name, value in figures.items()}
+        system: {"images": counts[system]}
+        | {name: int(value) if name in COUNTS else value for name, value in figures.items()}
         for system, figures in values.items()
     }
     (output / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
     (output / "intervals.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    rows = {name: {system: of[name] for system, of in written.items()} for name in next(iter(written.values()))}
-    print(format_table(rows))
+    report(written, found, next(iter(systems)))
+    of_all = f" of {measured.total}" if images < measured.total else ""
+    print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
+
+
+def report(
+    metrics: Mapping[str, Mapping[str, float]], found: Mapping[str, Mapping[str, Mapping[str, float]]], first: str
+) -> None:
+    """Print the table, and how the other systems differ from the first."""
+    names = dict.fromkeys(name for of in metrics.values() for name in of)
+    print(format_table({name: {system: of[name] for system, of in metrics.items() if name in of} for name in names}))
+    if PEOPLE not in metrics:
+        print("There is no column of people: each image has a single caption, and no other to hold it against.")
     for pair, figures in found.items():
-        if pair.startswith(f"{next(iter(values))} - "):
+        if pair.startswith(f"{first} - "):
             decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}
             print(f"\n{pair}: 95 % intervals without 0 (all: intervals.json)")
             width = max(map(len, decided), default=0)
             print("\n".join(f"  {name:<{width}}  {cell(each, True)}" for name, each in decided.items()) or "  none")
-    print(f"{images} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
 
 
 if __name__ == "__main__":

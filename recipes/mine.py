@@ -5,15 +5,16 @@
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --mined mined --pool_neighbours 2       # training takes it all from there
 
-Leaves in OUT the embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and
-neighbours.html: images beside their neighbours. Killed and started again, it goes on where it was.
+The scorer is checked on the validation split, which recipes/train_clip.py does not train on. Leaves in OUT the
+embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html: images
+beside their neighbours. Killed and started again, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +24,23 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours
-from hf_distinct.data.scorer_check import ScorerCheck, check_scorer
+from hf_distinct.data.scorer_check import GALLERY, ScorerCheck, check_scorer
 from hf_distinct.data.settings import DatasetSettings
+from hf_distinct.logs import show_logs
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
-from hf_distinct.scorer import load_clip
+from hf_distinct.scorer import ClipScorer, load_clip
 
+SCORER = {"scorer": "scorer"}
+"""The setting that names the CLIP, and the shipped one that speaks of emoji scenes by default."""
+FEW = 4
+"""Fewer pictures tell nothing of a scorer."""
 STATISTICS, SHEET = "statistics.json", "neighbours.html"
 SHEET_ROWS = 24
 
@@ -43,11 +49,14 @@ SHEET_ROWS = 24
 class Settings(DatasetSettings):
     """Which pictures, under which CLIP, and what counts as a neighbour."""
 
-    train_size: int = field(default=4000, metadata={"help": "Emoji scenes."})
-    scenes_seed: int = field(default=0, metadata={"help": "Which emoji scenes."})
-    scorer: str = field(
-        default="scorer",
-        metadata={"help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name."},
+    train_size: int = field(default=4000, metadata={"help": "Number of emoji scenes."})
+    scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
+    scorer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one, for "
+            "emoji scenes only."
+        },
     )
     output_dir: str = field(default="outputs/mined", metadata={"help": "Where everything goes."})
     batch_size: int = field(default=64, metadata={"help": "Images embedded at a time."})
@@ -67,12 +76,62 @@ class Settings(DatasetSettings):
     )
     min_recall: float = field(default=0.95, metadata={"help": "Share of the true nearest that cells have to find."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        raise_problems(self.problems())
 
-def load_train(settings: Settings) -> Dataset:
-    """The pictures that training will see."""
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        yield from self.model_problems(SCORER)
+        if self.search == "exact":
+            yield from unused_settings(self, ("min_recall",), "with --search exact, which finds all")
+        for name, least in (("train_size", 1), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)} should be at least {least}."
+
+
+@dataclass(frozen=True)
+class Check:
+    """How well people's captions find their picture, and of which split.
+
+    Attributes:
+        found: the figures.
+        split: the one that was measured on.
+        seen: whether it is the one that a scorer is trained on, so that the figures flatter one that was.
+    """
+
+    found: ScorerCheck
+    split: str
+    seen: bool
+
+    @property
+    def where(self) -> str:
+        """What was measured on, in words."""
+        seen = ": too few others; a scorer that was trained on them is flattered" if self.seen else ""
+        return f"{self.found.gallery} pictures of the split {self.split}{seen}"
+
+
+def load_splits(settings: Settings) -> dict[str, Dataset]:
+    """The pictures that training will see, and others to check the scorer on."""
     if settings.drawn:
-        return emoji_scenes("train", settings.train_size, settings.scenes_seed)
-    return settings.load()["train"]
+        return {
+            "train": emoji_scenes("train", settings.train_size, settings.scenes_seed),
+            "validation": emoji_scenes("validation", GALLERY, settings.scenes_seed),
+        }
+    return dict(settings.load())
+
+
+def check(splits: dict[str, Dataset], scorer: ClipScorer, batch_size: int, num_workers: int) -> Check:
+    """Measure the scorer on a split that it has not been trained on, if there is one with enough pictures.
+
+    Raises:
+        ValueError: there are fewer than two pictures.
+    """
+    names = [name for name in ("validation", "test", "train") if name in splits]
+    chosen = next((name for name in names if len(set(splits[name]["image_id"])) >= FEW), "train")
+    some = splits[chosen].select(range(min(GALLERY, len(splits[chosen]))))
+    dataset, embeddings = embed_dataset(some, scorer, None, batch_size, False, num_workers)
+    return Check(check_scorer(embeddings, dataset["image_id"]), chosen, chosen == "train")
 
 
 def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:
@@ -95,7 +154,7 @@ def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:
     return rows
 
 
-def report(check: ScorerCheck, statistics: dict[str, Any]) -> str:
+def report(check: Check, statistics: dict[str, Any]) -> str:
     """What the screen and the sheet say."""
     search = statistics["search"]
     how = "exact" if search["kind"] == "exact" else f"in {search['probes']} of {search['cells']} cells"
@@ -104,7 +163,7 @@ def report(check: ScorerCheck, statistics: dict[str, Any]) -> str:
     table = format_table(statistics["similarity"]) if statistics["similarity"] else "no image has a neighbour"
     return "\n".join(
         [
-            f"R@1 of people's captions: {check.recall_at_1:.3f} among {check.gallery} pictures",
+            f"R@1 of people's captions: {check.found.recall_at_1:.3f} among {check.where}",
             f"{statistics['images']} images, search {how}{recall}; ranks {search['first_rank']} to "
             f"{statistics['ranks taken'][1]} taken, {statistics['images with fewer neighbours']} images have fewer",
             "images with candidates rejected: " + ", ".join(f"{k} {v:.1%}" for k, v in rejected.items()),
@@ -124,25 +183,31 @@ def main() -> None:
         min_recall=settings.min_recall,
     )  # fmt: skip
     process = PartialState(cpu=not torch.accelerator.is_available())
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hf_distinct").setLevel(logging.INFO if process.is_main_process else logging.ERROR)
+    show_logs(main_process=process.is_main_process)
     output = Path(settings.output_dir)
-    scorer = load_clip(settings.scorer).to(process.device)
+    name = settings.models(SCORER)["scorer"]
+    scorer = load_clip(name).to(process.device)
+    splits = load_splits(settings)
     dataset, embeddings = embed_dataset(
-        load_train(settings), scorer, output, settings.batch_size, settings.strict, settings.num_workers
+        splits["train"], scorer, output, settings.batch_size, settings.strict, settings.num_workers
     )
     if not process.is_main_process:
         return
-    check = check_scorer(embeddings, dataset["image_id"])
-    check.warn(settings.scorer)
+    checked = check(splits, scorer, settings.batch_size, settings.num_workers)
+    checked.found.warn(f"{settings.scorer or name} on the split {checked.split}")
     if process.num_processes > 1:  # launchers give each process one thread; the others are done
         faiss.omp_set_num_threads(os.cpu_count() or 1)
     found = find_neighbours(dataset, embeddings, mining)
     found.log_summary()
     found.save(output / FILE)
-    statistics = {"R@1 of people's captions": check.recall_at_1, "gallery": check.gallery, **found.statistics()}
+    statistics = {
+        "R@1 of people's captions": checked.found.recall_at_1,
+        "gallery": checked.found.gallery,
+        "split of the gallery": checked.split,
+        **found.statistics(),
+    }
     (output / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
-    summary = report(check, statistics)
+    summary = report(checked, statistics)
     write_neighbour_sheet(sheet_rows(dataset, found), output / SHEET, summary=summary)
     print(summary)
     print(f"\nembeddings, {FILE}, {STATISTICS}, {SHEET}: {os.path.relpath(output)}")

@@ -10,13 +10,13 @@ what changed. The token is that of HF_TOKEN, or of `hf auth login`.
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.hub import push_folder
+from hf_distinct.logs import show_logs
 from hf_distinct.scorer import shipped_or_named
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
         words[:2] = ["--output_dir", words[0], "--repo_id", words[1]]
     (settings,) = parse_settings(Settings, argv=words, description=__doc__)
-    logging.basicConfig(format="%(message)s")
+    show_logs()
     scorer = settings.include_scorer
     address = push_folder(
         settings.output_dir, settings.repo_id, repo_type=settings.repo_type, private=settings.private,

@@ -5,6 +5,7 @@
 
 With `hard_negatives` each caption also stands against a false or broken twin of itself, which teaches the model what a
 lie is. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)` too.
+It is saved after each evaluation. A loss, gradient or weight that is NaN or infinite ends the training unsaved.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -24,10 +26,12 @@ import open_clip.transform
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
 from hf_distinct.data.emoji_scenes import (
     CAPTION_STYLES,
     Scene,
@@ -36,13 +40,19 @@ from hf_distinct.data.emoji_scenes import (
     judge_caption,
     nouns,
 )
-from hf_distinct.data.images import to_rgb
+from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.negatives import KINDS, hard_negative
+from hf_distinct.data.prepared import readable
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.evaluation.retrieval import retrieval_metrics
-from hf_distinct.scorer import ClipScorer, encode_token_ids, save_open_clip
+from hf_distinct.finite import step_problems, weight_problems
+from hf_distinct.logs import show_logs
+from hf_distinct.scorer import ClipScorer, encode_token_ids, load_clip, save_open_clip
 
+VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+NEW_RATE, TUNING_RATE = 2e-3, 1e-5
+TRIES = 20
 logger = logging.getLogger("train_clip")
 
 
@@ -51,14 +61,17 @@ class Settings(DatasetSettings):
     """What to train, on what, for how long."""
 
     output_dir: str = field(default="outputs/clip", metadata={"help": "Where the model goes."})
-    model: str | None = field(default=None, metadata={"help": "Fine-tune this scorer instead of a new model."})
-    vision_cfg: str = field(
-        default='{"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}',
-        metadata={"help": "Image tower of a new model, JSON in open_clip's terms."},
+    model: str | None = field(
+        default=None, metadata={"help": "Fine-tune this CLIP (NAME:TAG, a folder, a shipped one); none: a new one."}
     )
-    spread_positions: bool = field(default=False, metadata={"help": "Heads of an attention pool start far apart."})
+    vision_cfg: str = field(
+        default=json.dumps(VISION), metadata={"help": "Image tower of a new model, JSON as open_clip's."}
+    )
+    spread_positions: bool = field(
+        default=False, metadata={"help": "Let the heads of an attention pool start at different places."}
+    )
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
-    train_size: int = field(default=60000, metadata={"help": "Scenes of the emoji world."})
+    train_size: int = field(default=60000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
         default="detailed",
         metadata={
@@ -67,9 +80,14 @@ class Settings(DatasetSettings):
         },
     )
     curriculum_steps: int = field(
-        default=0, metadata={"help": "First steps, on scenes of few nouns alone: relations show on few things sooner."}
+        default=0,
+        metadata={
+            "help": "Number of first steps on scenes of few nouns alone, on which relations are learned sooner."
+        },
     )
-    curriculum_nouns: int = field(default=10, metadata={"help": "How many nouns, the most frequent ones."})
+    curriculum_nouns: int = field(
+        default=10, metadata={"help": "Number of nouns in those steps, the most frequent ones."}
+    )
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
     negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
     kind_weights: list[float] = field(
@@ -77,14 +95,53 @@ class Settings(DatasetSettings):
         metadata={"help": f"How often each kind of negative is drawn: {', '.join(KINDS)}."},
     )
     drill: float = field(
-        default=0.5, metadata={"help": "Share of the images whose caption is chosen for the negative that is due."}
+        default=0.5,
+        metadata={"help": "Fraction of images whose caption is chosen to fit the scheduled kind of hard negative."},
     )
     max_steps: int = field(default=1200, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=128, metadata={"help": "Images a step."})
-    lr: float = field(default=2e-3, metadata={"help": "Peak learning rate (linear warm-up, cosine decay)."})
+    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    lr: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Peak learning rate (linear warm-up, cosine decay); none: {NEW_RATE} for a new model, "
+            f"{TUNING_RATE} for --model."
+        },
+    )
     weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
     eval_steps: int = field(default=300, metadata={"help": "Steps between evaluations."})
-    seed: int = field(default=0, metadata={"help": "Decides weights, data order and, for emoji scenes, the data."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and, for emoji scenes, the data."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        raise_problems(self.problems())
+        if self.lr is None:
+            self.lr = NEW_RATE if self.model is None else TUNING_RATE
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        if self.model is not None:
+            yield from unused_settings(self, ("vision_cfg", "embed_dim"), "with --model: it is of a new model")
+        if not self.hard_negatives:
+            parts = ("negative_weight", "kind_weights", "drill")
+            yield from unused_settings(self, parts, "without --hard_negatives")
+        if not self.curriculum_steps:
+            yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
+        if self.curriculum_steps > self.max_steps:
+            yield f"curriculum_steps={self.curriculum_steps} should be at most max_steps={self.max_steps}."
+        if len(self.kind_weights) != len(KINDS) or min(self.kind_weights) < 0 or not any(self.kind_weights):
+            yield (
+                f"kind_weights should be {len(KINDS)} numbers, none negative and not all 0, for {', '.join(KINDS)}; "
+                f"found {self.kind_weights}."
+            )
+        if not 0 <= self.drill <= 1:
+            yield f"drill={self.drill} should be a fraction from 0 to 1."
+        for name in ("train_size", "embed_dim", "curriculum_nouns", "max_steps", "eval_steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} should be at least 1."
+        if self.batch_size < 2:
+            yield f"batch_size={self.batch_size} should be at least 2: images are told from each other."
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            yield f"lr={self.lr} should be a positive number."
 
 
 class CaptionedImages(torch.utils.data.Dataset):
@@ -101,10 +158,26 @@ class CaptionedImages(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
-        row = self.dataset[index]
         rng = random.Random(int(torch.randint(2**62, ()).item()))
+        row, image = self.readable(index, rng)
         caption, negative = self.draw(row, rng) if self.settings.hard_negatives else (rng.choice(row["captions"]), "")
-        return self.transform(to_rgb(row["image"])), caption, negative
+        return self.transform(image), caption, negative
+
+    def readable(self, index: int, rng: random.Random) -> tuple[dict[str, Any], Image.Image]:
+        """A row and its picture; where that cannot be decoded, those of another row.
+
+        Raises:
+            ValueError: none of `TRIES` pictures can be decoded.
+        """
+        for _ in range(TRIES):
+            row = self.dataset[index]
+            try:
+                return row, decode_image(row["image"])
+            except ImageError as error:
+                reason = f"image {row['image_id']!r} cannot be trained on: {error}"
+                logger.warning("%s. Another one takes its place.", reason)
+                index = rng.randrange(len(self.dataset))
+        raise ValueError(f"{TRIES} pictures one after the other cannot be decoded, the last one is {reason}")
 
     def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
         """One of the row's captions and a negative of it, empty if it offers none."""
@@ -137,9 +210,9 @@ def new_model(settings: Settings, captions: list[str]) -> tuple[Any, dict, dict,
     model = open_clip.CLIP(**model_cfg)
     preprocess = open_clip.transform.PreprocessCfg(size=vision["image_size"], mean=(0.5,) * 3, std=(0.25,) * 3)
     transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
-    folder = Path(settings.output_dir)
-    tokenizer.save_pretrained(folder)
-    tokenize = open_clip.tokenizer.HFTokenizer(str(folder), context_length=24)
+    with TemporaryDirectory() as folder:  # output_dir may hold a good model until this one is saved
+        tokenizer.save_pretrained(folder)
+        tokenize = open_clip.tokenizer.HFTokenizer(folder, context_length=24)
     keep = ("size", "mean", "std", "interpolation", "resize_mode")
     return model, model_cfg, {k: getattr(preprocess, k) for k in keep}, transform, tokenize
 
@@ -149,19 +222,23 @@ def tell_places_apart(model: Any, scale: float = 10.0) -> None:
 
     At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
     after a long plateau, if at all.
+
+    Raises:
+        ValueError: the image tower has no attention pool.
     """
-    for name, parameter in model.visual.named_parameters():
-        if name.endswith(("attnpool.positional_embedding", "pool.pos_embed")):
-            parameter.data.mul_(scale)
+    ends = ("attnpool.positional_embedding", "pool.pos_embed")
+    found = [parameter for name, parameter in model.visual.named_parameters() if name.endswith(ends)]
+    if not found:
+        raise ValueError("--spread_positions has no effect on an image tower without an attention pool: leave it out.")
+    for parameter in found:
+        parameter.data.mul_(scale)
 
 
 def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]:
-    """A trained CLIP to go on from, with its tokenizer's files copied where the result will lie."""
+    """A trained CLIP to go on from."""
     assert settings.model is not None
-    scorer = ClipScorer(settings.model)
+    scorer = load_clip(settings.model)
     model = scorer.model.requires_grad_(True)
-    if hasattr(scorer.tokenizer, "save_pretrained"):
-        scorer.tokenizer.save_pretrained(settings.output_dir)
     keep = ("size", "mean", "std", "interpolation", "resize_mode")
     preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in keep}
     return model, scorer.model_cfg, preprocess_cfg, scorer.transform, scorer.tokenizer
@@ -201,7 +278,7 @@ def evaluate(model: Any, dataset: Dataset, transform: Callable, tokenize: Callab
     images = torch.cat(
         [
             F.normalize(
-                model.encode_image(torch.stack([transform(to_rgb(r["image"])) for r in part]).to(device)), dim=-1
+                model.encode_image(torch.stack([transform(decode_image(r["image"])) for r in part]).to(device)), dim=-1
             )
             for part in (rows[i : i + 100] for i in range(0, len(rows), 100))
         ]
@@ -248,19 +325,41 @@ def batches(train: Dataset, transform: Callable, settings: Settings) -> Iterator
                 step += 1
 
 
+def load_data(settings: Settings) -> tuple[Dataset, Dataset]:
+    """What to train on, and what to measure on; pictures are decoded when they are needed."""
+    if settings.drawn:
+        shares = CAPTION_STYLES[settings.caption_style]
+        train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, shares)
+        return train, emoji_scenes("validation", 1000, 100 + settings.seed)
+    splits = settings.load().cast_column("image", ImageFeature(decode=False))
+    train, validation = splits["train"], splits["validation"]
+    validation = validation.select(range(min(1000, len(validation))))
+    return train, readable(validation, "the validation split", settings.strict)
+
+
+def refuse(problems: Iterable[str], step: int, settings: Settings) -> None:
+    """Raise a ValueError for the first problem that would spoil the model."""
+    for problem in problems:
+        raise ValueError(
+            f"Step {step}: {problem} The training has diverged and ends here, and this model is not saved. Lower --lr "
+            f"(now {settings.lr:g}); {settings.output_dir} has what was saved before, if anything was."
+        )
+
+
+def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preprocess_cfg: dict) -> None:
+    """Write all that open_clip loads."""
+    save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
+    if hasattr(tokenize, "save_pretrained"):
+        tokenize.save_pretrained(settings.output_dir)
+
+
 def main() -> None:
     """Train and save."""
     (settings,) = parse_settings(Settings, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_logs("train_clip")
     torch.manual_seed(settings.seed)
-    if settings.drawn:
-        train = emoji_scenes(
-            "train", settings.train_size, 100 + settings.seed, 8, CAPTION_STYLES[settings.caption_style]
-        )
-        validation = emoji_scenes("validation", 1000, 100 + settings.seed)
-    else:
-        splits = settings.load()
-        train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
+    assert settings.lr is not None
+    train, validation = load_data(settings)
     if settings.model is None:
         captions = [caption for row in train["captions"] for caption in row]
         model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
@@ -291,6 +390,7 @@ def main() -> None:
         loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        refuse(step_problems(loss, model), step, settings)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -302,7 +402,8 @@ def main() -> None:
         if step % settings.eval_steps == 0 or step == settings.max_steps:
             metrics = evaluate(model, validation, transform, tokenize)
             logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
+            refuse(weight_problems(model, torch.float16), step, settings)  # in which they are saved
+            save(model, tokenize, settings, model_cfg, preprocess_cfg)
     report = {"steps": step, "logit_scale": model.logit_scale.exp().item(), **metrics}
     (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     ClipScorer(settings.output_dir)  # it loads as others will load it

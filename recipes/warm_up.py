@@ -10,32 +10,37 @@ The result is a VisionEncoderDecoderModel of stock transformers classes with its
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from datasets import Dataset
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
-    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTImageProcessor,
     set_seed,
 )
 
-from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
-from hf_distinct.guidance import drop_images
+from hf_distinct.logs import show_logs
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
-from hf_distinct.rollout import caption_logits, write_captions
+from hf_distinct.rollout import rollout_config
+from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
+from hf_distinct.teacher_forcing import TeacherForcing
+
+logger = logging.getLogger("warm_up")
 
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
 SMALL_ENCODER = {
@@ -54,18 +59,36 @@ SMALL_ENCODER = {
 }
 
 
+SMALL_DECODER = {"n_embd": 128, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+POSITIONS = 32  # of a new decoder, which has more where captions are longer
+IMAGE_SIZE = 64
+NEW_RATE, PRETRAINED_RATE = 1.5e-3, 5e-5
+VALIDATION_PICTURES = 1000
+
+
 @dataclass
 class Settings(DatasetSettings):
-    """Which model, on what."""
+    """Which model, on what.
 
-    encoder: str | None = field(default=None, metadata={"help": "Published image encoder; none: a small new one."})
-    decoder: str | None = field(default=None, metadata={"help": "Published language model; none: a small new one."})
-    encoder_config: str = field(
-        default=json.dumps(SMALL_ENCODER), metadata={"help": "A new encoder, as JSON of its transformers config."}
+    Raises:
+        ValueError: settings that cannot act together.
+    """
+
+    encoder: str | None = field(
+        default=None, metadata={"help": "Published image encoder (a Hub id or a folder); none: a small new one."}
     )
-    decoder_layers: int = field(default=2, metadata={"help": "Layers of a new GPT-2 decoder, 128 wide."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Go on from this captioner."})
-    train_size: int = field(default=40000, metadata={"help": "Scenes of the emoji world."})
+    decoder: str | None = field(
+        default=None, metadata={"help": "Published language model (a Hub id or a folder); none: a small new one."}
+    )
+    encoder_config: str = field(
+        default=json.dumps(SMALL_ENCODER), metadata={"help": "The new encoder, as JSON of its transformers config."}
+    )
+    decoder_layers: int = field(default=2, metadata={"help": "Layers of the new decoder, a GPT-2 of width 128."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Continue training this captioner."})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train the decoder only; the encoder's dropout and batch statistics rest."}
+    )
+    train_size: int = field(default=40000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
         default="people",
         metadata={
@@ -76,9 +99,39 @@ class Settings(DatasetSettings):
     captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
     drop_images: float = field(
         default=0.0,
-        metadata={"help": "Share of captions that learn to be written without their picture, as guidance needs; 0.5."},
+        metadata={"help": "Fraction of captions trained without their picture, which guidance needs (0.5)."},
     )
-    max_caption_length: int = field(default=24, metadata={"help": "Tokens, end token included."})
+    max_caption_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of a caption, end token included; none: 24, or the captioner's own number."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        raise_problems(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        if self.model_name_or_path is not None:
+            parts = ("encoder", "decoder", "encoder_config", "decoder_layers")
+            yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")
+        else:
+            if self.encoder is not None:
+                yield from unused_settings(self, ("encoder_config",), "with --encoder: it is of a new encoder")
+            if self.decoder is not None:
+                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it is of a new decoder")
+        if not 0 <= self.drop_images < 1:
+            yield f"drop_images={self.drop_images} should be a fraction from 0 to less than 1."
+        for name, least in (("train_size", 1), ("captions_per_image", 1), ("decoder_layers", 1)):
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)} should be at least {least}."
+        if self.max_caption_length is not None and self.max_caption_length < 2:
+            yield f"max_caption_length={self.max_caption_length} should be at least 2: one token and the end token."
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether any part of the captioner has been trained before."""
+        return not self.encoder is self.decoder is self.model_name_or_path is None
 
 
 @dataclass
@@ -86,124 +139,148 @@ class Training(Seq2SeqTrainingArguments):
     """Seq2SeqTrainingArguments with defaults that suit the small captioner."""
 
     output_dir: str = field(default="outputs/captioner", metadata={"help": "Where the captioner goes."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and process."})
-    learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule."})
-    warmup_steps: int = field(default=100, metadata={"help": "Linear warm-up."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and process."})
+    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Images captioned at a time."})
+    learning_rate: float | None = field(  # type: ignore[assignment]  # settled before anything reads it
+        default=None,
+        metadata={
+            "help": f"Peak learning rate; none: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
+            "pretrained parts."
+        },
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear learning rate warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     max_steps: int = field(default=2500, metadata={"help": "Optimiser steps."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
-    save_strategy: str = field(default="no", metadata={"help": "Checkpoints on the way."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
     report_to: list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads every column."})
 
 
-class TeacherForcing(Seq2SeqTrainer):
-    """Cross-entropy on several captions an image, the image encoded once, and dropped for a share of them."""
-
-    drop_images = 0.0
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean negative log-likelihood of the captions' tokens."""
-        labels = inputs["labels"]
-        hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
-        if self.drop_images:
-            hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.drop_images)
-        # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
-        # captioner would learn to leave out every other word (huggingface/transformers#40111).
-        logits = caption_logits(model, hidden, labels.flatten(0, 1))
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
-    """Captioner, tokenizer, image processor."""
+    """Captioner, tokenizer, image processor; the captions give a new decoder its vocabulary.
+
+    Raises:
+        OSError, ValueError: a part cannot be loaded, or the two do not fit together.
+    """
     model: Any
     if settings.model_name_or_path is not None:
         source = settings.model_name_or_path
         model = VisionEncoderDecoderModel.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return model, tokenizer, load_image_processor(source)
-    if settings.decoder is not None:
-        tokenizer = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        image_processor = load_image_processor(source)
     else:
-        tokenizer = build_word_tokenizer(captions, max_length=settings.max_caption_length)
-    if settings.encoder is not None and settings.decoder is not None:
-        model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(settings.encoder, settings.decoder)
-        image_processor = load_image_processor(settings.encoder)
-    else:
-        encoder = json.loads(settings.encoder_config)
-        decoder = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=32,
-            n_embd=128,
-            n_layer=settings.decoder_layers,
-            n_head=4,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            add_cross_attention=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-            AutoConfig.for_model(encoder.pop("model_type"), **encoder), decoder
-        )
-        model = VisionEncoderDecoderModel(config)
-        image_processor = ViTImageProcessor(
-            size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.25] * 3
-        )
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    for part in (model.config, model.generation_config):
-        part.decoder_start_token_id, part.bos_token_id = start, start
-        part.eos_token_id, part.pad_token_id = end, tokenizer.pad_token_id
-    model.generation_config.max_length = settings.max_caption_length + 1  # the start token counts
+        encoder, image_processor = build_encoder(settings)
+        decoder, tokenizer = build_decoder(settings, captions)
+        model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(encoder_model=encoder, decoder_model=decoder)
+        set_special_tokens(model, tokenizer)
+    if settings.model_name_or_path is None or settings.max_caption_length is not None:
+        length = (settings.max_caption_length or 24) + 1  # the start token counts
+        # transformers takes 20 for "nobody said anything", and would let captions grow to 256 tokens.
+        model.generation_config.max_length = 21 if length == 20 else length
+        model.generation_config.max_new_tokens = None
+    if settings.freeze_encoder:
+        model.encoder.requires_grad_(False)
     return model, tokenizer, image_processor
 
 
-def main() -> None:
-    """Train and save."""
-    settings, training = parse_settings(Settings, Training, description=__doc__)
-    if not 0 <= settings.drop_images < 1:
-        raise ValueError(f"drop_images={settings.drop_images} must be a share, 0 or more and less than 1")
-    set_seed(training.seed)
+def build_encoder(settings: Settings) -> tuple[Any, Any]:
+    """Image encoder and image processor."""
+    if settings.encoder is not None:
+        return AutoModel.from_pretrained(settings.encoder, trust_remote_code=False), load_image_processor(
+            settings.encoder
+        )
+    config = json.loads(settings.encoder_config)
+    size = config.get("image_size", IMAGE_SIZE)
+    height, width = size if isinstance(size, list) else (size, size)
+    processor = ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    )
+    return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)), processor
+
+
+def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
+    """Language model with cross-attention, and its tokenizer."""
+    length = settings.max_caption_length or 24
+    if settings.decoder is not None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
+        complete_special_tokens(tokenizer)
+        return load_decoder(settings.decoder), tokenizer
+    tokenizer = build_word_tokenizer(captions, max_length=length)
+    config = GPT2Config(
+        **SMALL_DECODER, vocab_size=len(tokenizer), n_positions=max(POSITIONS, length),
+        n_layer=settings.decoder_layers, is_decoder=True, add_cross_attention=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config), tokenizer
+
+
+def load_decoder(source: str) -> Any:
+    """A published language model, with cross-attention that has yet to learn.
+
+    Raises:
+        ValueError: transformers has no such model with cross-attention.
+    """
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config.is_decoder = config.add_cross_attention = True
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, config=config, trust_remote_code=False)
+    except ValueError as error:
+        reason = str(error).split("\n")[0].split(". ")[0][:200]
+        raise ValueError(
+            f"--decoder {source} cannot be loaded as a causal language model (its type is {config.model_type!r}): "
+            f"{reason}. GPT-2, BERT, RoBERTa and BART can caption pictures."
+        ) from error
+
+
+def load_data(settings: Settings, seed: int) -> tuple[Dataset, Dataset]:
+    """What is trained on, and what captions are measured on."""
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
-        train = emoji_scenes("train", settings.train_size, 50 + training.seed, shares=shares)
-        validation = emoji_scenes("validation", 1000, 50 + training.seed)
-    else:
-        splits = settings.load()
-        train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
+        train = emoji_scenes("train", settings.train_size, 50 + seed, shares=shares)
+        return train, emoji_scenes("validation", VALIDATION_PICTURES, 50 + seed)
+    splits = settings.load()
+    validation = splits["validation"]
+    return splits["train"], validation.select(range(min(VALIDATION_PICTURES, len(validation))))
+
+
+def main() -> None:
+    """Train, save, measure."""
+    settings, training = parse_settings(Settings, Training, description=__doc__)
+    show_logs("warm_up", main_process=training.process_index == 0)
+    set_seed(training.seed)
+    if training.learning_rate is None:
+        training.learning_rate = PRETRAINED_RATE if settings.pretrained else NEW_RATE
+    train, validation = load_data(settings, training.seed)
     captions = [caption for row in train["captions"] for caption in row]
     model, tokenizer, image_processor = build_captioner(settings, captions)
-    collator = CaptionCollator(
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        embeddings=None,
-        image_ids=train["image_id"],
-        captions_per_image=settings.captions_per_image,
-        max_length=settings.max_caption_length,
-    )
     trainer = TeacherForcing(
-        model=model, args=training, train_dataset=train, data_collator=collator, processing_class=tokenizer
+        model,
+        training,
+        train_dataset=train,
+        gallery=Gallery(validation, {}),
+        processing_class=tokenizer,
+        image_processor=image_processor,
+        captions_per_image=settings.captions_per_image,
+        max_length=settings.max_caption_length or rollout_config(model).max_new_tokens,
+        dropped_images=settings.drop_images,
     )
-    trainer.drop_images = settings.drop_images
-    trainer.train()
+    trainer.train(training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
+    output = Path(training.output_dir)
     if trainer.is_world_process_zero():
-        save_tokenizer(tokenizer, training.output_dir)
-        image_processor.save_pretrained(training.output_dir)
-        log = Path(training.output_dir) / "training_log.json"
-        log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
-        gallery = Gallery(validation, {})
-        captions = write_captions(model.eval(), tokenizer, image_processor, gallery.dataset, batch_size=50)
-        metrics = {"steps": trainer.state.global_step, **gallery.measure(list(map(str, captions)))}
-        (Path(training.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        save_tokenizer(tokenizer, output)
+        image_processor.save_pretrained(output)
+        (output / "training_log.json").write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        found = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+        found = {"steps": trainer.state.global_step, **found}
+        (output / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+        for told in [*trainer.alarms.told, *trainer.last_alarms(metrics)]:
+            print(told)
+        print(f"captioner, metrics.json: {training.output_dir}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
+
+from transformers.utils import logging
 
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import read_json, take, take_id
 from hf_distinct.data.texts import is_missing
+
+logger = logging.get_logger(__name__)
 
 
 def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
@@ -36,6 +43,57 @@ def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
         found[image_id] = _caption(row, image_id, where, skips) or ""
     skips.warn()
     return found
+
+
+def match_image_ids(captions: Mapping[str, str], image_ids: Sequence[str], source: str) -> dict[str, str]:
+    """Bring captions under the image ids of a test set, which may write them otherwise.
+
+    An id that the test set does not have may be the name of a picture's file: `COCO_val2014_000000000042.jpg` and
+    `val2014/000000000042.jpg` are image 42, `1000268201_693b08cb0e` is `1000268201_693b08cb0e.jpg`.
+
+    Args:
+        captions: One of each image, by id.
+        image_ids: Those of the test set.
+        source: Where the captions are from, for messages.
+
+    Returns:
+        The captions of images of the test set, by its ids. Those of other images are left out, with a warning that
+        names some.
+
+    Raises:
+        ValueError: Not one image is of the test set, or two captions are of the same.
+    """
+    known, keys = set(image_ids), Counter(map(_key, image_ids))
+    by_key = {_key(image_id): image_id for image_id in image_ids if keys[_key(image_id)] == 1}
+    found: dict[str, str] = {}
+    unknown = []
+    given: dict[str, str] = {}
+    for own_id, caption in captions.items():
+        image_id = own_id if own_id in known else by_key.get(_key(own_id))
+        if image_id is None:
+            unknown.append(own_id)
+        elif image_id in found:
+            raise ValueError(f"{source}: {given[image_id]} and {own_id} are both image {image_id}; give one caption.")
+        else:
+            found[image_id], given[image_id] = caption, own_id
+    some = f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
+    if not found:
+        raise ValueError(
+            f"{source}: none of its {len(unknown)} images is among the {len(known)} of the test set: its image ids "
+            f"are {some}, those of the test set {', '.join(image_ids[:3])}, ..."
+        )
+    if unknown:
+        logger.warning(
+            f"{source}: {len(unknown)} captions of images that are not in the test set are left out: {some}"
+        )
+    return found
+
+
+def _key(image_id: str) -> str:
+    """What an id has in common with the names of the picture's file."""
+    stem = re.sub(r"\.[A-Za-z]\w{2,3}$", "", PurePosixPath(image_id.replace("\\", "/")).name)
+    number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)", stem)
+    return number[1] if number else stem
 
 
 def read_coco_references(json_path: str | os.PathLike[str]) -> dict[str, list[str]]:

@@ -6,14 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
+from ..data.images import decode_image
 from .picture import embedded_image
 
 PICTURE_SIZE = 256
 """Longer side of a picture that the file holds, in pixels."""
+THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 200, 70
+"""The same of the small copy of a file, and its quality as a JPEG."""
 
 _STYLE = """
 body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff; margin: 2em auto;
@@ -30,44 +32,51 @@ Said = str | Sequence[str] | Mapping[str, str]
 
 
 def write_caption_sheet(
-    rows: Sequence[tuple[str | Image.Image, Said]], path: str | os.PathLike[str], title: str = "Captions"
+    rows: Sequence[tuple[Path | Image.Image, Said]],
+    path: str | os.PathLike[str],
+    title: str = "Captions",
+    root: str | os.PathLike[str] = "",
+    remark: str = "",
 ) -> None:
-    """Write one HTML file.
+    """Write one HTML file, which holds its pictures and so can be moved, sent and opened anywhere.
 
     Args:
-        rows: for each picture its path, relative to the folder of ``path``, which the file links to and thus stays
-            small however many they are; or the picture itself, which the file then holds. And what is said of it: a
-            caption, several, or one by each speaker.
+        rows: each picture and what is said of it: a caption, several, or one by each speaker. Of a picture that is
+            given by its file, the sheet holds a small copy (about 5 KB) and the name.
         path: the file to write.
         title: the heading.
+        root: the folder that names of files are relative to.
+        remark: a sentence below the heading.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or a file cannot be decoded.
     """
     if not rows:
         raise ValueError("a sheet of captions needs at least one picture.")
-    figures = "\n".join(_figure(*row) for row in rows)
+    figures = "\n".join(_figure(picture, said, Path(root)) for picture, said in rows)
+    below = f"<p>{escape(remark)}</p>\n" if remark else ""
     # surrogateescape: a file's name need not be UTF-8.
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"<main>\n{figures}\n</main>\n</body>\n</html>\n",
+        f"{below}<main>\n{figures}\n</main>\n</body>\n</html>\n",
         encoding="utf-8",
         errors="surrogateescape",
     )
 
 
-def _figure(picture: str | Image.Image, said: Said) -> str:
+def _figure(picture: Path | Image.Image, said: Said, root: Path) -> str:
     if isinstance(said, Mapping):
         captions = list(said.values())
         texts = [f"<p><small>{escape(who)}</small><br>{escape(text)}</p>" for who, text in said.items()]
     else:
         captions = [said] if isinstance(said, str) else list(said)
         texts = [f"<p>{escape(each)}</p>" for each in captions]
-    if isinstance(picture, str):
-        source = quote(os.fsencode(picture.replace(os.sep, "/")))
-        image = f'<img loading="lazy" alt="{escape(captions[0])}" src="{escape(source)}">'
-        texts.append(f"<small>{escape(picture)}</small>")
+    if isinstance(picture, Path):
+        name = picture.relative_to(root) if picture.is_relative_to(root) else picture
+        texts.append(f"<small>{escape(name.as_posix())}</small>")
+        decoded = decode_image({"path": str(picture), "bytes": None})
+        image = embedded_image(decoded, THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
     else:
         image = embedded_image(picture, PICTURE_SIZE, captions[0])
     return f"<figure>{image}<figcaption>{''.join(texts)}</figcaption></figure>"

@@ -28,13 +28,14 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
     return image.resize(target, Image.Resampling.LANCZOS)
 
 
-def embedded_image(image: Image.Image, size: int, description: str) -> str:
-    """Return an HTML image of `size` pixels on its longer side, with its data in it."""
+def embedded_image(image: Image.Image, size: int, description: str, quality: int | None = None) -> str:
+    """Return an HTML image of `size` pixels on its longer side, with its data in it: exact, or JPEG of a `quality`."""
     fitted = fit_image(image, size)
     buffer = BytesIO()
-    fitted.save(buffer, format="PNG", optimize=True)
+    kind = "png" if quality is None else "jpeg"
+    fitted.save(buffer, format=kind, optimize=True, **({} if quality is None else {"quality": quality}))
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
         f'<img width="{fitted.width}" height="{fitted.height}" alt="{escape(description)}" '
-        f'src="data:image/png;base64,{data}">'
+        f'src="data:image/{kind};base64,{data}">'
     )

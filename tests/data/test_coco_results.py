@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from hf_distinct.data.coco_results import read_coco_references, read_coco_results, write_coco_results
+from hf_distinct.data.coco_results import (
+    match_image_ids,
+    read_coco_references,
+    read_coco_results,
+    write_coco_results,
+)
 
 
 def test_there_and_back(tmp_path):
@@ -53,3 +58,37 @@ def test_missing_captions_are_counted_and_named(tmp_path, caplog):
     (tmp_path / "references.json").write_text(json.dumps({"annotations": rows[:2]}))
     with pytest.raises(ValueError, match="there are no annotations with a caption"):
         read_coco_references(tmp_path / "references.json")
+
+
+IMAGE_IDS = ["1", "42", "1000268201_693b08cb0e.jpg", "a/7.png", "b/7.png"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("42", "42"),
+        ("COCO_val2014_000000000042.jpg", "42"),
+        ("val2014/COCO_val2014_000000000042.jpg", "42"),
+        ("000000000042.jpg", "42"),
+        ("000042", "42"),
+        ("1000268201_693b08cb0e", "1000268201_693b08cb0e.jpg"),
+        ("C:\\flickr\\1000268201_693b08cb0e.jpg", "1000268201_693b08cb0e.jpg"),
+        ("b/7.png", "b/7.png"),
+    ],
+)
+def test_an_image_is_known_by_its_id_however_it_is_written(written, meant):
+    assert match_image_ids({written: "a dog"}, IMAGE_IDS, "ours.json") == {meant: "a dog"}
+
+
+def test_captions_of_other_images_are_named(caplog):
+    captions = {"1": "a dog", "5": "b", "7.png": "which of the two", "420": "c", "x_42": "d"}
+    with caplog.at_level("WARNING", "hf_distinct"):
+        assert match_image_ids(captions, IMAGE_IDS, "ours.json") == {"1": "a dog"}
+    assert "4 captions of images that are not in the test set are left out: 5, 7.png, 420, ..." in caplog.text
+
+
+def test_captions_that_cannot_be_matched_are_an_error():
+    with pytest.raises(ValueError, match=r"ours.json: none of its 2 images is among the 5 .* ids are 5, 6, those of"):
+        match_image_ids({"5": "a", "6": "b"}, IMAGE_IDS, "ours.json")
+    with pytest.raises(ValueError, match=r"ours.json: 42 and 0042.jpg are both image 42"):
+        match_image_ids({"42": "a", "0042.jpg": "b"}, IMAGE_IDS, "ours.json")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import forked
 import pytest
@@ -13,24 +16,41 @@ from PIL import Image
 
 from hf_distinct import emoji_scenes
 from hf_distinct.data.coco_results import read_coco_results
+from hf_distinct.recorded_run import RecordedRun
+from hf_distinct.scorer import shipped
 
 PLANS = sorted((forked.RECIPES / "configs").glob("ablation*.yaml"))
 run = partial(forked.run, "ablation.py")
 
 
-def write_report(folder: Path, judge: float, cider: float) -> None:
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation", forked.RECIPES / "ablation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_report(run: RecordedRun, judge: float, cider: float) -> None:
+    run.folder.mkdir(parents=True)
     after = {"judge/t2i_R@1": judge, "CIDEr-D": cider}
     report = {"before": {"judge/t2i_R@1": 0.25, "CIDEr-D": 3.0}, "after": after, "people": {"judge/t2i_R@1": 0.2}}
-    (folder / "metrics.json").write_text(json.dumps(report))
+    (run.folder / "metrics.json").write_text(json.dumps(report))
+    said = {"image_id": {"": ["1"], "twins/": ["2"]}, **{when: {"": ["a"], "twins/": ["b"]} for when in report}}
+    (run.folder / "captions.json").write_text(json.dumps(said))
+    run.finish(run.made_by())
 
 
-def test_rows_are_averaged_over_seeds_and_finished_runs_are_not_repeated(tmp_path: Path) -> None:
+def test_rows_are_averaged_over_seeds_and_finished_runs_are_not_repeated(recipe: ModuleType, tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text("others:\n  CLIP: {wtf_weight: 0}\nours:\n  full method: {}\n")
-    for row, values in {"full_method": [(0.5, 1), (0.7, 3)], "CLIP": [(0.9, 1), (0.9, 1)]}.items():
+    ablation = recipe.Ablation(recipe.Settings(str(plan), str(out), seeds=[0, 1]))
+    for row, values in {"full method": [(0.5, 1), (0.7, 3)], "CLIP": [(0.9, 1), (0.9, 1)]}.items():
         for seed, (judge, cider) in enumerate(values):
-            write_report(out / row / f"seed{seed}", judge, cider)
+            write_report(ablation.trainings[row, seed], judge, cider)
     done = run(plan, "--output_dir", out, "--seeds", 0, 1)
     table = (out / "ablation.md").read_text()
     assert done.stdout.startswith(table)
@@ -43,6 +63,14 @@ def test_rows_are_averaged_over_seeds_and_finished_runs_are_not_repeated(tmp_pat
     assert found["full method"] == {"kind": "ours", "figures": {"judge/t2i_R@1": [0.5, 0.7], "CIDEr-D": [1, 3]}}
     assert found["CLIP"]["kind"] == "trained"
     assert Image.open(out / "frontier.png").width > 600 and "full method" in (out / "frontier.svg").read_text()
+
+    # What was made by anything else is not reported: here, of the rows that are not run again.
+    others = recipe.Ablation(recipe.Settings(str(plan), str(out), seeds=[0, 1], split="validation"))
+    assert others.systems() == []
+    plan.write_text("others:\n  CLIP: {wtf_weight: 0.5}\nours:\n  full method: {}\n")
+    assert {each.name for each in recipe.Ablation(ablation.settings).systems()} == {
+        "people", "teacher forcing", "full method"
+    }  # fmt: skip
 
 
 def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_path: Path) -> None:
@@ -82,17 +110,36 @@ def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_pat
         assert list(read_coco_results(file).values()) == said["before"][""]
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(recipe: ModuleType, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
-    plan.write_text("ours:\n  full method: {}\n")
-    assert (
-        "no row 'half a method'" in run(plan, "--output_dir", tmp_path, "--only", "half a method", fails=True).stderr
-    )
-    plan.write_text("full method: {}\n")
-    assert "'full method' is none of base, settings" in run(plan, "--output_dir", tmp_path, fails=True).stderr
+    for text, settings, told in [
+        ("ours:\n  full method: {}\n", {"only": ["half a method"]}, "no row 'half a method'"),
+        ("full method: {}\n", {}, "'full method' is none of base, settings"),
+        ("ours:\n  a: {}\nothers:\n  a: {}\n", {}, "the row 'a' is among others and among ours"),
+        ("ours:\n  a b: {}\n  a_b: {}\n", {}, "the rows 'a b' and 'a_b' would share a folder"),
+        ("settings: {dataset: pictures}\n", {}, "settings name no model_name_or_path"),
+        ("", {"seeds": [1, 1]}, "seeds should be different numbers"),
+        ("", {"jobs": 0}, "jobs=0 should be at least 1"),
+    ]:
+        plan.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            recipe.Ablation(recipe.Settings(str(plan), str(tmp_path / "out"), **settings))
     plan.write_text("ours:\n  full method: {no_such_setting: 1}\n")
     error = run(plan, "--output_dir", tmp_path / "out", "--seeds", 0, fails=True).stderr
     assert "full method, seed 0: train.py ended with status" in error and "log.txt tells why" in error
+
+
+def test_all_begin_with_the_captioner_that_the_plan_names(recipe: ModuleType, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    sections = {"decoding": {"guidance": [2]}, "dropped_pictures": {"max_steps": 1}, "ours": {"row": {}}}
+    for captioner in ("somebody/captioner", None):
+        settings = {} if captioner is None else {"model_name_or_path": captioner}
+        plan.write_text(yaml.safe_dump({"settings": settings, **sections}))
+        ablation = recipe.Ablation(recipe.Settings(str(plan), str(tmp_path)))
+        expected = captioner or shipped("captioner")
+        assert ablation.drops[0].settings["model_name_or_path"] == expected
+        assert ablation.decodings[0, "captioner", ""].settings["model"] == expected
+        assert ablation.decodings[0, "dropped", ""].settings["model"] == str(ablation.drops[0].folder)
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)

@@ -26,4 +26,11 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     assert [line["file_name"] for line in lines] == ["0.PNG", "deep/1.PNG", "deep/er/2.bmp"]
     assert [line["caption"] for line in lines] == hf_distinct.caption(pictures, tiny_models / "captioner")
     sheet = (output / "captions.html").read_text()
-    assert 'src="../../a%20%26%20b/deep/1.PNG"' in sheet and lines[1]["caption"] in sheet
+    assert sheet.count('src="data:image/jpeg;base64,') == 3 and "<small>deep/1.PNG</small>" in sheet
+    assert lines[1]["caption"] in sheet and str(tmp_path) not in sheet  # it is the same wherever it is moved
+    said = (output / "captions.jsonl").read_text()
+    (output / "captions.jsonl").write_text("mine")
+    for number in (1, 2):
+        done = forked.run("caption.py", folder, *flags)
+        assert f"captions.jsonl was there already: it is now captions.{number}.jsonl" in done.stderr
+    assert [(output / f"captions{end}.jsonl").read_text() for end in (".1", ".2", "")] == ["mine", said, said]

@@ -15,6 +15,7 @@ from hf_distinct.evaluation import caption_metrics, retrieval_metrics
 from hf_distinct.scorer import ClipScorer
 
 run = partial(forked.run, "evaluate.py")
+PEOPLE = "people (one caption against the others)"
 REFERENCES = {1: ["a dog runs", "the dog"], 2: ["a red bus on a street"], 3: ["two cats sleep", "cats on a bed"]}
 OURS = {1: "a dog", 2: "a red bus", 3: "two cats on a bed"}
 THEIRS = {3: "a cat", 1: "a dog runs", 2: "a bus on a", 9: "of no image"}
@@ -46,7 +47,12 @@ def test_captions_that_anyone_made(tmp_path):
         assert {name: metrics[system][name] for name in expected} == pytest.approx(expected)
     assert (metrics["ours"]["novelty"], metrics["theirs"]["novelty"]) == pytest.approx((1, 2 / 3))
     intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
-    assert set(intervals) == {"ours", "theirs", "ours - theirs"}
+    assert set(intervals) == {"ours", "theirs", "ours - theirs", PEOPLE}
+    counts = {system: figures.pop("images") for system, figures in metrics.items()}
+    assert counts == {"ours": 3, "theirs": 3, PEOPLE: 2}
+    # Image 2 has a single reference, which there is none to hold against.
+    expected = caption_metrics(["a dog runs", "two cats sleep"], [["the dog"], ["cats on a bed"]])
+    assert metrics[PEOPLE] == pytest.approx(expected)
     for name, value in metrics["ours"].items():
         assert intervals["ours"][name]["low"] <= value <= intervals["ours"][name]["high"]
         assert intervals["ours - theirs"][name]["value"] == pytest.approx(value - metrics["theirs"][name])
@@ -61,7 +67,7 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     ways = ["--guidance", 2, "--best_of", 3, "--seed", 5]
     run("--model", model, *options, *ways, "--language_model", language, "--resamples", 20, "--output_dir", output)
     found = json.loads((output / "metrics.json").read_text())
-    assert list(found) == ["captioner", "captioner guidance 2", "captioner best of 3"]
+    assert list(found) == ["captioner", "captioner guidance 2", "captioner best of 3", PEOPLE]
     metrics = found["captioner"]
     dataset = tiny.scenes(12)
     said = hf_distinct.caption(dataset["image"][:], model)
@@ -79,7 +85,45 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     images = clip.encode_images(torch.stack([clip.transform(image) for image in dataset["image"]]))
     found = retrieval_metrics(clip.encode_texts(said), images)
     assert {name: metrics[f"scorer/{name}"] for name in found} == pytest.approx(found)
+    people = json.loads((output / "metrics.json").read_text())[PEOPLE]
+    first, others = [own[0] for own in dataset["captions"]], [own[1:] for own in dataset["captions"]]
+    assert people["CIDEr-D"] == pytest.approx(caption_metrics(first, others)["CIDEr-D"])
+    found = retrieval_metrics(clip.encode_texts(first), images)
+    assert {name: people[f"scorer/{name}"] for name in found} == pytest.approx(found)
+    assert people["true"] == 1 and not any("RefCLIPScore" in name for name in people)
     assert {"judge/t2i_R@1", "scorer/neighbours_t2i_R@1", "judge/RefCLIPScore", "true", "perplexity"} <= set(metrics)
+
+
+def test_captions_for_a_part_are_measured_on_that_part(tmp_path):
+    write(tmp_path)
+    part = [{"image_id": f"COCO_val2014_{i:012}.jpg", "caption": OURS[i]} for i in (3, 2)]
+    (tmp_path / "part.json").write_text(json.dumps(part))
+    files = ["--captions", tmp_path / "ours.json", tmp_path / "part.json"]
+    done = run(*files, "--references", tmp_path / "references.json", "--output_dir", tmp_path / "out")
+    assert "part.json: 1 of the 3 images of the test set have no caption, the first with image_id 1" in done.stderr
+    assert "2 of 3 images: " in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    expected = caption_metrics([OURS[2], OURS[3]], [REFERENCES[2], REFERENCES[3]])
+    assert metrics["ours"] == metrics["part"] == pytest.approx({"images": 2, **expected})
+    assert metrics[PEOPLE]["images"] == 1
+    done = run("--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json", "--test_size", 1,
+               "--output_dir", tmp_path / "out")  # fmt: skip
+    assert "\n1 images: " in done.stdout
+
+
+def test_no_clip_of_emoji_scenes_speaks_of_other_pictures(tiny_models, tmp_path):
+    pictures = tmp_path / "pictures"
+    forked.run("make_example.py", pictures, 20)
+    options = ["--dataset", pictures, "--resamples", 5, "--output_dir", tmp_path / "out"]
+    done = run("--model", "captioner", *options)
+    assert "No CLIP measures these captions: name --scorer and --judge" in done.stderr
+    assert "--model captioner is a captioner that hf_distinct ships, which knows emoji scenes only" in done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "CIDEr-D" in metrics["captioner"] and not any("R@1" in name for name in metrics["captioner"])
+    done = run("--model", tiny_models / "captioner", *options, "--scorer", tiny_models / "scorer")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "scorer/t2i_R@1" in metrics["captioner"] and not any("judge" in name for name in metrics["captioner"])
+    assert "which knows emoji" not in done.stderr
 
 
 def test_what_does_not_go_together(tmp_path):
@@ -89,7 +133,12 @@ def test_what_does_not_go_together(tmp_path):
         "--best_of needs the --scorer"
         in run("--model", "captioner", "--best_of", 2, "--scorer", "", fails=True).stderr
     )
-    (tmp_path / "ours.json").write_text(json.dumps([{"image_id": 2, "caption": "a bus"}]))
+    (tmp_path / "ours.json").write_text(json.dumps([{"image_id": "none", "caption": "a bus"}]))
     files = ["--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json"]
     error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr
-    assert "ours.json: 2 of the 3 images of the test set have no caption, the first with image_id 1" in error
+    assert "ours.json: none of its 1 images is among the 3 of the test set: its image ids are none, those of" in error
+    (tmp_path / "ours.json").write_text(json.dumps([{"image_id": 2, "caption": "a bus"}]))
+    (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
+    files = ["--captions", tmp_path / "ours.json", tmp_path / "theirs.json", *files[2:]]
+    error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr
+    assert "theirs.json have captions of no image in common" in error

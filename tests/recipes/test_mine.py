@@ -67,6 +67,9 @@ def test_it_leaves_what_it_says(mined):
     html = (output / "neighbours.html").read_text()
     assert html.count("<article>") == 24 and html.count("data:image/png;base64,") == 24 * 4
     assert "rank 2, 0." in html
+    # 5 of 52 pictures are held out for validation: what the scorer may have been trained on is not asked.
+    assert "among 5 pictures of the split validation" in told and "among 5 pictures of the split validation" in html
+    assert statistics["split of the gallery"] == "validation" and statistics["gallery"] == 5
     assert told.count("similarity\n") == 1  # one of the two processes speaks
     assert "R@1 of people's captions" in told
 
@@ -101,3 +104,20 @@ def test_it_is_refused_for_anything_else(mined, pictures, tiny_models):
         train["take_mined"](rows.select(range(9)), scorer, settings, config)
     with pytest.raises(FileNotFoundError, match=r"neighbours\.safetensors"):
         train["take_mined"](rows, scorer, train["Settings"](mined=str(pictures)), config)
+
+
+def test_a_scorer_is_checked_on_pictures_it_has_not_seen(tiny_models):
+    recipe = runpy.run_path(str(RECIPES / "mine.py"), run_name="recipe")
+    scorer = ClipScorer(str(tiny_models / "scorer"))
+    splits = {"train": tiny.scenes(12), "validation": tiny.scenes(3), "test": tiny.scenes(6)}
+    found = recipe["check"](splits, scorer, 4, 0)
+    assert (found.split, found.seen, found.found.gallery) == ("test", False, 6)
+    found = recipe["check"]({name: splits[name] for name in ("train", "validation")}, scorer, 4, 0)
+    assert (found.split, found.seen, found.found.gallery) == ("train", True, 12)
+    assert "a scorer that was trained on them is flattered" in found.where
+
+
+def test_a_scorer_must_be_named_for_pictures_of_ones_own():
+    recipe = runpy.run_path(str(RECIPES / "mine.py"), run_name="recipe")
+    with pytest.raises(ValueError, match="for --dataset pictures name --scorer"):
+        recipe["Settings"](dataset="pictures")

@@ -14,11 +14,13 @@ import forked
 import open_clip
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from open_clip import factory
 from open_clip.pretrained import _PRETRAINED
 from PIL import Image
 
-from hf_distinct.data.emoji_scenes import Scene, judge_caption
+from hf_distinct.data.emoji_scenes import Scene, emoji_scenes, judge_caption
 from hf_distinct.scorer import ClipScorer
 
 TOWER = json.dumps({"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64})
@@ -41,14 +43,18 @@ ROW = {"scene": Scene(("dog", "banana"), ("big", "small"), "left of", "red").to_
 
 
 def test_in_a_drill_the_kind_of_lie_chooses_the_caption(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0))
+    images = recipe.CaptionedImages(
+        None, None, recipe.Settings(hard_negatives=True, kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0)
+    )
     rng = random.Random(0)  # kinds: relation, size, swap, shuffle, drop, cut
     drawn = Counter(images.draw(ROW, rng)[1] == FULL.replace("left", "right") for _ in range(800))
     assert drawn[True] / 800 == pytest.approx(0.75, abs=0.05)  # though only one of the captions has a relation
 
 
 def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0))
+    images = recipe.CaptionedImages(
+        None, None, recipe.Settings(hard_negatives=True, kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0)
+    )
     rng = random.Random(0)
     drawn = [images.draw(ROW, rng) for _ in range(800)]
     assert sum(caption == BARE for caption, _ in drawn) / 800 == pytest.approx(0.5, abs=0.05)
@@ -63,7 +69,9 @@ def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> 
 
 def test_a_caption_that_offers_no_negative_has_none(recipe: ModuleType) -> None:
     for drill in (0.0, 1.0):
-        images = recipe.CaptionedImages(None, None, recipe.Settings(kind_weights=[1, 0, 0, 0, 0, 0], drill=drill))
+        images = recipe.CaptionedImages(
+            None, None, recipe.Settings(hard_negatives=True, kind_weights=[1, 0, 0, 0, 0, 0], drill=drill)
+        )
         assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ("dogs", "")
 
 
@@ -77,6 +85,12 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     forked.run("make_example.py", tmp_path / "pictures", 40)
     own = ["--dataset", tmp_path / "pictures", "--model", tmp_path / "new", "--hard_negatives", "true"]
     train(tmp_path / "tuned", *small, *own)
+    good = {file.name: file.read_bytes() for file in (tmp_path / "tuned").iterdir()}
+    for model in (["--model", tmp_path / "new"], ["--vision_cfg", TOWER]):  # over a good one of before
+        data = ["--dataset", tmp_path / "pictures", *model]
+        failed = train(tmp_path / "tuned", "--max_steps", 9, "--batch_size", 8, *data, "--lr", 1e30, fails=True)
+        assert "The training has diverged and ends here, and this model is not saved" in failed.stderr
+        assert {file.name: file.read_bytes() for file in (tmp_path / "tuned").iterdir()} == good
     assert ClipScorer(str(tmp_path / "tuned")).fingerprint != ClipScorer(str(tmp_path / "new")).fingerprint
 
 
@@ -100,3 +114,41 @@ def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path:
 def test_too_few_images_for_a_batch_are_counted(tmp_path: Path) -> None:
     failed = train(tmp_path, "--train_size", 10, "--batch_size", 16, "--max_steps", 1, fails=True)
     assert "10 images do not fill a batch of 16" in failed.stderr
+
+
+def test_pictures_that_cannot_be_decoded_are_named_and_replaced(recipe: ModuleType, tmp_path: Path, caplog) -> None:
+    scenes = emoji_scenes("train", 4, seed=0)
+    files = []
+    for number, image in enumerate(scenes["image"]):
+        files.append(str(tmp_path / f"{number}.png"))
+        image.save(files[-1])
+    Path(files[1]).write_bytes(b"no picture")
+    kinds = {"image": ImageFeature(decode=False), "captions": [Value("string")], "image_id": Value("string")}
+    rows = {"image": files, "captions": scenes["captions"], "image_id": list("abcd")}
+    dataset = Dataset.from_dict(rows, features=Features(kinds))
+    images = recipe.CaptionedImages(dataset, lambda image: image.size, recipe.Settings())
+    assert [images[number][0] for number in range(4)] == [(64, 64)] * 4
+    assert "image 'b' cannot be trained on" in caplog.text
+    broken = recipe.CaptionedImages(dataset.select([1]), None, recipe.Settings())
+    with pytest.raises(
+        ValueError, match="20 pictures one after the other cannot be decoded, the last one is image 'b'"
+    ):
+        broken[0]
+    with pytest.raises(ValueError, match="Not one of the 1 pictures"):
+        recipe.decodable(dataset.select([1]))
+
+
+def test_positions_are_spread_where_there_are_any(recipe: ModuleType) -> None:
+    with pytest.raises(ValueError, match="--spread_positions has no effect on an image tower without"):
+        recipe.tell_places_apart(recipe.new_model(recipe.Settings(), [BARE])[0])
+    pool = json.dumps({"layers": [1, 1, 1, 1], "width": 12, "head_width": 48, "image_size": 64})
+    model = recipe.new_model(recipe.Settings(vision_cfg=pool), [BARE])[0]
+    before = model.visual.attnpool.positional_embedding.detach().clone()
+    recipe.tell_places_apart(model)
+    assert (model.visual.attnpool.positional_embedding == 10 * before).all()
+
+
+def test_a_published_model_is_tuned_at_a_lower_rate(recipe: ModuleType) -> None:
+    assert [recipe.Settings(model=model, lr=lr).lr for model, lr in [(None, None), ("x", None), ("x", 3.0)]] == [
+        2e-3, 1e-5, 3.0
+    ]  # fmt: skip

@@ -1,26 +1,75 @@
 """Teacher forcing from nothing, and on from there with one's own pictures."""
 
+import importlib.util
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import forked
-from transformers import AutoTokenizer, VisionEncoderDecoderModel
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from hf_distinct.data import load_captions
 from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import write_captions
 
+CAPTIONS = ["a red dog", "a blue cat on a mat"]
 
-def warm_up(folder: Path, *arguments: str) -> None:
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("warm_up", forked.RECIPES / "warm_up.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> Path:
+    """A folder with a published encoder, ``vit``, and language models: ``bert``, and ``llama``, which cannot see."""
+    folder = tmp_path_factory.mktemp("towers")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)).save_pretrained(folder / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    bert = BertConfig(**shape, vocab_size=len(words), max_position_embeddings=64)
+    llama = LlamaConfig(**shape, vocab_size=len(words))
+    for name, model in (("bert", BertLMHeadModel(bert)), ("llama", LlamaForCausalLM(llama))):
+        model.save_pretrained(folder / name)
+        BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / name)
+    return folder
+
+
+def warm_up(folder: Path, *arguments: object, fails: bool = False):
     small = ["--max_steps", 2, "--per_device_train_batch_size", 8, "--captions_per_image", 2]
-    forked.run("warm_up.py", "--output_dir", folder, *small, *arguments)
+    return forked.run("warm_up.py", "--output_dir", folder, *small, *arguments, fails=fails)
 
 
 def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
-    warm_up(tmp_path / "new", "--train_size", "32")
+    done = warm_up(tmp_path / "new", "--train_size", "32")
     metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert metrics["steps"] == 2
     assert {"CIDEr-D", "well_formed", "true", "details"} <= set(metrics)
+    assert metrics["unique"] < 0.1 and "alarm/unique" in done.stdout
 
     pictures = tmp_path / "pictures"
     forked.run("make_example.py", pictures, 40)
@@ -31,3 +80,75 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     processor = load_image_processor(tmp_path / "on")
     dataset = load_captions(str(pictures))["train"].select(range(5))
     assert len(write_captions(model, tokenizer, processor, dataset, batch_size=2)) == 5
+
+    good = (tmp_path / "on" / "model.safetensors").read_bytes()
+    failed = warm_up(tmp_path / "on", *on, "--learning_rate", 1e30, "--warmup_steps", 0, fails=True)
+    assert "The training has diverged and ends here" in failed.stderr
+    assert (tmp_path / "on" / "model.safetensors").read_bytes() == good
+
+
+@pytest.mark.both_ends
+@pytest.mark.parametrize("encoder", [None, "vit"])
+@pytest.mark.parametrize("decoder", [None, "bert"])
+def test_each_part_is_published_or_new(recipe, towers, tmp_path, encoder, decoder) -> None:
+    settings = recipe.Settings(
+        encoder=encoder and str(towers / encoder), decoder=decoder and str(towers / decoder), max_caption_length=50
+    )
+    model, tokenizer, image_processor = recipe.build_captioner(settings, CAPTIONS)
+    assert model.config.encoder.model_type == (encoder or "segformer")
+    assert model.config.decoder.model_type == (decoder or "gpt2")
+    assert image_processor.size["height"] == (32 if encoder else 64)
+    own = model.encoder.state_dict()
+    if encoder:
+        theirs = ViTModel.from_pretrained(towers / "vit").state_dict()
+        assert all(torch.equal(own[name], value) for name, value in theirs.items())
+    model.save_pretrained(tmp_path)
+    model = VisionEncoderDecoderModel.from_pretrained(tmp_path).eval()
+    assert model.generation_config.max_length == 51
+    with torch.no_grad():
+        side = image_processor.size["height"]
+        tokens = model.generate(torch.zeros(1, 3, side, side), eos_token_id=None, do_sample=False)
+    assert tokens.shape == (1, 51)  # all positions are there
+    assert tokenizer.eos_token_id == model.config.eos_token_id
+
+
+@pytest.mark.parametrize(("asked", "length"), [(None, 25), (12, 13), (19, 21)])  # 20 is unset, to transformers
+def test_the_length_of_captions(recipe, asked, length) -> None:
+    model, _, _ = recipe.build_captioner(recipe.Settings(max_caption_length=asked), CAPTIONS)
+    assert model.generation_config.max_length == length
+
+
+def test_the_length_of_a_captioner_that_goes_on_is_its_own_unless_given(recipe, tiny_models) -> None:
+    source = str(tiny_models / "captioner")
+    for asked, length in ((None, 14), (9, 10)):
+        settings = recipe.Settings(model_name_or_path=source, max_caption_length=asked)
+        assert recipe.build_captioner(settings, [])[0].generation_config.max_length == length
+
+
+def test_a_new_encoder_may_be_of_another_size(recipe) -> None:
+    vit = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 48}
+    model, _, image_processor = recipe.build_captioner(recipe.Settings(encoder_config=json.dumps(vit)), CAPTIONS)
+    assert image_processor.size == {"height": 48, "width": 48}
+    assert model.encoder(torch.zeros(1, 3, 48, 48)).last_hidden_state.shape == (1, 10, 32)
+
+
+def test_a_frozen_encoder(recipe) -> None:
+    model, _, _ = recipe.build_captioner(recipe.Settings(freeze_encoder=True), CAPTIONS)
+    assert not any(each.requires_grad for each in model.encoder.parameters())
+    assert all(each.requires_grad for each in model.decoder.parameters())
+
+
+def test_language_models_that_cannot_look_at_pictures_are_refused(recipe, towers, tmp_path) -> None:
+    towers_of = ["--encoder", towers / "vit", "--decoder", towers / "llama"]
+    done = warm_up(tmp_path / "blind", *towers_of, "--train_size", 8, "--use_cpu", "true", fails=True)
+    assert "decoder llama) cannot caption a picture" in done.stderr
+    shutil.copytree(towers / "bert", tmp_path / "t5")
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(ValueError, match=r"--decoder .*t5 cannot be loaded as a causal language model"):
+        recipe.build_captioner(recipe.Settings(decoder=str(tmp_path / "t5")), CAPTIONS)
+
+
+def test_pretrained_parts_are_trained_at_a_lower_rate(recipe) -> None:
+    assert not recipe.Settings().pretrained
+    for part in ("encoder", "decoder", "model_name_or_path"):
+        assert recipe.Settings(**{part: "x"}).pretrained

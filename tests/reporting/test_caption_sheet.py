@@ -4,8 +4,8 @@ import base64
 import io
 import os
 from html.parser import HTMLParser
-from urllib.parse import unquote_to_bytes
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,13 +34,26 @@ class Sheet(HTMLParser):
 
 
 def test_names_and_captions_of_any_kind_come_through(tmp_path):
-    strange = os.fsdecode(b'../caf\xe9 #1 "50%".png')  # Latin-1, as old disks have it
-    write_caption_sheet([(strange, "a <b> & c"), ("d.png", ["one", "two"])], tmp_path / "sheet.html", title="<x>")
+    strange = os.fsdecode(b'caf\xe9 #1 "50%".png')  # Latin-1, as old disks have it
+    for name, colour in ((strange, "red"), ("d.png", "blue")):
+        Image.new("RGB", (400, 200), colour).save(tmp_path / name)
+    rows = [(tmp_path / strange, "a <b> & c"), (tmp_path / "d.png", ["one", "two"])]
+    write_caption_sheet(rows, tmp_path / "sheet.html", title="<x>", root=tmp_path, remark="2 & more")
     sheet = Sheet(tmp_path / "sheet.html")
-    assert [os.fsdecode(unquote_to_bytes(each["src"])) for each in sheet.pictures] == [strange, "d.png"]
     assert [each["alt"] for each in sheet.pictures] == ["a <b> & c", "one"]
     assert sheet.texts == ["a <b> & c", strange, "one", "two", "d.png"]
-    assert "<title>&lt;x&gt;</title>" in (tmp_path / "sheet.html").read_bytes().decode("utf-8", "replace")
+    text = (tmp_path / "sheet.html").read_bytes().decode("utf-8", "replace")
+    assert "<title>&lt;x&gt;</title>" in text and "<p>2 &amp; more</p>" in text
+
+
+def test_files_are_copied_into_the_sheet_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (600, 800, 3)).astype("uint8")
+    Image.fromarray(noise).save(tmp_path / "big.png")
+    write_caption_sheet([(tmp_path / "big.png", "noise")], tmp_path / "sheet.html")
+    (picture,) = Sheet(tmp_path / "sheet.html").pictures
+    data = base64.b64decode(picture["src"].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(data)).size == (200, 150)
+    assert len(data) < 30_000  # of noise; photographs need less
 
 
 def test_a_picture_itself_and_who_says_what(tmp_path):

@@ -1,0 +1,157 @@
+"""Every setting of a recipe acts, or is refused by name where it cannot act: none is ignored in silence."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hf_distinct.data.settings import DatasetSettings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COMMON = {each.name for each in dataclasses.fields(DatasetSettings)}
+
+# Of each recipe: settings that act whatever the others are; and of the others, each with a value, the settings beside
+# which they cannot act, and are refused.
+ALWAYS = {
+    "warm_up": {
+        "model_name_or_path", "freeze_encoder", "captions_per_image", "drop_images", "max_caption_length", "encoder",
+        "decoder",
+    },
+    "train_clip": {
+        "output_dir", "model", "spread_positions", "hard_negatives", "max_steps", "batch_size", "lr", "weight_decay",
+        "eval_steps", "seed",
+    },
+    "mine": {
+        "scorer", "output_dir", "batch_size", "num_workers", "num_neighbours", "first_rank", "min_similarity",
+        "max_similarity", "via", "search",
+    },
+    "evaluate": {
+        "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",
+        "java_metrics", "resamples",
+    },
+    "caption": {"folder", "model", "output_dir", "num_samples", "guidance", "batch_size", "num_workers"},
+    "ablation": {"plan", "output_dir", "seeds", "only", "split", "jobs"},
+}  # fmt: skip
+PICTURES = {"dataset": "pictures"}
+OURS = {"captions": ["ours.json"]}
+REFERENCES = {**OURS, "references": "references.json"}
+REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
+    "warm_up": [
+        ("train_size", 9, PICTURES),
+        ("caption_style", "full", PICTURES),
+        ("encoder", "x", {"model_name_or_path": "y"}),
+        ("decoder", "x", {"model_name_or_path": "y"}),
+        ("encoder_config", "{}", {"model_name_or_path": "y"}),
+        ("encoder_config", "{}", {"encoder": "y"}),
+        ("decoder_layers", 3, {"model_name_or_path": "y"}),
+        ("decoder_layers", 3, {"decoder": "y"}),
+    ],
+    "train_clip": [
+        ("train_size", 9, PICTURES),
+        ("caption_style", "full", PICTURES),
+        ("curriculum_steps", 9, PICTURES),
+        ("curriculum_nouns", 9, PICTURES),
+        ("curriculum_nouns", 9, {}),
+        ("vision_cfg", "{}", {"model": "x"}),
+        ("embed_dim", 9, {"model": "x"}),
+        ("negative_weight", 9.0, {}),
+        ("kind_weights", [1.0] * 6, {}),
+        ("drill", 0.1, {}),
+    ],
+    "mine": [
+        ("train_size", 9, {**PICTURES, "scorer": "x"}),
+        ("scenes_seed", 9, {**PICTURES, "scorer": "x"}),
+        ("min_recall", 0.5, {"search": "exact"}),
+    ],
+    "evaluate": [
+        ("scenes_seed", 9, {**PICTURES, **OURS}),
+        ("scenes_seed", 9, REFERENCES),
+        ("split", "train", REFERENCES),
+        ("scorer", "x", REFERENCES),
+        ("judge", "x", REFERENCES),
+        ("clip_prompt", "x", REFERENCES),
+        ("clip_prompt", "x", {**PICTURES, **OURS}),
+        ("num_neighbours", 9, REFERENCES),
+        ("num_neighbours", 9, {**OURS, "scorer": "", "judge": ""}),
+        ("guidance", [2.0], OURS),
+        ("best_of", [2], OURS),
+        ("best_of", [2], {**PICTURES, "model": ["x"]}),
+        ("seed", 9, OURS),
+        ("batch_size", 9, OURS),
+        ("references", "x", {"model": ["x"]}),
+        ("references", "x", {**PICTURES, **OURS}),
+    ],
+    "caption": [
+        ("seed", 9, {"folder": "x"}),
+        ("rerank_with", "x", {"folder": "x"}),
+    ],
+    "ablation": [],
+}  # fmt: skip
+IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
+    "warm_up": [("drop_images", 1.0), ("train_size", 0), ("captions_per_image", 0), ("max_caption_length", 1)],
+    "train_clip": [
+        ("max_steps", 0), ("batch_size", 1), ("eval_steps", 0), ("train_size", 0), ("drill", 2.0),
+        ("lr", float("nan")), ("curriculum_steps", 99999),
+    ],
+    "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
+    "evaluate": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
+    "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
+    "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
+}  # fmt: skip
+NEEDED: dict[str, dict[str, Any]] = {"evaluate": OURS, "caption": {"folder": "x"}}
+
+
+@cache
+def recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"settings_of_{name}", RECIPES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def cases(table: dict[str, list[Any]]) -> list[Any]:
+    return [
+        pytest.param(name, *case, id=f"{name}-{case[0]}-{i}") for name in table for i, case in enumerate(table[name])
+    ]
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_every_setting_is_in_a_list(name: str) -> None:
+    own = {each.name for each in dataclasses.fields(recipe(name).Settings)}
+    assert own - COMMON == ALWAYS[name] | {case[0] for case in REFUSED[name]}
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_every_setting_is_read(name: str) -> None:
+    """By more than the checks of settings, which read those that they refuse."""
+    tree = ast.parse((RECIPES / f"{name}.py").read_text(encoding="utf-8"))
+    checks = {each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == "problems"}
+    checked = {id(node) for check in checks for node in ast.walk(check)}
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in checked}
+    by_models = {"scorer", "judge"}  # `DatasetSettings.models` reads these
+    assert {each.name for each in dataclasses.fields(recipe(name).Settings)} - COMMON - by_models <= read
+
+
+@pytest.mark.parametrize(("name", "setting", "value", "beside"), cases(REFUSED))
+def test_what_cannot_act_is_refused_by_name(name: str, setting: str, value: Any, beside: dict[str, Any]) -> None:
+    settings = recipe(name).Settings
+    settings(**beside) if setting != "references" else None
+    with pytest.raises(ValueError, match=rf"\b{setting}\b"):
+        settings(**{**beside, setting: value})
+
+
+@pytest.mark.parametrize(("name", "setting", "value"), cases(IMPOSSIBLE))
+def test_what_cannot_be_is_refused_by_name(name: str, setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=setting):
+        recipe(name).Settings(**{**NEEDED.get(name, {}), setting: value})
