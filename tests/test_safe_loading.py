@@ -50,6 +50,7 @@ def test_settings_that_name_code_are_found_wherever_they_stand(settings, count):
     assert all(problem.startswith("x/config.json asks for code") and "never runs" in problem for problem in found)
 
 
+@pytest.mark.both_ends
 @pytest.mark.parametrize("folder", ["captioner"], indirect=True)
 def test_a_captioner_whose_decoder_is_code_is_refused_without_a_question(folder, mark):
     config = json.loads((folder / "config.json").read_text())
@@ -60,6 +61,7 @@ def test_a_captioner_whose_decoder_is_code_is_refused_without_a_question(folder,
     assert not mark.exists()
 
 
+@pytest.mark.both_ends
 @pytest.mark.parametrize("folder", ["captioner"], indirect=True)
 def test_a_captioner_with_its_own_generate_is_refused(folder, mark):
     """transformers runs this file of a local folder without asking, whatever `trust_remote_code` says."""
