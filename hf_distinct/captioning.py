@@ -22,9 +22,10 @@ from transformers import (
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
+from hf_distinct.fit import check_fit
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
+from hf_distinct.rollout import decode, generate_labels, rollout_config
 from hf_distinct.scorer import ClipScorer
 
 Picture = Image.Image | str | os.PathLike[str]
@@ -56,7 +57,7 @@ class Captioner:
             self.image_processor = load_image_processor(source)
         except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
-        check_captioner(self.model, self.tokenizer)
+        check_fit(self.model, self.tokenizer, self.image_processor)
         self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, str) else rerank_with
         if self.scorer is not None:
             self.scorer.to(self.device)

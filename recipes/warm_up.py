@@ -35,7 +35,7 @@ from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
 from hf_distinct.guidance import drop_images
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
-from hf_distinct.rollout import caption_logits, write_captions
+from hf_distinct.rollout import caption_logits, encode, write_captions
 
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
 SMALL_ENCODER = {
@@ -108,7 +108,7 @@ class TeacherForcing(Seq2SeqTrainer):
     ) -> Any:
         """Mean negative log-likelihood of the captions' tokens."""
         labels = inputs["labels"]
-        hidden = self.accelerator.unwrap_model(model).encoder(inputs["pixel_values"]).last_hidden_state
+        hidden = encode(self.accelerator.unwrap_model(model).encoder, inputs["pixel_values"], self.accelerator)
         if self.drop_images:
             hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.drop_images)
         # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
@@ -200,7 +200,8 @@ def main() -> None:
         image_processor.save_pretrained(training.output_dir)
         log = Path(training.output_dir) / "training_log.json"
         log.write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
-        captions = write_captions(model.eval(), tokenizer, image_processor, validation, batch_size=50)
+        with trainer.accelerator.autocast():
+            captions = write_captions(model.eval(), tokenizer, image_processor, validation, batch_size=50)
         metrics = {"steps": trainer.state.global_step, **Gallery(validation, {}).measure(captions)}
         (Path(training.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
