@@ -10,23 +10,26 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sized
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, GenerationConfig, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import (
+    BaseImageProcessor,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    VisionEncoderDecoderModel,
+)
 
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.rollout import caption_logits, end_ids, gathered, longest_caption, without_adapters
 
-if TYPE_CHECKING:
-    from hf_distinct.config import RLCaptionConfig
-
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 NAMED_TOKENS = (
-    *SPECIAL_TOKENS, "bos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
-    "begin_suppress_tokens", "bad_words_ids",
+    *SPECIAL_TOKENS, "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+    "bad_words_ids",
 )  # fmt: skip
 TRIAL_SIZES = (64, 48), (48, 64)  # width and height of the pictures that are tried: photographs lie and stand
 
@@ -35,7 +38,7 @@ def check_fit(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     image_processor: BaseImageProcessor,
-    args: RLCaptionConfig | None = None,
+    args: TrainingArguments | None = None,
     *further: Iterable[str],
 ) -> None:
     """Look at all parts of a captioner together, and at what is to be done with it.
@@ -46,7 +49,7 @@ def check_fit(
         model: the captioner, adapters included.
         tokenizer: its tokenizer.
         image_processor: its image processor.
-        args: how it is to be trained; none: it writes only.
+        args: how it is to be trained, by reinforcement or not; none: it is to write only.
         further: sentences about other things that do not fit, e.g. of `launch_problems`.
 
     Raises:
@@ -115,7 +118,7 @@ def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator
         )
     for name in NAMED_TOKENS:
         value = getattr(model.generation_config, name, None)
-        value = getattr(model.config, name, None) if value is None else value
+        value = getattr(model.config, name, None) if value is None and name in SPECIAL_TOKENS else value
         if beyond := sorted({token for token in _flat(value) if not 0 <= token < min(known, rows)}):
             yield (
                 f"{name} of the captioner names {', '.join(map(str, beyond))}, but its tokenizer has tokens up to "
@@ -161,12 +164,18 @@ def _is_of_positions(name: str) -> bool:
     return last == "wpe" or "position" in last
 
 
-def length_problems(model: VisionEncoderDecoderModel, args: RLCaptionConfig | None = None) -> Iterator[str]:
-    """Captions that are asked for and are longer than the decoder has positions."""
+def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | None = None) -> Iterator[str]:
+    """Captions that are asked for and are longer than the decoder has positions.
+
+    Args:
+        model: the captioner.
+        args: those of reinforcement learning may have a ``max_new_tokens`` of their own.
+    """
     positions, generation = decoder_positions(model), model.generation_config or GenerationConfig()
     has = f"but the decoder has only {positions} positions"
-    if args is not None and args.max_new_tokens is not None and args.max_new_tokens > positions:
-        yield f"max_new_tokens={args.max_new_tokens}, {has}."
+    of_rollouts = getattr(args, "max_new_tokens", None) or 0
+    if of_rollouts > positions:
+        yield f"max_new_tokens={of_rollouts}, {has}."
     longest = longest_caption(generation)
     if longest > positions:
         if generation.max_new_tokens:
@@ -178,7 +187,7 @@ def length_problems(model: VisionEncoderDecoderModel, args: RLCaptionConfig | No
             f"model.generation_config.{fix}, or less."
         )
     least = max((generation.min_length or 0) - 1, generation.min_new_tokens or 0)
-    allowed = longest if args is None or args.max_new_tokens is None else min(longest, args.max_new_tokens)
+    allowed = min(longest, of_rollouts or longest)
     if least > allowed:
         yield (
             f"The captioner's generation config wants captions of at least {least} tokens (min_length, "
@@ -198,12 +207,8 @@ def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
         yield f"The captioner cannot be saved as it is configured: {told} (see model.generation_config.)"
 
 
-def launch_problems(args: Any) -> Iterator[str]:
-    """One process with several GPUs, for which the Trainer would take nn.DataParallel.
-
-    Args:
-        args: TrainingArguments of any kind.
-    """
+def launch_problems(args: TrainingArguments) -> Iterator[str]:
+    """One process with several GPUs, for which the Trainer would take nn.DataParallel."""
     if args.n_gpu > 1:
         yield (
             f"This process sees {args.n_gpu} GPUs, and the Trainer would split each batch among them by "
@@ -212,7 +217,7 @@ def launch_problems(args: Any) -> Iterator[str]:
         )
 
 
-def batch_problems(train_dataset: Sized, args: RLCaptionConfig) -> Iterator[str]:
+def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[str]:
     """Too few rows for one batch, with which the Trainer would end at step 0, in silence."""
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and len(train_dataset) < batch:

@@ -32,6 +32,7 @@ from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.fit import check_fit
 from hf_distinct.gallery import Gallery
 from hf_distinct.guidance import drop_images
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
@@ -181,6 +182,7 @@ def main() -> None:
         train, validation = splits["train"], splits["validation"].select(range(min(1000, len(splits["validation"]))))
     captions = [caption for row in train["captions"] for caption in row]
     model, tokenizer, image_processor = build_captioner(settings, captions)
+    check_fit(model, tokenizer, image_processor, training)
     collator = CaptionCollator(
         tokenizer=tokenizer,
         image_processor=image_processor,
