@@ -154,10 +154,6 @@ def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[s
             yield f"--{name} has no effect {why}."
 
 
-def raise_problems(problems: Iterable[str]) -> None:
-    """Raise a ValueError that tells all of the problems; nothing if there is none."""
-    if told := " ".join(problems):
-        raise ValueError(told)
 def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> dict[str, list[str]]:
     """The words after each flag by the name of its setting; ends with an error at the first unknown name."""
     told: dict[str, list[str]] = {}

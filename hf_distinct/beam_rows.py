@@ -25,12 +25,22 @@ class BeamRows(ImageCache):
         beams: of an image.
         greedy: whether to write a greedy caption of each image, too.
         start: the token that captions begin with.
-        end: the token that they end with.
+        ends: the tokens that they end with.
+        limits: the `word_limits` of greedy captions; those of beams are applied by `generate`.
     """
 
-    def __init__(self, encoder_hidden_states: Tensor, beams: int, greedy: bool, start: int, end: int) -> None:
+    def __init__(
+        self,
+        encoder_hidden_states: Tensor,
+        beams: int,
+        greedy: bool,
+        start: int,
+        ends: list[int],
+        limits: Any = None,
+    ) -> None:
         super().__init__(encoder_hidden_states)
-        device, self.end = self.states.device, end
+        device, self.limits = self.states.device, limits
+        self.ends = torch.tensor(ends, device=device)
         self.captions = self.images * (beams + greedy)
         places = torch.arange(self.captions, device=device).view(self.images, -1)
         self.places = places[:, :beams].flatten(), places[:, beams:].flatten()  # among all, those of an image in a row
@@ -69,7 +79,7 @@ class BeamRows(ImageCache):
         past = self.rows.new_empty(self.captions)  # of each caption its row so far
         past[self.rows] = torch.arange(len(self.rows), device=past.device)
         self.beams = self.searching.repeat_interleave(len(self.parents) // self.images).nonzero().squeeze(1)
-        self.greedy = (self.tokens[:, -1] != self.end).nonzero().squeeze(1)
+        self.greedy = (~self._ended()).nonzero().squeeze(1)
         beams, greedy = self.places
         super().reorder_cache(past[torch.cat([beams[self.parents[self.beams]], greedy[self.greedy]])])
         self.rows = torch.cat([beams[self.beams], greedy[self.greedy]])
@@ -77,8 +87,11 @@ class BeamRows(ImageCache):
     def restore(self, logits: Tensor) -> Tensor:
         """Keep what greedy captions say next; zero for beams that do not count."""
         beams, greedy = logits.tensor_split([len(self.beams)])
-        tokens = torch.full_like(self.tokens[:, :1], self.end)
-        tokens[self.greedy] = greedy[:, -1].argmax(dim=-1, keepdim=True)
+        scores = greedy[:, -1]
+        if self.limits:
+            scores = self.limits(self.tokens[self.greedy], scores.float())
+        tokens = self.ends[:1].repeat(len(self.tokens), 1)  # of those that have ended before
+        tokens[self.greedy] = scores.argmax(dim=-1, keepdim=True)
         self.tokens = torch.cat([self.tokens, tokens], dim=1)
         if len(beams) == len(self.parents):
             return beams
@@ -87,6 +100,10 @@ class BeamRows(ImageCache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give beams the past of those they continue: not before the next pass, when it is known which matter."""
         self.parents = beam_idx
+
+    def _ended(self) -> Tensor:
+        """Which greedy captions have: ``(B,)`` bool."""
+        return torch.isin(self.tokens[:, -1], self.ends)
 
     @torch.no_grad()
     def finish(self, model: Any, limit: int) -> Tensor:
@@ -99,6 +116,6 @@ class BeamRows(ImageCache):
         self.searching = torch.zeros_like(self.searching)
         unused = self.parents[:, None]
         with self.in_passes_of(model):
-            while self.tokens.shape[1] <= limit and bool((self.tokens[:, -1] != self.end).any()):
+            while self.tokens.shape[1] <= limit and not bool(self._ended().all()):
                 model(decoder_input_ids=unused, use_cache=True, **{CACHE: self})
         return self.tokens

@@ -23,10 +23,11 @@ from transformers.utils import logging
 
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, warn_of_losses
+from hf_distinct.fit import check_fit
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.names import shipped_or_named
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import check_captioner, decode, generate_labels, rollout_config
+from hf_distinct.rollout import decode, generate_labels, rollout_config
 from hf_distinct.safe_loading import refuse_code
 from hf_distinct.scorer import ClipScorer, scorer_problems
 
@@ -63,7 +64,7 @@ class Captioner:
             self.image_processor = load_image_processor(source)
         except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
-        check_captioner(self.model, self.tokenizer)
+        check_fit(self.model, self.tokenizer, self.image_processor)
         self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, (str, os.PathLike)) else rerank_with
         if self.scorer is not None:
             self.scorer.to(self.device)

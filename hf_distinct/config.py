@@ -52,8 +52,17 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     rollouts: Rollouts = field(
         default="sample", metadata={"help": "`sample`: multinomial samples; `beam`: the best of a beam search."}
     )
-    num_rollouts: int = field(default=5, metadata={"help": "K, samples of each image; `beam` has one."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    num_rollouts: int = field(  # a number once the config is made
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "K, captions of each image; none: 5 for `sample`, 1 for `beam`, which gives its best K."},
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sampling temperature of `sample`. What is sampled from is what is trained: all log-probabilities "
+            "in the loss are those of logits divided by it."
+        },
+    )
     num_beams: int = field(default=5, metadata={"help": "Beams of `beam`."})
     no_repeat_ngram_size: int = field(default=3, metadata={"help": "`beam` repeats no n-gram of this size; 0: may."})
     max_new_tokens: int | None = field(
@@ -145,8 +154,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         super().__post_init__()
         check_number_of_processes(self.world_size)
         self._check_offload()
-        if self.rollouts == "beam":
-            self.num_rollouts = 1
+        if self.num_rollouts is None:
+            self.num_rollouts = 1 if self.rollouts == "beam" else 5
         for name, kind in (
             ("rollouts", Rollouts),
             ("baseline", BaselineSetting),
@@ -166,6 +175,11 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        if self.rollouts == "beam" and self.num_rollouts > self.num_beams:
+            raise ValueError(
+                f"rollouts='beam' with num_rollouts={self.num_rollouts} wants that many of num_beams={self.num_beams} "
+                "beams: raise num_beams, or lower num_rollouts"
+            )
         if not 0 <= self.discriminator_weight <= 1:
             raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")
         for name in ("temperature", "reward_clamp", "discriminator_lr"):
@@ -179,7 +193,7 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 "metric_for_best_model (e.g. judge/t2i_R@1), eval_strategy, eval_steps and save_strategy='best'"
             )
         if self.baseline == "leave_one_out" and self.num_rollouts < 2:
-            raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2 (and rollouts='sample')")
+            raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2")
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):

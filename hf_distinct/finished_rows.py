@@ -18,12 +18,12 @@ class DropFinished(ImageCache):
 
     Args:
         encoder_hidden_states: ``(B, S, H)``.
-        end: the token that captions end with.
+        ends: the tokens that captions end with.
     """
 
-    def __init__(self, encoder_hidden_states: Tensor, end: int) -> None:
+    def __init__(self, encoder_hidden_states: Tensor, ends: list[int]) -> None:
         super().__init__(encoder_hidden_states)
-        self.end = end
+        self.ends = torch.tensor(ends, device=self.states.device)
         self.finished = torch.empty(0)  # whether, of all captions
 
     def choose(self, tokens: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class DropFinished(ImageCache):
             self.captions = len(tokens)
             self.finished = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         else:
-            self.finished |= tokens[:, -1] == self.end
+            self.finished |= torch.isin(tokens[:, -1], self.ends)
         finished = self.pick(self.finished)
         going = (~finished).nonzero().squeeze(1)
         if len(going) <= SHRINK * len(finished):

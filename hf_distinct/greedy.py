@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from hf_distinct.beam_rows import BeamRows
 from hf_distinct.image_sharing import share_images
-from hf_distinct.rollout import generate_labels, rollout_config, to_labels, token_id
+from hf_distinct.rollout import end_ids, generate_labels, rollout_config, to_labels, token_id
+from hf_distinct.word_limits import word_limits
 
 
 def generate_with_greedy(
@@ -21,6 +22,8 @@ def generate_with_greedy(
     logits_processor: LogitsProcessorList,
 ) -> tuple[Tensor, Tensor]:
     """Captions as [`generate_labels`] writes them, and the greedy caption of each image.
+
+    What the generation config forbids and forces (see `hf_distinct.word_limits`) holds for both.
 
     Args:
         model: the captioner, unwrapped, in eval mode.
@@ -43,8 +46,9 @@ def generate_with_greedy(
     if beams == 1 or not share_images(model.decoder):
         greedy = rollout_config(model, max_new_tokens=longest)
         return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
-    start, end = (token_id(model, name) for name in ("decoder_start_token_id", "eos_token_id"))
-    beside = BeamRows(encoder_hidden_states, beams, True, start, end)
+    start = token_id(model, "decoder_start_token_id")
+    limits = word_limits(generation_config, encoder_hidden_states.device)
+    beside = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
     labels = generate_labels(*write, generation_config, logits_processor, beside)
     return labels, to_labels(model, beside.finish(model, longest))
 

@@ -33,12 +33,12 @@ def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     differentiated once.
 
     Args:
-        logits: (N, L, V), the scores at position ``l`` for the token ``labels[:, l]`` (already aligned).
-            Half precision is raised to float32, without a copy that stays.
-        labels: (N, L) int64 token ids, -100 where there is no token.
+        logits: (..., V), the scores of the position that the label stands at (already aligned): (T, V) of T real
+            tokens, or (N, L, V) of padded captions. Half precision is raised to float32, without a copy that stays.
+        labels: int64 token ids of the shape before V, (T,) or (N, L); -100 where there is no token.
 
     Returns:
-        (N, L) natural logarithms, 0 where the label is -100.
+        Natural logarithms of the labels' shape, 0 where the label is -100.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -54,7 +54,7 @@ class _ChosenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, chosen: Tensor) -> Tensor:
-        """Logits (N, L, V) and token ids (N, L, 1) give (N, L)."""
+        """Logits (..., V) and token ids (..., 1) give (...)."""
         raised = _at_least_float32(logits)
         log_sum = raised.logsumexp(dim=-1, keepdim=True)
         ctx.save_for_backward(logits, chosen, log_sum)
@@ -63,7 +63,7 @@ class _ChosenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The gradient (N, L, V) for that of the result, (N, L)."""
+        """The gradient (..., V) for that of the result, (...)."""
         logits, chosen, log_sum = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         found = logits.sub(log_sum).exp_().mul_(-grad).scatter_add_(-1, chosen, grad)
@@ -76,7 +76,7 @@ def sequence_log_probs(
     """Normalised log-probability ``l(c)`` of whole captions. The padded length never enters.
 
     Args:
-        token_log_probs: (N, L), as [`token_log_probs`] gives them.
+        token_log_probs: (N, L), as [`token_log_probs`] gives them for padded captions.
         labels: (N, L) token ids, -100 where there is no token.
         normalize: ``"tokens"`` divides the sum by the number of real tokens (end token included),
             ``"constant"`` by ``constant``, so that every token weighs the same in short and in long captions.
@@ -209,9 +209,9 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, labels: Tensor) -> T
     """``KL(p || q)`` of the policy from a frozen captioner, summed exactly over the vocabulary, mean over real tokens.
 
     Args:
-        logits: (N, L, V) of the policy, p.
-        reference_logits: (N, L, V) of the frozen captioner, q; gets no gradient.
-        labels: (N, L) token ids, -100 at the positions that do not count.
+        logits: (..., V) of the policy, p: (T, V) of T real tokens, or (N, L, V) of padded captions.
+        reference_logits: of the frozen captioner, q, of the same shape; gets no gradient.
+        labels: token ids of the shape before V, (T,) or (N, L); -100 at the positions that do not count.
 
     Returns:
         The divergence in nats, a scalar, never negative but for rounding; 0 if no token is real.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -36,50 +35,47 @@ from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL
 from hf_distinct.narrow_products import narrow_products
 from hf_distinct.packing import Packing
-
-
-def check_captioner(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Raise ValueError if the model cannot be trained as a captioner, saying what it lacks."""
-    model = _without_adapters(model)
-    if not isinstance(model, VisionEncoderDecoderModel):
-        raise ValueError(f"The captioner must be a VisionEncoderDecoderModel, not a {type(model).__name__}.")
-    if tokenizer is None or tokenizer.eos_token_id is None:
-        raise ValueError("The captioner needs a tokenizer with an end token: pass it as processing_class.")
-    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(model.generation_config, name, None) is None and getattr(model.config, name, None) is None:
-            raise ValueError(
-                f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
-                f"the tokenizer's; without it no caption begins or ends."
-            )
-    if token_id(model, "eos_token_id") != tokenizer.eos_token_id:
-        raise ValueError(
-            f"The captioner ends its captions with token {token_id(model, 'eos_token_id')}, the tokenizer those that "
-            f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on both of the model's configs."
-        )
+from hf_distinct.word_limits import WORD_LIMITS
 
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
     """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
     if isinstance(model, VisionEncoderDecoderModel):  # Accelerate would ask each of its modules
         return model
-    return _without_adapters(accelerator.unwrap_model(model))
+    return without_adapters(accelerator.unwrap_model(model))
 
 
-def _without_adapters(model: Any) -> Any:
+def without_adapters(model: Any) -> Any:
+    """The model that peft gave adapters; any other model as it is."""
     # peft.PeftModel, without a need for peft.
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_positions(model: VisionEncoderDecoderModel) -> int:
-    """The longest caption, in tokens, that the decoder has positions for."""
-    return int(getattr(model.config.decoder, "max_position_embeddings", None) or sys.maxsize)
-
-
 def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
     """A special token's id, from the generation config or, where that is silent, from the model's config."""
+    return _token_ids(model, name)[0]
+
+
+def end_ids(model: VisionEncoderDecoderModel) -> list[int]:
+    """The tokens that end a caption, each of them."""
+    return _token_ids(model, "eos_token_id")
+
+
+def _token_ids(model: VisionEncoderDecoderModel, name: str) -> list[int]:
     value = getattr(model.generation_config, name, None)
     value = getattr(model.config, name) if value is None else value
-    return int(value[0] if isinstance(value, list) else value)
+    return [int(token) for token in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Images ``(B, 3, H, W)`` as the encoder sees them, ``(B, S, H)``.
+
+    It stands outside of the forward that Accelerate wraps, so that half precision is asked for here. As there, what
+    comes out of half precision is float32.
+    """
+    with accelerator.autocast():
+        hidden = encoder(pixel_values).last_hidden_state
+    return hidden.float() if accelerator.native_amp else hidden
 
 
 def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
@@ -88,27 +84,31 @@ def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
 
 
 def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> GenerationConfig:
-    """A generation config of the model's special tokens and length, with ``settings`` and nothing else.
+    """A generation config of the model's special tokens, length and word limits, with ``settings`` and nothing else.
 
     ``generate`` would otherwise mix in what the checkpoint prefers (``top_k=50`` and the like), and samples would not
-    come from the policy whose log-probabilities the loss takes.
+    come from the policy whose log-probabilities the loss takes. What the checkpoint forbids and forces
+    ([`hf_distinct.word_limits.WORD_LIMITS`]) is part of that policy.
     """
-    own = model.generation_config or GenerationConfig()
+    own, ends = model.generation_config or GenerationConfig(), end_ids(model)
     base: dict[str, Any] = {
         "decoder_start_token_id": token_id(model, "decoder_start_token_id"),
-        "eos_token_id": token_id(model, "eos_token_id"),
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": token_id(model, "pad_token_id"),
         "bos_token_id": own.bos_token_id,
-        "max_new_tokens": own.max_new_tokens or _longest(own.max_length),
+        "max_new_tokens": longest_caption(own),
+        **{name: value for name in WORD_LIMITS if (value := getattr(own, name, None)) is not None},
     }
     if settings.get("do_sample"):
         base["top_k"] = 0
     return GenerationConfig(**{**base, **{name: value for name, value in settings.items() if value is not None}})
 
 
-def _longest(max_length: int | None) -> int:
-    """Tokens behind the start token: as `generate` has it, 20 where nobody said any other number."""
-    return 20 if max_length in (None, GenerationConfig().max_length) else max_length - 1
+def longest_caption(config: GenerationConfig) -> int:
+    """The most tokens after the start token: as `generate` has it, 20 where nobody said any other number."""
+    if config.max_new_tokens:
+        return config.max_new_tokens
+    return 20 if config.max_length in (None, GenerationConfig().max_length) else config.max_length - 1
 
 
 def generate_labels(
@@ -133,9 +133,9 @@ def generate_labels(
     """
     states = encoder_hidden_states.detach()
     if cache is None and share_images(model.decoder):
-        start, end = (token_id(model, name) for name in ("decoder_start_token_id", "eos_token_id"))
-        beams = generation_config.num_beams or 1
-        cache = DropFinished(states, end) if beams == 1 else BeamRows(states, beams, False, start, end)
+        start, beams = token_id(model, "decoder_start_token_id"), generation_config.num_beams or 1
+        ends = end_ids(model)
+        cache = DropFinished(states, ends) if beams == 1 else BeamRows(states, beams, False, start, ends)
     given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
     if generation_config.do_sample:
         given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)
@@ -169,11 +169,16 @@ def _drawn(config: GenerationConfig, processors: Iterable[Any]) -> tuple[Generat
 
 
 def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
-    """What follows the start token in captions ``(N, 1 + L)``, as labels ``(N, L)``: -100 behind the end token."""
+    """What follows the start token in captions ``(N, 1 + L)``, as labels ``(N, L)``: -100 after the end token."""
     tokens = sequences[:, 1:]
-    ends = tokens == token_id(model, "eos_token_id")
+    ends = are_ends(tokens, end_ids(model))
     # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.
     return tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, IGNORED_LABEL)
+
+
+def are_ends(tokens: Tensor, ends: list[int]) -> Tensor:
+    """Which tokens end a caption: a bool for each."""
+    return torch.isin(tokens, torch.tensor(ends, device=tokens.device))
 
 
 def join_labels(*labels: Tensor) -> Tensor:
@@ -189,13 +194,15 @@ def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-def rollout_figures(labels: Tensor, captions: list[str], end: int, accelerator: Accelerator) -> dict[str, Tensor]:
+def rollout_figures(
+    labels: Tensor, captions: list[str], ends: list[int], accelerator: Accelerator
+) -> dict[str, Tensor]:
     """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
 
     Args:
         labels: ``(N, L)`` of this process; those behind the captions are a stand-in's.
         captions: their texts, at most N.
-        end: the end token.
+        ends: the end tokens.
         accelerator: knows the other processes.
 
     Returns:
@@ -204,7 +211,7 @@ def rollout_figures(labels: Tensor, captions: list[str], end: int, accelerator: 
     """
     labels = labels[: len(captions)]
     ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
-    lengths, ended = (labels != IGNORED_LABEL).sum(dim=1), (labels == end).any(dim=1)
+    lengths, ended = (labels != IGNORED_LABEL).sum(dim=1), are_ends(labels, ends).any(dim=1)
     columns = torch.stack([lengths, ended.long(), repeats(labels).long(), ids], dim=1)
     lengths, ended, repeated, ids = gather_rows(columns, accelerator).unbind(dim=1)
     unique = 1 + ids.sort().values.diff().ne(0).sum()  # `Tensor.unique` would wait for the device
@@ -290,7 +297,7 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
     Returns:
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
     """
-    captioner = _without_adapters(getattr(model, "module", model))
+    captioner = without_adapters(getattr(model, "module", model))
     if not share_images(captioner.decoder):
         encoder_hidden_states = encoder_hidden_states.repeat_interleave(
             len(labels) // len(encoder_hidden_states), dim=0
@@ -306,7 +313,7 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
     Returns:
         ``(T, V)``, in the order of ``labels[labels != -100]``.
     """
-    captioner = _without_adapters(getattr(model, "module", model))
+    captioner = without_adapters(getattr(model, "module", model))
     decoder, real = captioner.decoder, labels != IGNORED_LABEL
     packing = Packing(real)
     again = torch.is_grad_enabled() and bool(checkpointed_layers(decoder))
@@ -317,6 +324,32 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
     with packing.in_passes_of(decoder):
         logits = _logits(model, encoder_hidden_states, inputs, decoder_position_ids=packing.positions)
     return logits.squeeze(1)
+
+
+def policy_logits(
+    logits: Tensor, temperature: float, forbidden: Tensor | None = None, where: Tensor | None = None
+) -> Tensor:
+    """Logits of what captions are drawn from, of a captioner's own: divided by the temperature, no forbidden token.
+
+    With logits 0 and ln 9 and temperature 2, the tokens have the probabilities 1/4 and 3/4 instead of 1/10 and 9/10.
+
+    Args:
+        logits: ``(T, V)``.
+        temperature: above 0.
+        forbidden: ``(t, V)`` bool, see `forbidden_tokens`.
+        where: ``(T,)`` bool, the t rows that ``forbidden`` is of; none: all.
+
+    Returns:
+        ``(T, V)``; the very same at temperature 1 with nothing forbidden. A forbidden token has the least number there
+        is, with which, unlike minus infinity, divergences are numbers.
+    """
+    if temperature != 1:
+        logits = logits / temperature
+    if forbidden is None:
+        return logits
+    if where is not None:
+        forbidden = torch.zeros_like(logits, dtype=torch.bool).masked_scatter_(where[:, None], forbidden)
+    return logits.masked_fill(forbidden, torch.finfo(logits.dtype).min)
 
 
 def _inputs(captioner: VisionEncoderDecoderModel, labels: Tensor) -> Tensor:
@@ -338,6 +371,19 @@ def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **setting
 
 
 @contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Inside, the weights that ZeRO-3 has split among processes are whole; without it nothing happens."""
+    split = [weight for weight in model.parameters() if hasattr(weight, "ds_id")]
+    if not split:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split):
+        yield
+
+
+@contextmanager
 def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEncoderDecoderModel]:
     """The captioner, unwrapped and whole, for as long as it generates.
 
@@ -351,9 +397,7 @@ def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEnc
     if plugin is None or plugin.zero_stage != 3:
         yield captioner
         return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(captioner.parameters())):
+    with gathered(captioner):
         if not hasattr(model, "module"):
             yield captioner
             return

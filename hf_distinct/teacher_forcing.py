@@ -24,18 +24,17 @@ from transformers.utils import logging
 
 from hf_distinct import checkpoints
 from hf_distinct.alarms import AlarmCallback, Bound, bounds
-from hf_distinct.arguments import raise_problems
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.images import ImageError
 from hf_distinct.evaluation.diversity import unique_share
 from hf_distinct.finite import step_problems, weight_problems
+from hf_distinct.fit import check_fit, decoder_positions
 from hf_distinct.gallery import Gallery
 from hf_distinct.guidance import drop_images
 from hf_distinct.rollout import (
     caption_logits,
     captioner_in,
-    check_captioner,
-    decoder_positions,
+    encode,
     generation_ready,
     write_captions,
 )
@@ -106,8 +105,7 @@ class TeacherForcing(Seq2SeqTrainer):
         max_length: int = 24,
         dropped_images: float = 0.0,
     ) -> None:
-        raise_problems(teacher_forcing_problems(args))
-        check_captioner(model, processing_class)
+        check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
@@ -142,7 +140,7 @@ class TeacherForcing(Seq2SeqTrainer):
 
     def caption(self, dataset: Dataset) -> list[str | None]:
         """Caption each row of a dataset by the model's own generation config; None where a picture has gone bad."""
-        with generation_ready(self.model_wrapped, self.accelerator) as model:
+        with generation_ready(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
             model.eval()
             said = write_captions(
                 model, self.processing_class, self.image_processor, dataset, self.args.per_device_eval_batch_size
@@ -159,8 +157,7 @@ class TeacherForcing(Seq2SeqTrainer):
         encoder: Any = captioner_in(model, self.accelerator).encoder
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()
-        with self.accelerator.autocast():  # Accelerate puts it around the model's forward pass alone
-            hidden = encoder(inputs["pixel_values"].to(encoder.dtype)).last_hidden_state
+        hidden = encode(encoder, inputs["pixel_values"], self.accelerator)
         if self.dropped_images:
             hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.dropped_images)
         # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the

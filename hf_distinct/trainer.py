@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import (
     BaseImageProcessor,
+    GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -43,6 +44,7 @@ from hf_distinct.data.prepared import (
     neighbours_problems,
 )
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.fit import batch_problems, check_fit, decoder_positions
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.greedy import generate_with_greedy
 from hf_distinct.logits_processors import NoRepeatNGrams
@@ -50,12 +52,13 @@ from hf_distinct.metering import Meter, peak_memory
 from hf_distinct.rewards import Reward
 from hf_distinct.rollout import (
     captioner_in,
-    check_captioner,
     decode,
-    decoder_positions,
+    encode,
+    end_ids,
     generate_labels,
     generation_ready,
     join_labels,
+    policy_logits,
     rollout_config,
     rollout_figures,
     token_logits,
@@ -64,6 +67,7 @@ from hf_distinct.rollout import (
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.sharing import SharingTrainer
+from hf_distinct.word_limits import forbidden_tokens, left_out
 
 logger = logging.get_logger(__name__)
 
@@ -140,30 +144,25 @@ class RLCaptionTrainer(SharingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
-        check_captioner(model, processing_class)
         train_dataset = as_captioned(train_dataset, "train_dataset")
         eval_dataset = _evaluated(eval_dataset, "eval_dataset")
-        for problem in neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours):
-            raise ValueError(problem)
+        unmined = neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours)
+        check_fit(model, processing_class, image_processor, args, batch_problems(train_dataset, args), unmined)
         if "neighbours" in train_dataset.column_names and not (args.pool_neighbours or args.hard_batches):
             unused = "The column 'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches."
             logger.warning(unused)
-        batch = args.train_batch_size * args.world_size
-        if args.dataloader_drop_last and len(train_dataset) < batch:  # the Trainer would end at step 0, in silence
-            raise ValueError(
-                f"{len(train_dataset)} training images do not fill one batch of {batch}: lower "
-                "per_device_train_batch_size."
-            )
-        positions = decoder_positions(model)
-        if args.max_new_tokens is not None and args.max_new_tokens > positions:
-            raise ValueError(f"max_new_tokens={args.max_new_tokens}, but the decoder has only {positions} positions.")
+        if unkept := left_out(model.generation_config, args.rollouts):
+            logger.warning(
+                "The captioner's generation config asks for %s. Evaluations and the saved captioner do that; rollouts "
+                "do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
+            )  # fmt: skip
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         fuse_gelu(model)
         with unsplit(args):
             self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
         longest = args.max_new_tokens or rollout_config(model).max_new_tokens
-        for problem in scorer_problems(self.scorer, min(longest, positions)):
+        for problem in scorer_problems(self.scorer, min(longest, decoder_positions(model))):
             logger.warning(problem)
         self.image_processor = image_processor
         self.caption_metrics = caption_metrics
@@ -177,16 +176,17 @@ class RLCaptionTrainer(SharingTrainer):
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
-        self.hard_batches = (
-            HardBatchSampler(train_dataset["neighbours"], batch, args.seed) if args.hard_batches else None
-        )
+        self.hard_batches = None
+        if args.hard_batches:
+            batch = args.train_batch_size * args.world_size
+            self.hard_batches = HardBatchSampler(train_dataset["neighbours"], batch, args.seed)
         collator = CaptionCollator(
             tokenizer=processing_class,
             image_processor=image_processor,
             embeddings=embeddings,
             image_ids=list(train_dataset["image_id"]),
             captions_per_image=args.references_per_image,
-            max_length=min(args.max_reference_length, positions),
+            max_length=min(args.max_reference_length, decoder_positions(model)),
             seed=args.seed,
             epoch=0,
         )
@@ -267,7 +267,8 @@ class RLCaptionTrainer(SharingTrainer):
         with self.meter.phase("score"):
             loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
         if self.all_finite(loss, appraisal, inputs):
-            figures = rollout_figures(labels, captions, self.processing_class.eos_token_id, self.accelerator)
+            ends = end_ids(captioner_in(model, self.accelerator))
+            figures = rollout_figures(labels, captions, ends, self.accelerator)
             self._measure(appraisal.figures | terms | figures)
             first = captions[:: self.args.num_rollouts]
             self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
@@ -285,7 +286,14 @@ class RLCaptionTrainer(SharingTrainer):
         encoder = captioner_in(model, self.accelerator).encoder
         learns = torch.is_grad_enabled() and not self.args.freeze_encoder
         with torch.set_grad_enabled(learns), checkpointing(encoder), self.compute_loss_context_manager():
-            return encoder(pixel_values).last_hidden_state
+            return encode(encoder, pixel_values, self.accelerator)
+
+    def _how_to_write(self, captioner: VisionEncoderDecoderModel) -> GenerationConfig:
+        a = self.args
+        how: dict[str, Any] = {"num_return_sequences": a.num_rollouts, "max_new_tokens": a.max_new_tokens}
+        if a.rollouts == "beam":
+            return rollout_config(captioner, num_beams=a.num_beams, **how)
+        return rollout_config(captioner, do_sample=True, temperature=a.temperature, **how)
 
     def _roll_out(self, model: Any, hidden: Tensor, images: int) -> tuple[Tensor, list[str], list[str]]:
         """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed.
@@ -297,15 +305,11 @@ class RLCaptionTrainer(SharingTrainer):
             self.meter.phase("generate"),
             generation_ready(model, self.accelerator) as captioner,
             self.compute_loss_context_manager(),
+            self.accelerator.autocast(),
         ):
-            processors = LogitsProcessorList()
-            if a.rollouts == "beam":
-                how: dict[str, Any] = {"num_beams": a.num_beams}
-                if a.no_repeat_ngram_size:
-                    processors.append(NoRepeatNGrams(a.no_repeat_ngram_size))
-            else:
-                how = {"do_sample": True, "num_return_sequences": a.num_rollouts, "temperature": a.temperature}
-            config = rollout_config(captioner, max_new_tokens=a.max_new_tokens, **how)
+            processors, config = LogitsProcessorList(), self._how_to_write(captioner)
+            if a.rollouts == "beam" and a.no_repeat_ngram_size:
+                processors.append(NoRepeatNGrams(a.no_repeat_ngram_size))
             if self.appraiser.needs_greedy:
                 labels, greedy = generate_with_greedy(captioner, hidden, config, processors)
             else:
@@ -320,6 +324,10 @@ class RLCaptionTrainer(SharingTrainer):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log-probabilities of all captions in one decoder pass; this process's part of the loss; its terms by name.
 
+        The policy is what rollouts are drawn from: at the temperature of samples, for rollouts, references and KL
+        alike; and without what was forbidden where a rollout's token was drawn. A person may have said just that, so
+        references are scored among all tokens. Logits are those of the policy.
+
         Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
         """
         a = self.args
@@ -331,6 +339,11 @@ class RLCaptionTrainer(SharingTrainer):
         real = flat != losses.IGNORED_LABEL
         with checkpointing(model), self.compute_loss_context_manager():
             logits = token_logits(model, hidden, flat)
+        rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
+        captioner = captioner_in(model, self.accelerator)
+        forbidden = forbidden_tokens(self._how_to_write(captioner), flat[rolled_out], logits.shape[-1])
+        of_policy = rolled_out[:, None].expand_as(real)[real]  # (T,)
+        logits = policy_logits(logits, self._temperature, forbidden, of_policy)
         of_tokens = losses.token_log_probs(logits, flat[real])
         log_probs = losses.sequence_log_probs(
             of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
@@ -349,24 +362,28 @@ class RLCaptionTrainer(SharingTrainer):
             terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
-            rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
-            policy = logits[rolled_out[:, None].expand_as(real)[real]]
-            divergence = self._divergence(policy, inputs["pixel_values"], flat[rolled_out])
+            divergence = self._divergence(logits[of_policy], inputs["pixel_values"], flat[rolled_out], forbidden)
             divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
             terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence
         return loss, logits, terms
 
-    def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def _temperature(self) -> float:
+        return self.args.temperature if self.args.rollouts == "sample" else 1.0
+
+    def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor, forbidden: Tensor | None) -> Tensor:
         """KL of the policy from the captioner that training began with, its encoder included, on the rollouts.
 
-        Logits ``(T, V)`` are of the real tokens of labels ``(B * K, L)``.
+        Logits ``(T, V)`` of the policy are those of the real tokens of labels ``(B * K, L)``.
         """
         assert self.reference_model is not None
         self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
         with torch.no_grad(), self.compute_loss_context_manager():
-            hidden = self.reference_model.encoder(pixel_values).last_hidden_state
-            reference_logits = token_logits(self.reference_model, hidden, labels)
+            hidden = encode(self.reference_model.encoder, pixel_values, self.accelerator)
+            with self.accelerator.autocast():
+                reference_logits = token_logits(self.reference_model, hidden, labels)
+        reference_logits = policy_logits(reference_logits, self._temperature, forbidden)
         return losses.kl_divergence(logits, reference_logits, labels[labels != losses.IGNORED_LABEL])
 
     # ----------------------------------------------------------------------------------------------- discriminator
@@ -427,7 +444,11 @@ class RLCaptionTrainer(SharingTrainer):
         dataset = as_pictures(dataset, "dataset")
         self.model_wrapped.eval()
         own = range(self.args.process_index, len(dataset), self.args.world_size)
-        with generation_ready(self.model_wrapped, self.accelerator) as captioner, self.compute_loss_context_manager():
+        with (
+            generation_ready(self.model_wrapped, self.accelerator) as captioner,
+            self.compute_loss_context_manager(),
+            self.accelerator.autocast(),
+        ):
             captioner.to(self.args.device)  # type: ignore[arg-type]
             texts = write_captions(
                 captioner,

@@ -24,11 +24,12 @@ from typing import Any, Literal
 
 import yaml
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems
+from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.evaluation.frontier import reach
 from hf_distinct.logs import show_logs
+from hf_distinct.problems import refuse
 from hf_distinct.recorded_run import RecordedRun
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
 from hf_distinct.scorer import shipped
@@ -68,7 +69,7 @@ class Settings:
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
 
     def __post_init__(self) -> None:
-        raise_problems(self.problems())
+        refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot be."""
@@ -103,7 +104,7 @@ class Ablation:
         self.kinds: dict[str, Kind] = {row: "ours" if row in ours else "trained" for row in self.rows}
         drawn = self.common.get("dataset", "emoji_scenes") == "emoji_scenes"
         self.galleries = GALLERIES if drawn else {"": ""}
-        raise_problems(self._problems({**others}, {**ours}, drawn))
+        refuse(self._problems({**others}, {**ours}, drawn))
         self.captioner = str(self.common.get("model_name_or_path") or shipped("captioner"))
         seeds = settings.seeds
         self.trainings = {(row, seed): self._training(row, seed) for row in self.rows for seed in seeds}

@@ -21,10 +21,11 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
+from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.images import ImageError, picture_files
 from hf_distinct.logs import show_logs
+from hf_distinct.problems import refuse
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
 from hf_distinct.scorer import load_clip, shipped
 
@@ -62,7 +63,7 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
 
     def __post_init__(self) -> None:
-        raise_problems(self.problems())
+        refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot act beside the others, or has no value that can."""

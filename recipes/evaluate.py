@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
+from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji_scenes import emoji_scenes
@@ -37,6 +37,7 @@ from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice
 from hf_distinct.fluency import LanguageModel, perplexity
 from hf_distinct.gallery import Gallery
 from hf_distinct.logs import show_logs
+from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
 from hf_distinct.scorer import load_clip, shipped_or_named
@@ -101,7 +102,7 @@ class Settings(DatasetSettings):
     def __post_init__(self) -> None:
         """Refuse what does not go together; raises ValueError."""
         super().__post_init__()
-        raise_problems(self.problems())
+        refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot act beside the others, or has no value that can."""

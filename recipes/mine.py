@@ -24,7 +24,7 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
+from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.images import decode_image
@@ -33,6 +33,7 @@ from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import GALLERY, ScorerCheck, check_scorer
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.logs import show_logs
+from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
 from hf_distinct.scorer import ClipScorer, load_clip
@@ -78,7 +79,7 @@ class Settings(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        raise_problems(self.problems())
+        refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot act beside the others, or has no value that can."""

@@ -38,6 +38,7 @@ from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.data.settings import DatasetSettings
+from hf_distinct.fit import check_fit
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, pull, push_folder
@@ -242,6 +243,7 @@ def main() -> None:
     # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     image_processor = load_image_processor(source)
+    check_fit(captioner, tokenizer, image_processor, config)  # better now than after the embedding
     with unsplit(config):
         clips = {role: load_clip(name).to(config.device) for role, name in names.items()}
 

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
+from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import (
     CAPTION_STYLES,
     Scene,
@@ -48,6 +48,7 @@ from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.finite import step_problems, weight_problems
 from hf_distinct.logs import show_logs
+from hf_distinct.problems import refuse
 from hf_distinct.scorer import ClipScorer, encode_token_ids, load_clip, save_open_clip
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
@@ -113,7 +114,7 @@ class Settings(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        raise_problems(self.problems())
+        refuse(self.problems())
         if self.lr is None:
             self.lr = NEW_RATE if self.model is None else TUNING_RATE
 
@@ -337,7 +338,7 @@ def load_data(settings: Settings) -> tuple[Dataset, Dataset]:
     return train, readable(validation, "the validation split", settings.strict)
 
 
-def refuse(problems: Iterable[str], step: int, settings: Settings) -> None:
+def end_diverged(problems: Iterable[str], step: int, settings: Settings) -> None:
     """Raise a ValueError for the first problem that would spoil the model."""
     for problem in problems:
         raise ValueError(
@@ -390,7 +391,7 @@ def main() -> None:
         loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        refuse(step_problems(loss, model), step, settings)
+        end_diverged(step_problems(loss, model), step, settings)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -402,7 +403,7 @@ def main() -> None:
         if step % settings.eval_steps == 0 or step == settings.max_steps:
             metrics = evaluate(model, validation, transform, tokenize)
             logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            refuse(weight_problems(model, torch.float16), step, settings)  # in which they are saved
+            end_diverged(weight_problems(model, torch.float16), step, settings)  # in which they are saved
             save(model, tokenize, settings, model_cfg, preprocess_cfg)
     report = {"steps": step, "logit_scale": model.logit_scale.exp().item(), **metrics}
     (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")

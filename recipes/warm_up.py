@@ -29,13 +29,14 @@ from transformers import (
     set_seed,
 )
 
-from hf_distinct.arguments import clear_errors, parse_settings, raise_problems, unused_settings
+from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
 from hf_distinct.logs import show_logs
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
+from hf_distinct.problems import refuse
 from hf_distinct.rollout import rollout_config
 from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.teacher_forcing import TeacherForcing
@@ -108,7 +109,7 @@ class Settings(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        raise_problems(self.problems())
+        refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that cannot act beside the others, or has no value that can."""

@@ -68,12 +68,12 @@ def test_beams_leave_once_their_image_can_gain_nothing(model):
 
 def test_rows_by_hand():
     """Two images of two beams and a greedy caption: 0 1 | 2 and 3 4 | 5."""
-    cache = BeamRows(torch.zeros(2, 1, 1), beams=2, greedy=True, start=0, end=9)
+    cache = BeamRows(torch.zeros(2, 1, 1), beams=2, greedy=True, start=0, ends=[8, 9])
     assert cache.rows.tolist() == [0, 1, 3, 4, 2, 5]
     past = torch.arange(6.0).view(6, 1, 1, 1)
     cache.self_attention_cache.update(past, past, 0)
     cache.reorder_cache(torch.tensor([1, 1, 3, 2]))
-    cache.searching, cache.tokens = torch.tensor([False, True]), torch.tensor([[0, 7], [0, 9]])
+    cache.searching, cache.tokens = torch.tensor([False, True]), torch.tensor([[0, 7], [0, 8]])
     cache._choose_rows()
     assert cache.rows.tolist() == [3, 4, 2]  # the second greedy caption has ended
     # Rows 2 and 3 were the beams of the second image, which change places; row 4 was the first greedy caption.

@@ -33,9 +33,10 @@ def test_every_setting_of_ours_says_what_it_is():
     assert [f.name for f in ours if not f.metadata.get("help")] == []
 
 
-def test_beam_search_has_one_rollout():
-    assert RLCaptionConfig(rollouts="beam", num_rollouts=5).num_rollouts == 1
-    assert RLCaptionConfig(rollouts="sample", num_rollouts=5).num_rollouts == 5
+def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
+    assert RLCaptionConfig().num_rollouts == 5
+    assert RLCaptionConfig(rollouts="beam").num_rollouts == 1
+    assert RLCaptionConfig(rollouts="beam", num_rollouts=5).num_rollouts == 5
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_beam_search_has_one_rollout():
         ({"discriminator_lr": 0.0}, "discriminator_lr=0.0 must be positive"),
         ({"baseline": "leave_one_out", "num_rollouts": 1}, "needs num_rollouts of at least 2"),
         ({"baseline": "leave_one_out", "rollouts": "beam"}, "needs num_rollouts of at least 2"),
+        ({"rollouts": "beam", "num_rollouts": 4, "num_beams": 3}, "num_rollouts=4 wants that many of num_beams=3"),
         ({"reward": []}, "reward is empty"),
         ({"reward": ["similarity", "cider"], "reward_weights": [1.0]}, "1 reward_weights for 2 rewards"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be off"),

@@ -7,15 +7,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessorList, TemperatureLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper
 
 from hf_distinct.logits_processors import MultinomialSampling
 from hf_distinct.losses import IGNORED_LABEL, token_log_probs
 from hf_distinct.rollout import (
     caption_logits,
-    check_captioner,
     decode,
-    decoder_positions,
     generate_labels,
     join_labels,
     repeats,
@@ -186,39 +184,6 @@ def test_token_id_looks_at_the_generation_config_first(captioner):
     assert token_id(model, "eos_token_id") == 7
     model.generation_config.eos_token_id = None
     assert token_id(model, "eos_token_id") == 9
-
-
-def test_a_good_captioner_passes(captioner):
-    check_captioner(captioner.model, captioner.tokenizer)
-    assert decoder_positions(captioner.model) == 16
-
-
-def test_only_an_encoder_decoder_of_images_is_a_captioner(captioner):
-    decoder = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
-    with pytest.raises(ValueError, match="must be a VisionEncoderDecoderModel, not a GPT2LMHeadModel"):
-        check_captioner(decoder, captioner.tokenizer)
-
-
-@pytest.mark.parametrize("name", ["decoder_start_token_id", "eos_token_id", "pad_token_id"])
-def test_a_captioner_without_a_special_token_is_an_error(captioner, name):
-    for config in (captioner.model.config, captioner.model.generation_config):
-        setattr(config, name, None)
-    with pytest.raises(ValueError, match=f"The captioner has no {name}. Set model.config.{name}"):
-        check_captioner(captioner.model, captioner.tokenizer)
-
-
-def test_a_tokenizer_without_an_end_token_is_an_error(captioner):
-    captioner.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="needs a tokenizer with an end token"):
-        check_captioner(captioner.model, captioner.tokenizer)
-    with pytest.raises(ValueError, match="pass it as processing_class"):
-        check_captioner(captioner.model, None)
-
-
-def test_model_and_tokenizer_that_end_differently_are_an_error(captioner):
-    captioner.model.generation_config.eos_token_id = 5
-    with pytest.raises(ValueError, match="ends its captions with token 5, the tokenizer"):
-        check_captioner(captioner.model, captioner.tokenizer)
 
 
 def test_logits_are_those_of_the_model_from_pixels_with_labels(captioner):

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.rollout import check_captioner
+from hf_distinct.fit import captioner_problems
 from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
 
 FAMILIES = {  # the tokens that a tokenizer brings; start, end and padding of captions
@@ -37,7 +37,7 @@ def test_captions_of_every_family_begin_and_end(own, expected, tiny_models, tmp_
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == expected
     model, _, image_processor = tiny.load_captioner(tiny_models)
     set_special_tokens(model, tokenizer)
-    check_captioner(model, tokenizer)
+    assert not list(captioner_problems(model, tokenizer))
     ids = [tokenizer.convert_tokens_to_ids(token) for token in expected]
     for config in (model.config, model.generation_config):
         assert [config.decoder_start_token_id, config.eos_token_id, config.pad_token_id] == ids

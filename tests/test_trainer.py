@@ -29,13 +29,13 @@ def brevity(captions, references, scene, **columns):
 # ------------------------------------------------------------------------------------- the loss, derived once more
 
 
-def log_prob(model, pixels, tokens):
-    """Mean log-probability of a caption's tokens: from pixels, the caption alone.
+def log_prob(model, pixels, tokens, temperature=1.0):
+    """Mean log-probability of a caption's tokens: from pixels, the caption alone, at a temperature.
 
     Not from the model's own loss: in transformers 4.57 it shifts the labels twice (huggingface/transformers#40111).
     """
     logits = model(pixel_values=pixels[None], labels=torch.tensor([tokens])).logits[0]
-    return logits.log_softmax(-1)[range(len(tokens)), tokens].mean().item()
+    return (logits / temperature).log_softmax(-1)[range(len(tokens)), tokens].mean().item()
 
 
 def cosine(a, b):
@@ -69,6 +69,7 @@ def plain_contrastive(trainer, i, caption, texts, images):
 def plain_loss(trainer, inputs):
     """The loss of one batch and its parts, from pixels and strings; consumes randomness as a step does."""
     a, model, scorer = trainer.args, trainer.model.eval(), trainer.scorer
+    temperature = a.temperature if a.rollouts == "sample" else 1.0
     pixels, number = inputs["pixel_values"], len(inputs["pixel_values"])
     memo = {}
 
@@ -80,6 +81,7 @@ def plain_loss(trainer, inputs):
     trainer.embed = embed
     if a.rollouts == "beam":
         how = {"num_beams": a.num_beams, "no_repeat_ngram_size": a.no_repeat_ngram_size}
+        how["num_return_sequences"] = a.num_rollouts
     else:
         how = {"samples": a.num_rollouts, "processors": [TemperatureLogitsWarper(a.temperature)]}
     if trainer.appraiser.needs_greedy and a.rollouts == "sample":  # drawn beside the samples, as their last row
@@ -126,7 +128,7 @@ def plain_loss(trainer, inputs):
                 baseline = reward(i, greedy[i])
             elif trainer.appraiser.baseline == "leave_one_out":
                 baseline = (sum(rewards[i]) - rewards[i][k]) / (per_image - 1)
-            pg.append((rewards[i][k] - baseline) * log_prob(model, pixels[i], rows[i * per_image + k]))
+            pg.append((rewards[i][k] - baseline) * log_prob(model, pixels[i], rows[i * per_image + k], temperature))
     reference_rewards = [reward(i, text) for i in range(number) for text in references[i]]
     weigh = {
         "clamp": lambda r: max(r, 0.0),
@@ -139,7 +141,8 @@ def plain_loss(trainer, inputs):
     for i in range(number):
         for g, row in enumerate(inputs["labels"][i].tolist()):
             tokens = [token for token in row if token != -100]
-            wtf.append(weigh(reference_rewards[i * len(references[i]) + g]) * log_prob(model, pixels[i], tokens))
+            weight = weigh(reference_rewards[i * len(references[i]) + g])
+            wtf.append(weight * log_prob(model, pixels[i], tokens, temperature))
     parts = {"policy_gradient": -sum(pg) / len(pg), "weighted_teacher_forcing": -sum(wtf) / len(wtf)}
     loss = parts["policy_gradient"] + a.wtf_weight * parts["weighted_teacher_forcing"]
     if a.kl_weight:
@@ -154,8 +157,10 @@ def plain_kl(trainer, pixels, rows):
     for n, tokens in enumerate(rows):
         labels = torch.tensor([tokens])
         one = pixels[n // trainer.args.num_rollouts][None]
-        ours = trainer.model(pixel_values=one, labels=labels).logits[0].double().log_softmax(-1)
-        theirs = trainer.untouched(pixel_values=one, labels=labels).logits[0].double().log_softmax(-1)
+        ours, theirs = (
+            (model(pixel_values=one, labels=labels).logits[0].double() / trainer.args.temperature).log_softmax(-1)
+            for model in (trainer.model, trainer.untouched)
+        )
         divergences += (ours.exp() * (ours - theirs)).sum(-1).tolist()
     return sum(divergences) / len(divergences)
 
@@ -172,7 +177,8 @@ def plain_kl(trainer, pixels, rows):
         {"reward": ["similarity"], "num_rollouts": 3, "temperature": 1.5, "references_per_image": 2},
         {"reward": ["cider"], "rollouts": "beam", "wtf_weight": 0.0},
         {"reward": ["contrastive", "test_trainer.brevity", "cider"], "reward_weights": [1.0, 0.5, 0.25]},
-        {"kl_weight": 0.7, "wtf_policy": "raw"},
+        {"kl_weight": 0.7, "wtf_policy": "raw", "temperature": 0.7},
+        {"rollouts": "beam", "num_rollouts": 1, "num_beams": 2, "temperature": 0.5, "wtf_policy": "raw"},
     ],
     ids=lambda settings: "-".join(f"{k}={v}" for k, v in settings.items()).replace("/", "_"),
 )
@@ -206,7 +212,7 @@ def test_which_baseline_auto_takes(make_trainer):
     assert make_trainer(reward=["contrastive_i2t", "contrastive_t2i"]).appraiser.baseline == "none"
     assert make_trainer(reward=["contrastive", "cider"]).appraiser.baseline == "leave_one_out"
     assert make_trainer(reward=["cider"], num_rollouts=1).appraiser.baseline == "greedy"
-    assert make_trainer(reward=["cider"], rollouts="beam").appraiser.baseline == "greedy"
+    assert make_trainer(reward=["cider"], rollouts="beam", num_rollouts=1).appraiser.baseline == "greedy"
     assert make_trainer(reward=["cider"], baseline="none").appraiser.baseline == "none"
 
 

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.names import SHIPPED, is_shipped, shipped, shipped_or_named
+from hf_distinct.problems import refuse
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -92,8 +93,7 @@ class DatasetSettings:
         Raises:
             ValueError: as `model_problems` says.
         """
-        if problems := list(self.model_problems(needed, optional)):
-            raise ValueError(" ".join(problems))
+        refuse(self.model_problems(needed, optional))
         found = {}
         for name, by_default in {**needed, **(optional or {})}.items():
             value = getattr(self, name)

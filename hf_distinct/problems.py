@@ -1,0 +1,15 @@
+"""All that does not fit, told at once: each ``..._problems`` yields sentences, and `refuse` raises them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+
+def refuse(*problems: Iterable[str]) -> None:
+    """Raise ValueError of all problems that there are: one as it stands, several as a list."""
+    found = list(chain(*problems))
+    if len(found) == 1:
+        raise ValueError(found[0])
+    if found:
+        raise ValueError("\n- ".join([f"{len(found)} things do not fit together:", *found]))

@@ -1,0 +1,316 @@
+"""What does not fit together is found before the training, all of it at once, with both numbers."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTImageProcessor,
+)
+
+from hf_distinct import Captioner, RLCaptionConfig
+from hf_distinct.fit import check_fit, decoder_positions, launch_problems
+
+pytestmark = pytest.mark.both_ends  # models and generation configs are what transformers makes of them
+
+
+@pytest.fixture
+def captioner(tiny_models):
+    model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, image_processor=image_processor)
+
+
+def check(c, **settings):
+    args = RLCaptionConfig(per_device_train_batch_size=4, max_reference_length=14, use_cpu=True, **settings)
+    check_fit(c.model, c.tokenizer, c.image_processor, args)
+
+
+def complaint(c, **settings):
+    with pytest.raises(ValueError) as caught:
+        check(c, **settings)
+    return str(caught.value)
+
+
+def with_decoder(c, config):
+    """The same captioner with another decoder, untaught."""
+    # Not `from_encoder_decoder_configs`, which puts right what a person's own config may lack.
+    parts = {"encoder": c.model.config.encoder.to_dict(), "decoder": config.to_dict()}
+    other = VisionEncoderDecoderModel(VisionEncoderDecoderConfig(**parts))
+    for part in (other.config, other.generation_config):
+        part.decoder_start_token_id, part.pad_token_id = c.tokenizer.bos_token_id, c.tokenizer.pad_token_id
+        part.eos_token_id = c.tokenizer.eos_token_id
+    other.generation_config.max_length = 14
+    return SimpleNamespace(model=other, tokenizer=c.tokenizer, image_processor=c.image_processor)
+
+
+def test_what_fits_passes_and_stays_as_it_is(captioner):
+    captioner.model.train()
+    before = tiny.weights(captioner.model)
+    check(captioner)
+    assert all(module.training for module in captioner.model.modules())
+    assert tiny.moved(before, captioner.model) == set()
+    assert decoder_positions(captioner.model) == 16
+
+
+def test_everything_that_does_not_fit_is_said_at_once(captioner):
+    captioner.tokenizer.add_tokens(["zebra"])
+    captioner.model.generation_config.max_length = 64
+    found = complaint(captioner, max_new_tokens=17)
+    assert found.startswith("3 things do not fit together:\n- The tokenizer has")
+    assert "\n- max_new_tokens=17, but the decoder has only 16 positions." in found
+    assert "\n- The captioner's generation config allows captions of 63 tokens (max_length=64)" in found
+
+
+# ------------------------------------------------------------------------------------------------- what a captioner is
+
+
+def test_only_an_encoder_decoder_of_images_is_a_captioner(captioner):
+    captioner.model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
+    assert complaint(captioner) == "The captioner must be a VisionEncoderDecoderModel, not a GPT2LMHeadModel."
+
+
+@pytest.mark.parametrize("name", ["decoder_start_token_id", "eos_token_id", "pad_token_id"])
+def test_a_captioner_without_a_special_token_is_an_error(captioner, name):
+    for config in (captioner.model.config, captioner.model.generation_config):
+        setattr(config, name, None)
+    assert complaint(captioner).startswith(f"The captioner has no {name}. Set model.config.{name}")
+
+
+def test_a_tokenizer_without_an_end_token_is_an_error(captioner):
+    captioner.tokenizer.eos_token = None
+    assert complaint(captioner).startswith("The captioner needs a tokenizer with an end token")
+    captioner.tokenizer = None
+    assert "pass it as processing_class" in complaint(captioner)
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_model_and_tokenizer_that_end_differently_are_an_error(captioner):
+    captioner.model.generation_config.eos_token_id = [5, 6]
+    assert "ends its captions with token 5, 6, the tokenizer those" in complaint(captioner)
+    captioner.model.generation_config.eos_token_id = [5, captioner.tokenizer.eos_token_id]
+    check(captioner)
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_an_error_with_both_numbers(captioner):
+    rows = captioner.model.config.decoder.vocab_size
+    captioner.tokenizer.add_tokens(["zebra", "okapi"])
+    found = complaint(captioner)
+    assert f"The tokenizer has {rows + 2} tokens (the last is {rows + 1}), the decoder embeddings of {rows}." in found
+    captioner.model.decoder.resize_token_embeddings(rows + 2)  # as the message says
+    check(captioner)
+
+
+def test_more_embeddings_than_tokens_are_usual(captioner):
+    captioner.model.decoder.resize_token_embeddings(64)
+    check(captioner)
+
+
+def test_a_head_and_a_config_of_another_size_are_errors(captioner):
+    captioner.model.decoder.lm_head = torch.nn.Linear(32, 40, bias=False)
+    assert "reads 53 tokens (rows of its embedding) and writes 40" in complaint(captioner)
+    captioner.model.decoder.lm_head = torch.nn.Linear(32, 53, bias=False)
+    captioner.model.config.decoder.vocab_size = 60
+    assert "vocab_size is 60, but the decoder has embeddings of 53 tokens" in complaint(captioner)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pad_token_id", 53), ("decoder_start_token_id", 99), ("suppress_tokens", [3, 99]), ("forced_bos_token_id", 99),
+     ("bad_words_ids", [[4], [5, 99]]), ("begin_suppress_tokens", [-1])],
+)  # fmt: skip
+def test_tokens_that_nobody_has_are_an_error(captioner, name, value):
+    setattr(captioner.model.generation_config, name, value)
+    assert f"{name} of the captioner names" in complaint(captioner)
+
+
+# ------------------------------------------------------------------------------------------------------------- lengths
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+BART = {
+    "d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+}  # fmt: skip
+FAMILIES = {
+    "bert": (SMALL, 16), "bert-generation": (SMALL, 16), "electra": ({**SMALL, "embedding_size": 32}, 16),
+    "ernie": (SMALL, 16), "rembert": (SMALL, 16), "roformer": (SMALL, 16),
+    # These begin after the position of their padding, which here is token 1.
+    "roberta": (SMALL, 14), "roberta-prelayernorm": (SMALL, 14), "xlm-roberta": (SMALL, 14),
+    "camembert": (SMALL, 14), "data2vec-text": (SMALL, 14), "xlm-roberta-xl": (SMALL, 14),
+    # These have two rows more than their config says, and begin with the third.
+    "bart": (BART, 16), "mbart": (BART, 16), "plbart": (BART, 16), "mvp": (BART, 16),
+    "trocr": ({**BART, "cross_attention_hidden_size": 32}, 16),
+    "pegasus": (BART, 16), "marian": ({**BART, "decoder_vocab_size": 53}, 16), "blenderbot": (BART, 16),
+    "blenderbot-small": (BART, 16), "bigbird_pegasus": ({**BART, "attention_type": "original_full"}, 16),
+    "gpt2": ({"n_embd": 32, "n_layer": 1, "n_head": 2}, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_as_many_tokens_as_the_decoder_can_read(family):
+    """One more is an error of torch, which is what must not be met in a training."""
+    settings, positions = FAMILIES[family]
+    config = AutoConfig.for_model(
+        family, vocab_size=53, max_position_embeddings=16, is_decoder=True, add_cross_attention=True, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2, **settings,
+    )  # fmt: skip
+    decoder = AutoModelForCausalLM.from_config(config).eval()
+    assert decoder_positions(SimpleNamespace(decoder=decoder, config=SimpleNamespace(decoder=config))) == positions
+    states = torch.zeros(1, 1, 32)
+    decoder(torch.full((1, positions), 5), encoder_hidden_states=states)
+    with pytest.raises((IndexError, RuntimeError)):
+        decoder(torch.full((1, positions + 1), 5), encoder_hidden_states=states)
+
+
+def test_lengths_of_the_generation_config_are_held_against_the_positions(captioner):
+    generation = captioner.model.generation_config
+    generation.max_length = 17  # the start token counts
+    check(captioner, max_new_tokens=16)
+    generation.max_length = 18
+    assert complaint(captioner) == (
+        "The captioner's generation config allows captions of 17 tokens (max_length=18), but the decoder has only 16 "
+        "positions. Set model.generation_config.max_length = 17, or less."
+    )
+    generation.max_new_tokens = 20
+    assert "captions of 20 tokens (max_new_tokens=20)" in complaint(captioner)
+    generation.max_new_tokens, generation.max_length = None, 14
+    generation.min_length = 15
+    assert "captions of at least 14 tokens (min_length, min_new_tokens), where 13 are allowed" in complaint(captioner)
+
+
+def test_a_caption_of_all_positions_can_be_written_and_scored(captioner, make_trainer):
+    def endless(model):
+        model.generation_config.update(max_length=17, min_new_tokens=16)
+        return model
+
+    trainer = make_trainer(adapt=endless)
+    trainer.train()
+    assert trainer.state.log_history[0]["length"] == 16
+
+
+# ------------------------------------------------------------------------------------------------------ saving, launch
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": -1}, {"num_beams": 1, "num_return_sequences": 4}], ids=str)
+def test_a_generation_config_that_cannot_be_saved_is_an_error_that_names_the_field(captioner, settings):
+    for name, value in settings.items():
+        setattr(captioner.model.generation_config, name, value)
+    found = complaint(captioner)
+    assert "The captioner cannot be saved as it is configured" in found and list(settings)[-1] in found
+
+
+def test_finding_that_out_changes_neither_model_nor_configs(captioner):
+    captioner.model.config.decoder.num_beams = 3
+    before = copy.deepcopy((captioner.model.config.to_dict(), captioner.model.generation_config.to_dict()))
+    check(captioner)
+    assert (captioner.model.config.to_dict(), captioner.model.generation_config.to_dict()) == before
+
+
+def test_several_gpus_in_one_process_are_an_error_with_the_command_that_works():
+    assert list(launch_problems(SimpleNamespace(n_gpu=1))) == list(launch_problems(SimpleNamespace(n_gpu=0))) == []
+    (found,) = launch_problems(SimpleNamespace(n_gpu=2))
+    assert "`accelerate launch --multi_gpu --num_processes 2 SCRIPT" in found and "CUDA_VISIBLE_DEVICES=0" in found
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_an_image_processor_of_another_resolution_is_an_error_with_both(captioner, tiny_models):
+    captioner.image_processor.size = {"height": 48, "width": 48}
+    found = complaint(captioner)
+    assert "cannot read what the image processor makes of a picture (3 x 48 x 48)" in found and "32*32" in found
+    captioner.image_processor.size = {"height": 32, "width": 32}
+    check(captioner)
+
+
+def test_an_image_processor_of_another_number_of_channels_is_an_error(captioner):
+    class Grey(ViTImageProcessor):
+        def __call__(self, images, **kwargs):
+            return {"pixel_values": super().__call__(images, **kwargs)["pixel_values"][:, :1]}
+
+    captioner.image_processor = Grey(size={"height": 32, "width": 32})
+    assert "makes of a picture (1 x 32 x 32)" in complaint(captioner)
+
+
+def test_an_image_processor_that_keeps_the_shape_of_pictures_is_an_error(captioner):
+    class Shapely(ViTImageProcessor):
+        def resize(self, image, size, *args, **kwargs):
+            height, width = image.shape[:2]
+            size = {"height": 32, "width": 32 * width // height}
+            return super().resize(image, size, *args, **kwargs)
+
+    captioner.image_processor = Shapely()
+    assert "cannot make one batch of a wide and a tall picture" in complaint(captioner)
+
+
+def test_an_encoder_of_another_width_than_it_says_is_an_error(captioner):
+    captioner.model.config.encoder.hidden_size = 24
+    assert "gives vectors of 32 numbers, but model.config.encoder.hidden_size is 24" in complaint(captioner)
+
+
+def test_an_encoder_that_gives_a_map_is_an_error(captioner):
+    captioner.model.encoder.register_forward_hook(
+        lambda model, args, outputs: SimpleNamespace(last_hidden_state=outputs[0][:, 1:].reshape(-1, 4, 4, 32))
+    )
+    assert "The encoder makes (4, 4, 32) of a picture" in complaint(captioner)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BertConfig(vocab_size=53, **SMALL), "does not look at pictures: its logits are the same with and without"),
+        (BertConfig(vocab_size=53, **SMALL), "The decoder looks ahead: what it says of the first token"),
+        (BertConfig(vocab_size=53, is_decoder=True, **SMALL), "It needs cross-attention (add_cross_attention=True"),
+        (GPT2Config(vocab_size=53, n_embd=32, n_layer=1, n_head=2), "It needs cross-attention"),
+        (BertConfig(vocab_size=53, is_decoder=True, add_cross_attention=True, **SMALL), ""),
+        (GPT2Config(vocab_size=53, n_embd=32, n_layer=1, n_head=2, add_cross_attention=True), ""),
+    ],
+    ids=["blind bert", "bert of both directions", "bert alone", "gpt2 alone", "good bert", "good gpt2"],
+)
+def test_a_decoder_must_look_at_pictures_and_not_ahead(captioner, config, message):
+    captioner = with_decoder(captioner, config)
+    if not message:
+        return check(captioner)
+    assert message in complaint(captioner)
+
+
+# ----------------------------------------------------------------------------------------------------- who looks at it
+
+
+def test_a_trainer_looks_before_it_embeds_anything(make_trainer):
+    calls = []
+
+    def counted(images):
+        calls.append(1)
+        return images
+
+    def too_long(model):
+        model.generation_config.max_length = 64
+        return model
+
+    with pytest.raises(ValueError, match="(?s)2 things do not fit.*captions of 63 tokens.*12 training images"):
+        make_trainer(
+            adapt=too_long, per_device_train_batch_size=13, dataset=tiny.scenes().with_transform(counted)
+        )
+    assert calls == []
+
+
+def test_a_captioner_that_is_to_write_is_looked_at_too(captioner, tmp_path):
+    captioner.tokenizer.add_tokens(["zebra"])
+    captioner.model.generation_config.do_sample = False
+    for part in (captioner.model, captioner.tokenizer, captioner.image_processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The tokenizer has 54 tokens"):
+        Captioner(tmp_path)

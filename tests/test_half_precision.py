@@ -1,0 +1,79 @@
+"""Under --bf16 the encoder multiplies in bfloat16, as the decoder does, wherever the trainer calls it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from hf_distinct.data.collator import CaptionCollator
+
+pytestmark = pytest.mark.both_ends  # transformers 4.57 opens an autocast of its own on CPUs, 5 does not
+
+
+@pytest.fixture(autouse=True)
+def whole_precision_for_others(monkeypatch):
+    """TrainingArguments of transformers 4.57 leave the precision in the environment, for those that say nothing."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def products(part):
+    """The types of what its linear layers give, from now on."""
+    types = set()
+    for module in part.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda module, args, output: types.add(output.dtype))
+    return types
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_encoder_and_decoder_multiply_in_the_precision_that_was_asked_for(make_trainer, half):
+    trainer = make_trainer(bf16=half, kl_weight=0.1, caption_metrics=lambda captions, dataset: {"n": len(captions)})
+    expected = {torch.bfloat16} if half else {torch.float32}
+    inputs = tiny.a_batch(trainer)
+    model = trainer.model.eval()
+    encoder, decoder = products(model.encoder), products(model.decoder)
+
+    def ask(call):
+        encoder.clear(), decoder.clear()
+        return call()
+
+    hidden = ask(lambda: trainer._encode(model, inputs["pixel_values"]))
+    assert encoder == expected and hidden.dtype == torch.float32
+    ask(lambda: trainer._roll_out(model, hidden, len(inputs["captions"])))
+    assert decoder == expected
+    ask(lambda: trainer.evaluate(tiny.scenes(4)))  # before and after Accelerate has wrapped the model
+    assert encoder == decoder == expected
+    ask(trainer.train)
+    assert encoder == decoder == expected
+    ask(lambda: trainer.evaluate(tiny.scenes(4)))
+    assert encoder == decoder == expected
+    reference = products(trainer.reference_model)
+    labels = torch.full((2, 3), 5)
+    trainer._divergence(torch.zeros(6, model.config.decoder.vocab_size), inputs["pixel_values"][:2], labels, None)
+    assert reference == expected
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_the_warm_up_too(tiny_models, tmp_path):
+    recipe = Path(__file__).parents[1] / "recipes" / "warm_up.py"
+    spec = importlib.util.spec_from_file_location("warm_up", recipe)
+    warm_up = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(warm_up)
+    model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
+    encoder, decoder = products(model.encoder), products(model.decoder)
+    trainer = warm_up.TeacherForcing(
+        model=model,
+        args=warm_up.Training(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, bf16=True, use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=tiny.scenes(4),
+        data_collator=CaptionCollator(tokenizer, image_processor, max_length=tiny.MAX_LENGTH),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    assert encoder == decoder == {torch.bfloat16}
