@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -219,7 +219,6 @@ def repeats(labels: Tensor, n: int = 3) -> Tensor:
     return same.triu(diagonal=1).flatten(1).any(dim=1)
 
 
-@torch.no_grad()
 def write_captions(
     model: VisionEncoderDecoderModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -239,14 +238,41 @@ def write_captions(
     Returns:
         One caption a row, in order.
     """
-    captions: list[str] = []
+    return decode(tokenizer, write_sequences(model, image_processor, dataset, batch_size))
+
+
+@torch.no_grad()
+def write_sequences(
+    model: VisionEncoderDecoderModel,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    batch_size: int,
+    **generation: Any,
+) -> Tensor:
+    """As [`write_captions`], in tokens.
+
+    Args:
+        model: see there.
+        image_processor: see there.
+        dataset: see there.
+        batch_size: see there.
+        generation: of ``generate``, before the model's own generation config.
+
+    Returns:
+        ``(N, 1 + L)`` on the CPU, the start token first, padded by the padding token.
+    """
     writer: Any = model
+    sequences: list[Tensor] = []
     for start in range(0, len(dataset), batch_size):
         images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
         pixels = to_pixel_values(images, image_processor).to(model.device)
-        sequences = writer.generate(pixels, synced_gpus=False)
-        captions += decode(tokenizer, sequences)
-    return captions
+        sequences += writer.generate(pixels, synced_gpus=False, **generation).cpu()
+    return pad_sequences(sequences, token_id(model, "pad_token_id"))
+
+
+def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
+    """Rows of tokens, each as long as it is, as one tensor ``(N, L)``; of no rows ``(0, 0)``."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=pad) if rows else torch.empty(0, 0).long()
 
 
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -34,6 +33,7 @@ from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.greedy import generate_with_greedy
 from hf_distinct.logits_processors import NoRepeatNGrams
@@ -50,10 +50,9 @@ from hf_distinct.rollout import (
     rollout_config,
     rollout_figures,
     token_logits,
-    write_captions,
 )
 from hf_distinct.scorer import ClipScorer
-from hf_distinct.sharing import SharingTrainer
+from hf_distinct.settings_check import settings_problems
 
 logger = logging.get_logger(__name__)
 
@@ -70,10 +69,9 @@ class _Epoch(TrainerCallback):
 
 
 HARD_BATCH_NEIGHBOURS = 4
-CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
-class RLCaptionTrainer(SharingTrainer):
+class RLCaptionTrainer(EvaluatingTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -87,13 +85,14 @@ class RLCaptionTrainer(SharingTrainer):
         scorer: the CLIP that rewards: a [`ClipScorer`] or its name.
         train_dataset: ``image``, ``captions``, ``image_id``; further columns reach the rewards. Images that cannot be
             read are left out, with a warning that names them.
-        eval_dataset: the same columns.
+        eval_dataset: the same columns; or several by name, as a dict or a ``DatasetDict``.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
         embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
         rewards: instead of ``args.reward``: names, callables ``reward(captions, references, **columns)`` or objects
             of the protocol [`hf_distinct.rewards.Reward`].
-        caption_metrics: what [`evaluate`] computes from captions and their dataset.
+        caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
+            [`hf_distinct.caption_metrics`]; figures by name.
         callbacks: as in ``Trainer``.
         optimizers: as in ``Trainer``.
 
@@ -122,6 +121,10 @@ class RLCaptionTrainer(SharingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
+        if args.generation_config is not None:  # before all else that reads it; the parent loads a config as it is
+            bare = getattr(model, "get_base_model", lambda: model)()  # which adapters wrap
+            wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
+            args.generation_config = bare.generation_config = with_special_tokens(wanted, bare)
         check_captioner(model, processing_class)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(train_dataset) < batch:  # the Trainer would end at step 0, in silence
@@ -132,6 +135,15 @@ class RLCaptionTrainer(SharingTrainer):
         positions = decoder_positions(model)
         if args.max_new_tokens is not None and args.max_new_tokens > positions:
             raise ValueError(f"max_new_tokens={args.max_new_tokens}, but the decoder has only {positions} positions.")
+        problems = settings_problems(
+            args,
+            eval_dataset=eval_dataset,
+            caption_metrics=caption_metrics,
+            train_columns=train_dataset.column_names,
+            positions=positions,
+        )
+        if found := list(problems):
+            raise ValueError(" ".join(found))
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         fuse_gelu(model)
@@ -147,8 +159,9 @@ class RLCaptionTrainer(SharingTrainer):
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
+        data_seed = args.seed if args.data_seed is None else args.data_seed
         self.hard_batches = (
-            HardBatchSampler(train_dataset["neighbours"], batch, args.seed) if args.hard_batches else None
+            HardBatchSampler(train_dataset["neighbours"], batch, data_seed) if args.hard_batches else None
         )
         collator = CaptionCollator(
             tokenizer=processing_class,
@@ -157,7 +170,7 @@ class RLCaptionTrainer(SharingTrainer):
             image_ids=list(train_dataset["image_id"]),
             captions_per_image=args.references_per_image,
             max_length=min(args.max_reference_length, positions),
-            seed=args.seed,
+            seed=data_seed,
             epoch=0,
         )
         drawing = [collator] if self.hard_batches is None else [collator, self.hard_batches]
@@ -341,17 +354,23 @@ class RLCaptionTrainer(SharingTrainer):
 
     def _pretrain_discriminator(self, model: Any) -> None:
         """Let it see the warm-started captioner's rollouts before its score counts."""
-        if not self.args.discriminator_pretrain_steps:
+        steps = self.args.discriminator_pretrain_steps
+        if not steps:
             return
+        if self.is_world_process_zero():
+            logger.info("Pre-training the discriminator for %d steps (discriminator_pretrain_steps).", steps)
         loader: Any = self.get_train_dataloader()
-        batches = chain.from_iterable(repeat(loader))
-        for batch in islice(batches, self.args.discriminator_pretrain_steps):
+        for batch in islice(chain.from_iterable(repeat(loader)), steps):
             inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
                 hidden = self._encode(model, inputs["pixel_values"])
                 _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
-            self._measure(self.appraiser.teach_discriminator(inputs, captions))
+            found = self.appraiser.teach_discriminator(inputs, captions)
         loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
+        accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
+        self.log({"discriminator/pretrain_steps": steps, "discriminator/pretrain_accuracy": accuracy})
+        if self.is_world_process_zero():
+            logger.info("It now tells %.0f %% of rollouts and reference captions apart.", 100 * accuracy)
 
     # ----------------------------------------------------------------------------------------------------- metrics
 
@@ -376,59 +395,3 @@ class RLCaptionTrainer(SharingTrainer):
         """As the parent's, timed."""
         with self.meter.phase("step"):
             return super().training_step(*args, **kwargs)
-
-    # -------------------------------------------------------------------------------------------------- evaluation
-
-    def caption(self, dataset: Dataset) -> list[str]:
-        """Caption a dataset as the saved model will: with its own generation config.
-
-        Args:
-            dataset: has ``image``.
-
-        Returns:
-            One caption a row, in order, on every process.
-        """
-        self.model_wrapped.eval()
-        own = range(self.args.process_index, len(dataset), self.args.world_size)
-        with generation_ready(self.model_wrapped, self.accelerator) as captioner, self.compute_loss_context_manager():
-            captioner.to(self.args.device)  # type: ignore[arg-type]
-            texts = write_captions(
-                captioner,
-                self.processing_class,
-                self.image_processor,
-                dataset.select(own),
-                self.args.per_device_eval_batch_size,
-            )
-        captions = dict(zip(own, texts, strict=True))
-        if self.args.world_size > 1:
-            from accelerate.utils import gather_object
-
-            captions = dict(gather_object(list(captions.items())))
-        return [captions[i] for i in range(len(dataset))]
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-        **generation: Any,
-    ) -> dict[str, float]:
-        """Caption the data and compute ``caption_metrics`` of the captions.
-
-        Raises:
-            ValueError: if there is nothing to evaluate on or with.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None or self.caption_metrics is None:
-            raise ValueError("Evaluation needs an eval_dataset and caption_metrics.")
-        if isinstance(dataset, dict):
-            found: dict[str, float] = {}
-            for name, part in dataset.items():
-                found |= self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            return found
-        captions = self.caption(dataset)
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.caption_metrics(captions, dataset).items()}
-        metrics = broadcast_object_list([metrics])[0]  # GPUs may differ in a last digit, and what follows from it
-        self.log(dict(metrics))  # it would add the epoch, if there is one, which depends on the version
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
