@@ -93,6 +93,9 @@ def test_a_run_that_has_moved_keeps_its_best_checkpoint(make_trainer, tmp_path):
     first.train()
     best = tiny.weights(first.model)  # loaded at the end
     (tmp_path / "then").rename(tmp_path / "now")
+    over = make_trainer(tmp_path / "now", **settings, max_steps=2)  # which has nothing left to do but this
+    over.train(resume_from_checkpoint=True)
+    assert tiny.moved(best, over.model) == set()
     again = make_trainer(tmp_path / "now", **settings, max_steps=3)
     again.train(resume_from_checkpoint=True)
     assert sorted(path.name for path in (tmp_path / "now").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
