@@ -64,10 +64,9 @@ class EvaluatingTrainer(SharingTrainer):
             part = dataset.select(own)
             sequences = write_sequences(captioner, self.image_processor, part, a.eval_batch_size, **how)
             pad = token_id(captioner, "pad_token_id")
-        if a.world_size == 1:
-            return sequences
-        rows = dict(gather_object(list(zip(own, sequences, strict=True))))
-        return pad_sequences([rows[i] for i in range(len(dataset))], pad)
+        rows = list(zip(own, sequences, strict=True))
+        found = dict(gather_object(rows) if a.world_size > 1 else rows)
+        return pad_sequences([found[i] for i in range(len(dataset))], pad)
 
     def evaluate(
         self,

@@ -238,7 +238,8 @@ def write_captions(
     Returns:
         One caption a row, in order.
     """
-    return decode(tokenizer, write_sequences(model, image_processor, dataset, batch_size))
+    sequences = write_sequences(model, image_processor, dataset, batch_size)
+    return decode(tokenizer, pad_sequences(sequences, token_id(model, "pad_token_id")))
 
 
 @torch.no_grad()
@@ -248,7 +249,7 @@ def write_sequences(
     dataset: Dataset,
     batch_size: int,
     **generation: Any,
-) -> Tensor:
+) -> list[Tensor]:
     """As [`write_captions`], in tokens.
 
     Args:
@@ -259,7 +260,7 @@ def write_sequences(
         generation: of ``generate``, before the model's own generation config.
 
     Returns:
-        ``(N, 1 + L)`` on the CPU, the start token first, padded by the padding token.
+        ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was.
     """
     writer: Any = model
     sequences: list[Tensor] = []
@@ -267,7 +268,7 @@ def write_sequences(
         images = [decode_image(image) for image in dataset[start : start + batch_size]["image"]]
         pixels = to_pixel_values(images, image_processor).to(model.device)
         sequences += writer.generate(pixels, synced_gpus=False, **generation).cpu()
-    return pad_sequences(sequences, token_id(model, "pad_token_id"))
+    return sequences
 
 
 def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
