@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -20,6 +22,8 @@ logger = logging.get_logger(__name__)
 
 SEAL = "complete.json"
 RL_STATE = "rl_state.pt"
+# What torch's RuntimeErrors say when a file cannot be written, without a word on why.
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error", "Parent directory")
 
 
 def seal(folder: Path, processes: int) -> None:
@@ -93,10 +97,25 @@ def remove_oldest(newest: Path, limit: int | None, best: str | None) -> None:
     # By number: a folder such as "checkpoint-notes" is the user's.
     found = {path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step_of(path) is not None}
     found = {path for path in found if path.is_dir() and not path.is_symlink()}
+    kept = {newest.resolve(), Path(best or newest).resolve()}  # whichever way each of them is spelled
     # By age before step: the folder may hold a longer run of earlier times.
-    old = sorted(found - {newest, Path(best or newest)}, key=lambda path: (path.stat().st_mtime, step_of(path) or 0))
+    old = [path for path in found if path.resolve() not in kept]
+    old.sort(key=lambda path: (path.stat().st_mtime, step_of(path) or 0))
     for path in old[: max(len(found) - limit, 0) if limit else 0]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def located(named: str | None, run: Path) -> str | None:
+    """Where a checkpoint is that an earlier run has named, for ``output_dir`` may have moved since.
+
+    Args:
+        named: its path as it was then; None stays None.
+        run: where the checkpoints of this run are.
+    """
+    if named is None or Path(named).is_dir():
+        return named
+    here = run / Path(named).name
+    return str(here) if here.is_dir() else named
 
 
 def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
@@ -144,18 +163,31 @@ def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
         output_dir: where the checkpoints are, the newest of which the error names.
 
     Raises:
-        OSError: torch and safetensors tell of a full disk in kinds of error of their own.
+        OSError: torch and safetensors tell of a disk's errors in kinds of error of their own. Errors that no disk
+            makes pass as they are.
     """
     try:
         yield
     except Exception as error:
         whole = newest_whole(Path(output_dir))
         left = f"{whole} is whole" if whole else "there is no whole checkpoint yet"
+        cause = _cause(error)
+        if cause is None:
+            logger.error("%s was not written: %s: %s; %s", folder, type(error).__name__, error, left)
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(
-            f"{folder} could not be written: {reason}. Make room or mend the disk, then go on with "
-            f"--resume_from_checkpoint true; {left}."
+            f"{folder} could not be written: {reason}. {cause}, then go on with --resume_from_checkpoint true; {left}."
         ) from error
+
+
+def _cause(error: Exception) -> str | None:
+    """What to do about a disk's error; None if it is none."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return "The disk is full: make room"
+    if isinstance(error, RuntimeError) and any(said in str(error) for said in TORCH_CANNOT_WRITE):
+        return "Torch does not say why, but the disk may be full: make room"
+    return "Mend that" if isinstance(error, (OSError, SafetensorError)) else None
 
 
 def _is_of_another_trainer(folder: Path) -> bool:

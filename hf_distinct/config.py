@@ -15,6 +15,8 @@ from transformers.training_args import OptimizerNames
 from hf_distinct.arguments import changed_settings
 from hf_distinct.gathering import check_number_of_processes
 from hf_distinct.losses import Normalization, ReferenceWeighting
+from hf_distinct.problems import refuse
+from hf_distinct.settings_check import accelerator_problems, refused_settings
 
 Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
@@ -31,13 +33,14 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
     The method is that of arXiv 2402.13936; what its code uses is said where our default differs. Defaults that differ
     from the parent's: ``remove_unused_columns=False`` (rewards read every column), ``dataloader_drop_last=True`` (a
     batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
+    Settings of the parent that would have no effect here are refused: see `hf_distinct.settings_check.REFUSED`.
 
     Attributes:
         changed: the settings that were told, by name: those that differ from their defaults.
 
     Raises:
-        ValueError: if settings contradict each other, the message names them; or if the launcher was asked for another
-            number of processes than there are.
+        ValueError: if settings contradict each other or are not supported, the message names them; or if the launcher
+            was asked for another number of processes than there are.
     """
 
     # ------------------------------------------------------------------------------------------------ parent's
@@ -141,17 +144,25 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         # Now, for the parent fills in what depends on the machine; and not later by comparing with a new config, which
         # would take the state of Accelerate away from a trainer that runs.
         self.changed = {name: value for name, value in changed_settings(self).items() if name not in TOKENS}
+        refuse(refused_settings(self))
         self._run_on_what_there_is()
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing or getattr(self, "activation_checkpointing", False):  # 5's name for it
             # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
             # is used, as the reentrant ones of the parent's default do.
             self.gradient_checkpointing_kwargs = self.gradient_checkpointing_kwargs or {"use_reentrant": False}
             self.ddp_find_unused_parameters = self.ddp_find_unused_parameters is not False
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            raise ValueError("load_best_model_at_end needs metric_for_best_model, e.g. judge/t2i_R@1 or CIDEr-D")
+        if self.metric_for_best_model is None:  # the parent would take the loss, which no evaluation computes
+            needs_one = {
+                "load_best_model_at_end": self.load_best_model_at_end,
+                "save_strategy=best": self.save_strategy == "best",
+                "lr_scheduler_type=reduce_lr_on_plateau": self.lr_scheduler_type == "reduce_lr_on_plateau",
+            }
+            names = (name for name, on in needs_one.items() if on)
+            refuse(f"{name} needs metric_for_best_model, e.g. judge/t2i_R@1 or CIDEr-D" for name in names)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.lower().endswith(LOWER_IS_BETTER)
         super().__post_init__()
+        refuse(accelerator_problems(self.accelerator_config))
         check_number_of_processes(self.world_size)
         self._check_offload()
         if self.num_rollouts is None:

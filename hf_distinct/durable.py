@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,6 +23,7 @@ from hf_distinct.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend
 from hf_distinct.finite import REMEDY, gradient_problems, weight_problems
 from hf_distinct.interruption import Interruption, leave
 from hf_distinct.metering import Meter
+from hf_distinct.origin import differences, origin_of, refusals, rewards_differ
 from hf_distinct.room import check_room
 
 logger = logging.get_logger(__name__)
@@ -47,11 +49,14 @@ class DurableTrainer(Seq2SeqTrainer):
     Attributes:
         alarms: know what they have seen.
         appraiser: holds discriminator and memory.
+        reference_model: the captioner that ``kl_weight`` compares with; None: there is none.
         meter: holds what has been measured since the last log line.
         skipped_steps: how many were left out so far.
     """
 
     args: RLCaptionConfig
+    train_dataset: Dataset
+    reference_model: Any
     alarms: AlarmCallback
     appraiser: Appraiser
     meter: Meter
@@ -102,18 +107,22 @@ class DurableTrainer(Seq2SeqTrainer):
         if self.is_world_process_zero():  # another may see an older state of a shared disk
             choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
         checkpoint = broadcast_object_list([choice])[0]
+        self._origin = self._made_with()
         if checkpoint is not None:
             self._compare_launches(Path(checkpoint))
+            self._compare_origins(Path(checkpoint))
         self._check_room()
         self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
         on_start = self.args.eval_on_start
         self.args.eval_on_start = on_start and checkpoint is None  # that of a run which is taken up has been made
-        with self._interruption.watched():
-            found = super().train(checkpoint, *args, **kwargs)
+        try:
+            with self._interruption.watched():
+                found = super().train(checkpoint, *args, **kwargs)
+                self._agree()
+                if self._stop_signal:  # it came too late for a step to see it
+                    self._stop(self.model_wrapped, None)
+        finally:
             self.args.eval_on_start = on_start
-            self._agree()
-            if self._stop_signal:  # it came too late for a step to see it
-                self._stop(self.model_wrapped, None)
         return found
 
     def _check_room(self) -> None:
@@ -129,10 +138,8 @@ class DurableTrainer(Seq2SeqTrainer):
         check_room(str(self.args.output_dir), 2 * weights + state, "The captioner at the end and one checkpoint")
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, which would take the checkpoint's batch of a process for whatever number of them."""
-        if not self.args.auto_find_batch_size:
-            batch_size = self.args.train_batch_size
-        return super()._inner_training_loop(batch_size, *args, **kwargs)
+        """As the parent's, which would take the batch of the checkpoint's processes, whatever the settings say now."""
+        return super()._inner_training_loop(self.args.train_batch_size, *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; nothing once the last step is done, or alarms have stopped the training.
@@ -284,6 +291,7 @@ class DurableTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(folder)
+        self.state.best_model_checkpoint = checkpoints.located(self.state.best_model_checkpoint, run)
         # The parent would remove the last whole checkpoint before the new one is sealed.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with checkpoints.written_to(folder, run):
@@ -332,6 +340,7 @@ class DurableTrainer(Seq2SeqTrainer):
         }  # fmt: skip
         state = {
             **self.appraiser.state_dict(),
+            "origin": self._origin,
             "skipped": [self.skipped_steps, self._skipped_in_a_row],
             "alarms": self.alarms.state_dict(),
             "unlogged": gather_object([unlogged]),  # of every process
@@ -355,7 +364,8 @@ class DurableTrainer(Seq2SeqTrainer):
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         self.appraiser.load_state_dict(state)
         self.skipped_steps, self._skipped_in_a_row = state["skipped"]
-        if "alarms" in state:  # not in checkpoints of version 0.1's first days
+        as_then = "origin" not in state or not rewards_differ(state["origin"], self._origin)
+        if "alarms" in state and as_then:  # neither is in checkpoints of version 0.1's first days
             self.alarms.load_state_dict(state["alarms"])
         if len(state["unlogged"]) == self.args.world_size:
             self._carried = state["unlogged"][self.args.process_index]
@@ -374,7 +384,12 @@ class DurableTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         """As the parent's, with the same remedy; and by however many processes the best was written."""
+        self.state.best_model_checkpoint = checkpoints.located(
+            self.state.best_model_checkpoint, Path(str(self.args.output_dir))
+        )
         best = str(self.state.best_model_checkpoint)
+        if not Path(best).is_dir():
+            return logger.warning("the best checkpoint, %s, is gone: the captioner stays that of the last step", best)
         if self.is_deepspeed_enabled:
             # A run that was taken up from other processes has set it, but its own checkpoints are as they are.
             engine: Any = self.model_wrapped
@@ -397,6 +412,36 @@ class DurableTrainer(Seq2SeqTrainer):
             divide_anew(checkpoint)
         self.accelerator.wait_for_everyone()
         return True
+
+    def _made_with(self) -> dict[str, Any]:
+        """What this run is made with; see `hf_distinct.origin`."""
+        appraiser = self.appraiser
+        return origin_of(
+            self.args,
+            scorer=appraiser.scorer.fingerprint,
+            dataset=self.train_dataset,
+            rewards=[reward.name for reward in appraiser.rewards],
+            reward_weights=appraiser.reward_weights,
+            reference_model=self.reference_model,
+        )
+
+    def _compare_origins(self, checkpoint: Path) -> None:
+        """Say what of a checkpoint a run that is made with something else cannot take up.
+
+        Raises:
+            ValueError: its state would be wrong.
+        """
+        path = checkpoint / checkpoints.RL_STATE
+        then = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.is_file() else {}
+        if "origin" not in then:  # not in checkpoints of version 0.1's first days
+            return
+        if wrong := list(refusals(then["origin"], self._origin)):
+            raise ValueError(
+                f"{checkpoint} cannot be resumed: {' And '.join(wrong)} Resume it with what it was written with, or "
+                f"begin a new training from its weights with --model_name_or_path {checkpoint}."
+            )
+        for each in differences(then["origin"], self._origin) if self.is_world_process_zero() else ():
+            logger.warning("%s is resumed, but %s.", checkpoint, each)
 
     def _compare_launches(self, checkpoint: Path) -> None:
         """Say what cannot be taken up exactly by another number of processes.

@@ -168,6 +168,12 @@ def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | 
     of_rollouts = getattr(args, "max_new_tokens", None) or 0
     if of_rollouts > positions:
         yield f"max_new_tokens={of_rollouts}, {has}."
+    of_evaluations = getattr(args, "generation_max_length", None)
+    if of_evaluations is not None and not 2 <= of_evaluations <= positions + 1:
+        yield (
+            f"generation_max_length={of_evaluations} must lie between 2 and {positions + 1}: the decoder has "
+            f"{positions} positions, and the start token counts too."
+        )
     longest = longest_caption(generation)
     if longest > positions:
         if generation.max_new_tokens:

@@ -227,7 +227,6 @@ def repeats(labels: Tensor, n: int = 3) -> Tensor:
     return same.triu(diagonal=1).flatten(1).any(dim=1)
 
 
-@torch.no_grad()
 def write_captions(
     model: VisionEncoderDecoderModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -247,20 +246,58 @@ def write_captions(
     Returns:
         One caption a row, in order; in the place of a picture that cannot be decoded its error.
     """
-    said: list[str | ImageError] = []
+    written = write_sequences(model, image_processor, dataset, batch_size)
+    return captions_of(written, tokenizer, token_id(model, "pad_token_id"))
+
+
+def captions_of(
+    written: Sequence[Tensor | ImageError], tokenizer: PreTrainedTokenizerBase, pad: int
+) -> list[str | ImageError]:
+    """The texts of what [`write_sequences`] gave; errors stay where they are."""
+    texts = iter(decode(tokenizer, pad_sequences([each for each in written if isinstance(each, Tensor)], pad)))
+    return [next(texts) if isinstance(each, Tensor) else each for each in written]
+
+
+@torch.no_grad()
+def write_sequences(
+    model: VisionEncoderDecoderModel,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    batch_size: int,
+    **generation: Any,
+) -> list[Tensor | ImageError]:
+    """As [`write_captions`], in tokens.
+
+    Args:
+        model: see there.
+        image_processor: see there.
+        dataset: see there.
+        batch_size: see there.
+        generation: arguments of ``generate``, which override the model's own generation config.
+
+    Returns:
+        ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
+        of a picture that cannot be decoded its error.
+    """
+    written: list[Tensor | ImageError] = []
     writer: Any = model
     # decode=False: datasets would fail on the whole batch.
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
     for start in range(0, len(encoded), batch_size):
         values = encoded[start : start + batch_size]["image"]
-        found, captions = decode_images(values), iter([""])
+        found, sequences = decode_images(values), iter(())
         if found.images:
             pixels = to_pixel_values(found.images, image_processor).to(model.device)
-            captions = iter(decode(tokenizer, writer.generate(pixels, synced_gpus=False)))
+            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation).cpu())
         for place in range(len(values)):
             reason = found.failures.get(place)
-            said.append(next(captions) if reason is None else ImageError(reason))
-    return said
+            written.append(next(sequences) if reason is None else ImageError(reason))
+    return written
+
+
+def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
+    """Rows of tokens, each as long as it is, as one tensor ``(N, L)``; of no rows ``(0, 0)``."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=pad) if rows else torch.empty(0, 0).long()
 
 
 def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> list[str | None]:

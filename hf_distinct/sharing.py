@@ -74,9 +74,9 @@ class SharingTrainer(DurableTrainer):
     def _load_best_model(self) -> None:
         """Load the best captioner, and the discriminator that is saved beside it."""
         super()._load_best_model()
-        if self.args.discriminator_weight:
-            best = load_file(Path(str(self.state.best_model_checkpoint)) / DISCRIMINATOR)
-            self.discriminator.discriminator.load_state_dict(best)
+        best = Path(str(self.state.best_model_checkpoint)) / DISCRIMINATOR
+        if self.args.discriminator_weight and best.is_file():
+            self.discriminator.discriminator.load_state_dict(load_file(best))
 
     # ---------------------------------------------------------------------------------------------------------- card
 

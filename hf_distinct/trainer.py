@@ -10,7 +10,6 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -38,12 +37,11 @@ from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.data.prepared import (
     as_captioned,
     as_evaluated,
-    as_pictures,
     embeddings_problems,
-    names_of,
     neighbours_problems,
 )
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
 from hf_distinct.fit import batch_problems, check_fit, decoder_positions
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.greedy import generate_with_greedy
@@ -62,11 +60,9 @@ from hf_distinct.rollout import (
     rollout_config,
     rollout_figures,
     token_logits,
-    without_errors,
-    write_captions,
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
-from hf_distinct.sharing import SharingTrainer
+from hf_distinct.settings_check import settings_problems
 from hf_distinct.word_limits import forbidden_tokens, left_out
 
 logger = logging.get_logger(__name__)
@@ -91,10 +87,9 @@ def _evaluated(dataset: Any, name: str) -> Any:
 
 
 HARD_BATCH_NEIGHBOURS = 4
-CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
 
 
-class RLCaptionTrainer(SharingTrainer):
+class RLCaptionTrainer(EvaluatingTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -109,13 +104,15 @@ class RLCaptionTrainer(SharingTrainer):
         train_dataset: ``image``, ``captions``, ``image_id``, in any form that
             [`hf_distinct.data.prepared.as_captioned`] takes; further columns reach the rewards. Images that cannot be
             read and captions that are empty are left out, with a warning that names them.
-        eval_dataset: ``image``, and what ``caption_metrics`` reads; in the same forms. Or several, by name.
+        eval_dataset: ``image``, and what ``caption_metrics`` reads; in the same forms. Or several by name, in a dict
+            or a ``DatasetDict``.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
         embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
         rewards: instead of ``args.reward``: names, functions (those written for TRL too, see
             [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
-        caption_metrics: what [`evaluate`] computes from captions and their dataset.
+        caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
+            [`hf_distinct.caption_metrics`]; figures by name.
         callbacks: as in ``Trainer``.
         optimizers: as in ``Trainer``.
 
@@ -144,10 +141,21 @@ class RLCaptionTrainer(SharingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
+        if args.generation_config is not None:  # before all else that reads it; the parent loads a config as it is
+            bare = getattr(model, "get_base_model", lambda: model)()  # which adapters wrap
+            wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
+            args.generation_config = bare.generation_config = with_special_tokens(wanted, bare)
         train_dataset = as_captioned(train_dataset, "train_dataset")
         eval_dataset = _evaluated(eval_dataset, "eval_dataset")
-        unmined = neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours)
-        check_fit(model, processing_class, image_processor, args, batch_problems(train_dataset, args), unmined)
+        further = [
+            batch_problems(train_dataset, args),
+            neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours),
+            settings_problems(
+                args, eval_dataset=eval_dataset, caption_metrics=caption_metrics,
+                train_columns=train_dataset.column_names,
+            ),
+        ]  # fmt: skip
+        check_fit(model, processing_class, image_processor, args, *further)
         if "neighbours" in train_dataset.column_names and not (args.pool_neighbours or args.hard_batches):
             unused = "The column 'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches."
             logger.warning(unused)
@@ -176,10 +184,11 @@ class RLCaptionTrainer(SharingTrainer):
         if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
             count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
             train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
+        data_seed = args.seed if args.data_seed is None else args.data_seed
         self.hard_batches = None
         if args.hard_batches:
             batch = args.train_batch_size * args.world_size
-            self.hard_batches = HardBatchSampler(train_dataset["neighbours"], batch, args.seed)
+            self.hard_batches = HardBatchSampler(train_dataset["neighbours"], batch, data_seed)
         collator = CaptionCollator(
             tokenizer=processing_class,
             image_processor=image_processor,
@@ -187,7 +196,7 @@ class RLCaptionTrainer(SharingTrainer):
             image_ids=list(train_dataset["image_id"]),
             captions_per_image=args.references_per_image,
             max_length=min(args.max_reference_length, decoder_positions(model)),
-            seed=args.seed,
+            seed=data_seed,
             epoch=0,
         )
         drawing = [collator] if self.hard_batches is None else [collator, self.hard_batches]
@@ -390,17 +399,23 @@ class RLCaptionTrainer(SharingTrainer):
 
     def _pretrain_discriminator(self, model: Any) -> None:
         """Let it see the warm-started captioner's rollouts before its score counts."""
-        if not self.args.discriminator_pretrain_steps:
+        steps = self.args.discriminator_pretrain_steps
+        if not steps:
             return
+        if self.is_world_process_zero():
+            logger.info("Pre-training the discriminator for %d steps (discriminator_pretrain_steps).", steps)
         loader: Any = self.get_train_dataloader()
-        batches = chain.from_iterable(repeat(loader))
-        for batch in islice(batches, self.args.discriminator_pretrain_steps):
+        for batch in islice(chain.from_iterable(repeat(loader)), steps):
             inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
                 hidden = self._encode(model, inputs["pixel_values"])
                 _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
-            self._measure(self.appraiser.teach_discriminator(inputs, captions))
+            found = self.appraiser.teach_discriminator(inputs, captions)
         loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
+        accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
+        self.log({"discriminator/pretrain_steps": steps, "discriminator/pretrain_accuracy": accuracy})
+        if self.is_world_process_zero():
+            logger.info("It now tells %.0f %% of rollouts and reference captions apart.", 100 * accuracy)
 
     # ----------------------------------------------------------------------------------------------------- metrics
 
@@ -425,76 +440,3 @@ class RLCaptionTrainer(SharingTrainer):
         """As the parent's, timed."""
         with self.meter.phase("step"):
             return super().training_step(*args, **kwargs)
-
-    # -------------------------------------------------------------------------------------------------- evaluation
-
-    def caption(self, dataset: Dataset) -> list[str | None]:
-        """Caption a dataset as the saved model will: with its own generation config.
-
-        Args:
-            dataset: has ``image``; further columns are not read.
-
-        Returns:
-            One caption a row, in order, on every process. None for a picture that cannot be read; a warning counts
-            and names those.
-
-        Raises:
-            ValueError: if it is no such dataset, or no picture can be read.
-        """
-        dataset = as_pictures(dataset, "dataset")
-        self.model_wrapped.eval()
-        own = range(self.args.process_index, len(dataset), self.args.world_size)
-        with (
-            generation_ready(self.model_wrapped, self.accelerator) as captioner,
-            self.compute_loss_context_manager(),
-            self.accelerator.autocast(),
-        ):
-            captioner.to(self.args.device)  # type: ignore[arg-type]
-            texts = write_captions(
-                captioner,
-                self.processing_class,
-                self.image_processor,
-                dataset.select(own),
-                self.args.per_device_eval_batch_size,
-            )
-        said = dict(zip(own, texts, strict=True))
-        if self.args.world_size > 1:
-            from accelerate.utils import gather_object
-
-            said = dict(gather_object(list(said.items())))
-        return without_errors([said[row] for row in range(len(dataset))], names_of(dataset))
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-        **generation: Any,
-    ) -> dict[str, float]:
-        """Caption the data and compute ``caption_metrics`` of the captions.
-
-        Pictures that cannot be read are left out, of the captions and of the dataset that ``caption_metrics`` gets;
-        a warning names them, and the metrics then have ``samples``, the number of pictures that were measured.
-
-        Raises:
-            ValueError: if there is nothing to evaluate on or with.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None or self.caption_metrics is None:
-            raise ValueError("Evaluation needs an eval_dataset and caption_metrics.")
-        if isinstance(dataset, dict):
-            each: dict[str, float] = {}
-            for name, part in dataset.items():
-                each |= self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            return each
-        dataset = as_evaluated(dataset, "eval_dataset")
-        said = self.caption(dataset)
-        read = [row for row, caption in enumerate(said) if caption is not None]
-        left_out = {} if len(read) == len(said) else {"samples": float(len(read))}
-        dataset = dataset.select(read) if left_out else dataset
-        found = self.caption_metrics([caption for caption in said if caption is not None], dataset) | left_out
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
-        metrics = broadcast_object_list([metrics])[0]  # GPUs may differ in a last digit, and what follows from it
-        self.log(dict(metrics))  # it would add the epoch, if there is one, which depends on the version
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics

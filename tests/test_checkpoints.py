@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_distinct import checkpoints
 
@@ -71,11 +73,28 @@ def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
         checkpoints.choose(str(tmp_path / "checkpoint-7"), tmp_path)
 
 
-def test_what_cannot_be_written_is_one_kind_of_error(tmp_path):
+@pytest.mark.parametrize(
+    ("write_it", "reason", "advice"),
+    [
+        (lambda: Path("/dev/full").write_text("x"), "No space left on device", "The disk is full: make room, then"),
+        (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "enforce fail", "but the disk may be full: make room"),
+        (lambda: Path("/nowhere/x").write_text("x"), "No such file or directory: '/nowhere/x'", "Mend that, then"),
+        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then go"),
+    ],
+    ids=["full", "torch", "folder", "safetensors"],
+)
+def test_what_cannot_be_written_is_one_kind_of_error(tmp_path, write_it, reason, advice):
     write(tmp_path, 4)
-    message = r"out could not be written: no space left\. .*--resume_from_checkpoint true; .*checkpoint-4 is whole"
-    with pytest.raises(OSError, match=message), checkpoints.written_to("out", tmp_path):
-        raise RuntimeError("no space\n left")
+    message = r"^out could not be written: .*--resume_from_checkpoint true; .*checkpoint-4 is whole"
+    with pytest.raises(OSError, match=message) as caught, checkpoints.written_to("out", tmp_path):
+        write_it()
+    assert reason in str(caught.value) and advice in str(caught.value)
+
+
+def test_an_error_that_is_no_disks_passes_as_it_is(tmp_path, caplog):
+    with pytest.raises(ZeroDivisionError), checkpoints.written_to("out", tmp_path):
+        1 / 0  # noqa: B018
+    assert "out was not written: ZeroDivisionError: division by zero; there is no whole checkpoint yet" in caplog.text
 
 
 def test_the_oldest_are_removed_but_never_the_newest_nor_the_best(tmp_path):
@@ -118,3 +137,25 @@ def test_folders_of_the_user_are_never_removed(tmp_path):
     checkpoints.remove_oldest(newest, 1, None)
     assert not old.exists() and newest.is_dir()
     assert all(folder.is_dir() for folder in [*theirs, tmp_path / "checkpoint-0"])
+
+
+@pytest.mark.parametrize("spelled", ["relative", "symlink", "slash", "dots"])
+def test_the_best_is_kept_however_it_is_spelled(tmp_path, monkeypatch, spelled):
+    for step in (1, 2, 3):
+        write(tmp_path / "run", step)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    best = {
+        "relative": "run/checkpoint-1", "symlink": f"{tmp_path}/link/checkpoint-1", "slash": "run/checkpoint-1/",
+        "dots": "run/../run/checkpoint-1",
+    }[spelled]  # fmt: skip
+    checkpoints.remove_oldest(tmp_path / "run" / "checkpoint-3", 2, best)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_a_checkpoint_is_found_where_its_run_has_moved(tmp_path):
+    moved = write(tmp_path / "moved", 1)
+    assert checkpoints.located("old/run/checkpoint-1", tmp_path / "moved") == str(moved)
+    assert checkpoints.located(str(moved), tmp_path) == str(moved)
+    assert checkpoints.located("old/run/checkpoint-2", tmp_path / "moved") == "old/run/checkpoint-2"
+    assert checkpoints.located(None, tmp_path) is None

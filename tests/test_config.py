@@ -74,6 +74,8 @@ def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
         ({"alarms": "stop"}, "set load_best_model_at_end, metric_for_best_model (e.g. judge/t2i_R@1), eval_strategy"),
         ({"alarm_cider_floor": 1.5}, "alarm_cider_floor=1.5 must lie between 0 and 1"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end needs metric_for_best_model"),
+        ({"save_strategy": "best"}, "save_strategy=best needs metric_for_best_model"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "reduce_lr_on_plateau needs metric_for_best_model"),
     ],
 )
 def test_what_contradicts_itself_is_an_error(settings, message):

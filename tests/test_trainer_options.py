@@ -9,6 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_distinct import RLCaptionConfig
+
 # The same captions whatever the rounding; SGD, which shows the length of a gradient.
 SETTINGS = {
     "rollouts": "beam", "num_beams": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 2,
@@ -44,6 +46,16 @@ def test_the_encoder_is_checkpointed_too(make_trainer):
     trainer = make_trainer(**{**SETTINGS, "max_steps": 1}, gradient_checkpointing=True)
     layer = next(m for m in trainer.model.encoder.modules() if isinstance(m, GradientCheckpointingLayer))
     assert layer_calls(trainer, next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))) == 2
+
+
+@pytest.mark.both_ends
+def test_checkpointed_layers_run_again_by_their_new_name(make_trainer, tmp_path):
+    """Which transformers 5 gave the setting, with the old one as an alias."""
+    if not hasattr(RLCaptionConfig(), "activation_checkpointing"):
+        pytest.skip("transformers 4 has the old name alone")
+    trainer = make_trainer(**SETTINGS, activation_checkpointing=True)
+    assert trainer.args.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert layer_calls(trainer, trainer.model.decoder.transformer.h[0].mlp) == 4
 
 
 def test_a_clipped_step_has_the_length_that_was_asked_for(make_trainer):

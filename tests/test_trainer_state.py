@@ -79,3 +79,41 @@ def test_a_checkpoint_of_deepspeed_is_not_taken_up_without_its_optimiser(make_tr
     (checkpoint / "global_step1").mkdir()
     with pytest.raises(ValueError, match=f"written with DeepSpeed.*--model_name_or_path {checkpoint}"):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_run_that_has_moved_keeps_its_best_checkpoint(make_trainer, tmp_path):
+    """Its state names the best by the path of then; one checkpoint beside it may be kept."""
+    found = iter([3.0, 2.0, 1.0])
+    settings = {
+        "eval_dataset": tiny.scenes(2), "caption_metrics": lambda *_: {"x": next(found)}, "eval_strategy": "steps",
+        "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "x", "learning_rate": 0.5,
+    }  # fmt: skip
+    first = make_trainer(tmp_path / "then", **settings, max_steps=2)
+    first.train()
+    best = tiny.weights(first.model)  # loaded at the end
+    (tmp_path / "then").rename(tmp_path / "now")
+    over = make_trainer(tmp_path / "now", **settings, max_steps=2)  # which has nothing left to do but this
+    over.train(resume_from_checkpoint=True)
+    assert tiny.moved(best, over.model) == set()
+    again = make_trainer(tmp_path / "now", **settings, max_steps=3)
+    again.train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in (tmp_path / "now").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    assert again.state.best_model_checkpoint == str(tmp_path / "now" / "checkpoint-1")
+    assert tiny.moved(best, again.model) == set()
+
+
+def test_without_its_best_checkpoint_a_run_ends_with_its_last_captioner(make_trainer, tmp_path, caplog):
+    from transformers.utils import logging
+
+    trainer = make_trainer()
+    trainer.train()
+    trainer.state.best_model_checkpoint = str(tmp_path / "gone" / "checkpoint-1")
+    before = tiny.weights(trainer.model)
+    logging.enable_propagation()
+    try:
+        trainer._load_best_model()
+    finally:
+        logging.disable_propagation()
+    assert "gone/checkpoint-1, is gone: the captioner stays that of the last step" in caplog.text
+    assert tiny.moved(before, trainer.model) == set()

@@ -8,6 +8,7 @@ import math
 import pytest
 import tiny
 import torch
+from transformers.utils import logging
 
 POOLER = "encoder.pooler."  # a part of stock ViT that no captioner uses
 
@@ -68,6 +69,22 @@ def test_the_discriminator_is_pretrained_once_before_the_first_step(make_trainer
     trainer.train()
     assert trainer.discriminator.steps == 7
     assert tiny.moved(before, trainer.model) == set()
+
+
+def test_how_well_the_discriminator_learned_before_is_told(make_trainer, caplog):
+    trainer = make_trainer(discriminator_pretrain_steps=60, discriminator_lr=1e-2)
+    logging.enable_propagation()
+    caplog.set_level("INFO", logger="hf_distinct.trainer")
+    try:
+        trainer.train()
+    finally:
+        logging.disable_propagation()
+    told = trainer.state.log_history[0]
+    assert told["discriminator/pretrain_steps"] == 60 and told["step"] == 0
+    assert told["discriminator/pretrain_accuracy"] > 0.6
+    begun, done = (line for line in caplog.messages if "discriminator" in line or "apart" in line)
+    assert begun == "Pre-training the discriminator for 60 steps (discriminator_pretrain_steps)."
+    assert done.startswith("It now tells ") and done.endswith(" % of rollouts and reference captions apart.")
 
 
 # ----------------------------------------------------------------------------------------------- accumulation

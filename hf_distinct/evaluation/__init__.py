@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import Dataset
 from transformers.utils import logging
 
 from .bootstrap import Statistic, mean_of, value_of
@@ -55,12 +56,13 @@ __all__ = [
 ]
 
 
-def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]] | Dataset) -> dict[str, float]:
     """Return the quality and diversity of a test set's captions.
 
     Args:
         captions: one caption for each image.
-        references: the reference captions of each image.
+        references: the reference captions of each image, or a dataset with a column `captions` of them, as the
+            `caption_metrics` of an `RLCaptionTrainer` get it.
 
     Returns:
         `CIDEr-D` (1.0 is "100"), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words),
@@ -75,7 +77,9 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
     return metrics | {"vocabulary": int(metrics["vocabulary"])}
 
 
-def caption_statistics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
+def caption_statistics(
+    captions: Sequence[str], references: Sequence[Sequence[str]] | Dataset
+) -> dict[str, Statistic]:
     """Return the figures of `caption_metrics` as functions of the images in the test set, for the bootstrap.
 
     The document frequencies of CIDEr-D stay those of the whole test set; self-BLEU's others stay all other captions.
@@ -83,6 +87,8 @@ def caption_statistics(captions: Sequence[str], references: Sequence[Sequence[st
     Raises:
         ValueError: see `caption_metrics`.
     """
+    if isinstance(references, Dataset):
+        references = list(references["captions"])
     scores = rouge_l_scores(captions, references)
     ngrams = NgramCounts(captions, references)
     counts = ngrams.bleu()

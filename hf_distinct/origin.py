@@ -1,0 +1,139 @@
+"""What a checkpoint was made with, and what of it a resumed run cannot take up, or takes up differently."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import Seq2SeqTrainingArguments
+
+from hf_distinct.config import RLCaptionConfig
+
+# Of the parent's settings those on which a step depends. Ours all count, but for what is only shown.
+_PARENTS = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "gradient_accumulation_steps", "learning_rate",
+    "lr_scheduler_type", "max_grad_norm", "optim", "per_device_train_batch_size", "seed", "weight_decay",
+)  # fmt: skip
+_SHOWN = ("alarms", "alarm_cider_floor", "log_samples", "reward", "reward_weights")
+_OF_OPTIMIZERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "discriminator_lr", "learning_rate", "weight_decay")
+"""What optimisers have in their state: its old value is loaded with it, whatever the settings say."""
+_FIXED = ("freeze_encoder", "optim")
+"""What decides which state an optimiser has at all."""
+
+
+def origin_of(
+    args: RLCaptionConfig,
+    *,
+    scorer: str,
+    dataset: Dataset,
+    rewards: Sequence[str],
+    reward_weights: Sequence[float],
+    reference_model: nn.Module | None,
+) -> dict[str, Any]:
+    """What a run is made with: strings and plain numbers, loadable with ``weights_only=True``.
+
+    Args:
+        args: the settings.
+        scorer: its fingerprint.
+        dataset: that of the training.
+        rewards: their names.
+        reward_weights: their weights.
+        reference_model: the captioner from which ``args.kl_weight`` measures the divergence; None without one.
+    """
+    parents = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    ours = [f.name for f in dataclasses.fields(args) if f.name not in parents and f.name not in _SHOWN]
+    settings = {name: getattr(args, name) for name in (*_PARENTS, *ours)}
+    return {
+        "scorer": scorer,
+        "dataset": _digest_of_rows(dataset),
+        "rewards": {name: float(weight) for name, weight in zip(rewards, reward_weights, strict=True)},
+        "reference_model": None if reference_model is None else _digest_of_weights(reference_model),
+        "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
+    }
+
+
+def refusals(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on differences with which the state of a checkpoint would be wrong.
+
+    Args:
+        then: `origin_of` the run that wrote the checkpoint.
+        now: `origin_of` the run that is to take it up.
+    """
+    if then["scorer"] != now["scorer"] and _keeps_embeddings(now):
+        yield (
+            f"it was written with the scorer of fingerprint {then['scorer']}, and the scorer is {now['scorer']} now: "
+            "discriminator and memory hold embeddings of the first."
+        )
+    both = then["reference_model"] is not None and now["reference_model"] is not None
+    if both and then["reference_model"] != now["reference_model"]:
+        yield (
+            "kl_weight measures how far the captioner is from the one that training began with, and this run begins "
+            "with another: pass that of the first run again; the checkpoint's weights are loaded into it."
+        )
+    for name in _FIXED:
+        if name in then["settings"] and then["settings"][name] != now["settings"][name]:
+            yield (
+                f"{name} was {then['settings'][name]} and is {now['settings'][name]} now: the optimiser's state is of "
+                "another form."
+            )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on differences with which a run can go on, and on what they mean for it; arguments as `refusals`."""
+    if then["dataset"] != now["dataset"]:
+        yield (
+            f"its training dataset was another one ({_rows(then)}, and {_rows(now)} now): the run goes on at its step "
+            "in the new one, with optimiser, schedule, discriminator and memory as they were"
+        )
+    if rewards_differ(then, now):
+        yield (
+            f"its rewards were {_sum(then)} and are {_sum(now)} now: what the alarms remember of them is "
+            "left out, and all else is taken up"
+        )
+    changed = [
+        (name, value, now["settings"][name])
+        for name, value in then["settings"].items()
+        if name in now["settings"] and name not in _FIXED and value != now["settings"][name]
+    ]
+    if kept := [f"{name} stays {old!r}, not {new!r}" for name, old, new in changed if name in _OF_OPTIMIZERS]:
+        yield f"these settings are part of an optimiser's state, which is taken up: {', '.join(kept)}"
+    if new := [f"{name} {old!r} -> {new!r}" for name, old, new in changed if name not in _OF_OPTIMIZERS]:
+        yield f"these settings were changed, and act from here on: {', '.join(new)}"
+
+
+def rewards_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether rewards, their weights or the scorer are other ones; arguments as `refusals`."""
+    return any(then[name] != now[name] for name in ("rewards", "scorer"))
+
+
+def _keeps_embeddings(origin: Mapping[str, Any]) -> bool:
+    return any(origin["settings"][name] for name in ("discriminator_weight", "memory_batches"))
+
+
+def _rows(origin: Mapping[str, Any]) -> str:
+    return f"{origin['dataset'].split(' ')[0]} images"
+
+
+def _sum(origin: Mapping[str, Any]) -> str:
+    rewards = " + ".join(f"{weight:g} {name}" for name, weight in origin["rewards"].items())
+    return f"{rewards} (scorer {origin['scorer']})"
+
+
+def _digest_of_rows(dataset: Dataset) -> str:
+    """The number of images, and a digest of their ids in order with the number of captions of each."""
+    digest = hashlib.sha256()
+    for image_id, captions in zip(dataset["image_id"][:], dataset["captions"][:], strict=True):
+        digest.update(f"{image_id}\0{len(captions)}\n".encode())
+    return f"{len(dataset)} {digest.hexdigest()[:16]}"
+
+
+def _digest_of_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
