@@ -144,8 +144,8 @@ class EvaluatingTrainer(SharingTrainer):
         """What `evaluate` and `predict` share: one caption for each row of a dataset, and the metrics of them.
 
         Returns:
-            ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them, only padding for a picture that cannot
-            be read; ``label_ids``: None; ``metrics``: those of ``caption_metrics``; of a prediction only if there is
+            ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them; only padding for a picture that
+            cannot be read; ``label_ids``: None; ``metrics``: those of ``caption_metrics``; of a prediction only if there is
             one and the dataset has ``captions``.
 
         Raises:
