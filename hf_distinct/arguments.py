@@ -29,7 +29,7 @@ def clear_errors() -> Iterator[None]:
 
     What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
     its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
-    it; a folder that is not there is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
+    it; a missing folder is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
     a ``ValueError`` of another library or of your own reward too.
     ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
