@@ -11,7 +11,8 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -107,6 +108,7 @@ class DurableTrainer(Seq2SeqTrainer):
         if self.is_world_process_zero():  # another may see an older state of a shared disk
             choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
         checkpoint = broadcast_object_list([choice])[0]
+        self._checkpoint = Path(checkpoint) if checkpoint else None
         self._origin = self._made_with()
         if checkpoint is not None:
             self._compare_launches(Path(checkpoint))
@@ -381,6 +383,13 @@ class DurableTrainer(Seq2SeqTrainer):
         if not isinstance(model, PreTrainedModel):  # adapters
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_callback_state(self) -> None:
+        """As the parent's; a run that has moved finds its best checkpoint, which transformers 5 would forget."""
+        super()._load_callback_state()
+        assert self._checkpoint is not None
+        saved = TrainerState.load_from_json(str(self._checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+        self.state.best_model_checkpoint = checkpoints.located(saved, Path(str(self.args.output_dir)))
 
     def _load_best_model(self) -> None:
         """As the parent's, with the same remedy; and by however many processes the best was written."""
