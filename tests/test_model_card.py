@@ -238,9 +238,9 @@ def test_the_cards_of_the_shipped_models_are_of_this_form(name):
         assert (path.parent / picture).is_file()
 
 
-EVIL = "a dog <img src=x onerror=alert(1)> ![](http://x.org/seen.png) [free](http://x.org/)\n\n# Take care | `x`\x1b[2J\u202e"
+EVIL = "a <img src=x onerror=al(1)> ![](http://x.org/seen.png) [free](http://x.org)\n\n# Take care | `x`\x1b[2J\u202e"
 SHOWN = (
-    "a dog &lt;img src=x onerror=alert(1)&gt; !\\[\\](http:<!-- -->//x.org/seen.png) \\[free\\](http:<!-- -->//x.org/) "
+    "a &lt;img src=x onerror=al(1)&gt; !\\[\\](http:<!-- -->//x.org/seen.png) \\[free\\](http:<!-- -->//x.org) "
     "# Take care \\| \\`x\\`"
 )
 
@@ -285,4 +285,4 @@ def test_a_readme_of_the_user_stays_and_so_does_a_card_of_theirs_beside_it(tmp_p
         path = write_model_card(tmp_path, model_name="cap", data=data)
         assert path.name == "model_card.1.md" and data in path.read_text()
     assert {(tmp_path / name).read_text() for name in ("README.md", "model_card.md")} == {"# My notes\n"}
-    assert "README.md was written or edited by hand. It stays as it is, and the new card is model_card.1" in caplog.text
+    assert "README.md was written or edited by hand. It stays as it is, and the new card is model_" in caplog.text

@@ -36,7 +36,7 @@ def test_paths_keep_their_last_part_and_tokens_nothing(text, expected):
         ("https://token@host:8080/a@b/c", "https://host:8080/a@b/c"),
         ("hf://datasets/user/name@rev/x.tar", "hf://datasets/user/name@rev/x.tar"),
         ("https://b.example/a.tar?X-Amz-Credential=AKIA1&X-Amz-Signature=dead", "https://b.example/a.tar"),
-        ("https://x.blob.core.windows.net/c/a.tar?sv=1&sig=ab%3D, then", "https://x.blob.core.windows.net/c/a.tar then"),
+        ("https://x.blob.windows.net/c/a.tar?sv=1&sig=ab%3D, then", "https://x.blob.windows.net/c/a.tar then"),
         ("https://host/a#access_token=1", "https://host/a"),
         ("curl -H 'Authorization: Bearer abc' https://h/a", "curl -H 'Authorization: Bearer [secret]' https://h/a"),
         ("AccountKey=abc;EndpointSuffix=x password=1", "AccountKey=[secret];EndpointSuffix=x password=[secret]"),
