@@ -48,6 +48,7 @@ from hf_distinct.names import is_shipped
 from hf_distinct.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
+from hf_distinct.safe_loading import refuse_code
 from hf_distinct.scorer import ClipScorer, load_clip
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -239,6 +240,7 @@ def main() -> None:
     check_output(config)
 
     source = names.pop("model_name_or_path")
+    refuse_code(source)
     captioner = VisionEncoderDecoderModel.from_pretrained(source)
     # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
