@@ -70,3 +70,12 @@ def test_a_picture_itself_and_who_says_what(tmp_path):
 def test_a_sheet_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_caption_sheet([], tmp_path / "sheet.html")
+
+
+def test_what_strangers_wrote_is_text_on_the_sheet(tmp_path):
+    name = "<b>\x1b[2J\u202e.png"
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    write_caption_sheet([(tmp_path / name, '"><script>\x00\n\x1b]0;x\x07')], tmp_path / "sheet.html", root=tmp_path)
+    page, sheet = (tmp_path / "sheet.html").read_text(), Sheet(tmp_path / "sheet.html")
+    assert sheet.texts == ['"><script>', "<b> .png"] and sheet.pictures[0]["alt"] == '"><script>'
+    assert "<script>" not in page and not set("\x00\x1b\x07\u202e") & set(page)
