@@ -11,12 +11,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from huggingface_hub.errors import HFValidationError
 from transformers import HfArgumentParser
 from transformers.utils import logging
+
+from hf_distinct.escaping import plain, plain_lines
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +67,7 @@ def clear_errors() -> Iterator[None]:
         if not isinstance(error, (OSError, HFValidationError)) and not _is_ours(error):
             raise
         logger.debug("where it happened", exc_info=True)
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(str(error))}") from error
     except KeyboardInterrupt:  # what there was to say and to save has been said and saved
         raise SystemExit(128 + signal.SIGINT) from None
 
@@ -75,6 +77,13 @@ def _is_ours(error: BaseException) -> bool:
     _, recipe, *inner = (Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__))
     raised_in = [recipe, *inner][-1]
     return raised_in.is_relative_to(PACKAGE) or raised_in.parent == recipe.parent
+
+
+class _Parser(HfArgumentParser):
+    """A settings file may be a stranger's: what it names is shown as text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain_lines(message))
 
 
 def parse_settings(
@@ -104,7 +113,7 @@ def parse_settings(
     argv = list(sys.argv[1:] if argv is None else argv)
     # All settings in the usage line would bury the message of an error.
     usage = "%(prog)s [settings.yaml] [--name value ...]"
-    parser = HfArgumentParser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
     named_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
     told = _told(argv, names, parser)

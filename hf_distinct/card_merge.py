@@ -19,7 +19,7 @@ BESIDE = "model_card.md"
 
 _BEGIN = "<!-- Written by hf_distinct, replaced by the next card. Write your own text at the end. "
 _END = "<!-- End of what hf_distinct wrote. -->"
-_FRONT = re.compile(r"\A---\n(.*?)\n?---(?:\n|\Z)", re.DOTALL)
+_FRONT = re.compile(r"\A---\n(.*?)(?<=\n)---(?:\n|\Z)", re.DOTALL)
 _OURS = re.compile(
     rf"(?P<before>.*?){re.escape(_BEGIN)}(?P<hashes>\w+ \w+) -->\n(?P<body>.*)\n{re.escape(_END)}\n?(?P<after>.*)",
     re.DOTALL,

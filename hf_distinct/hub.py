@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
@@ -17,6 +17,8 @@ from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from .card_merge import BESIDE, edited, merge
+from .escaping import plain
+from .portable import portable_file
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +35,8 @@ REQUIRED_FILES = (
     "preprocessor_config.json",
     "tokenizer_config.json",
 )
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+"""What `save_pretrained` calls weights; `model.fp16.safetensors`, or those in a folder of the Hub, are not ours."""
 # Of every tokenizer of transformers: what its `vocab_files_names` say, and what `save_pretrained` adds.
 TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -47,12 +50,16 @@ TOKENIZER = (
 # Lists of what may be uploaded, not of what may not: a training leaves optimisers, pickled arguments and logs behind,
 # and those hold paths and names of the machine.
 MODEL_FILES = (
-    *REQUIRED_FILES, *WEIGHTS, *TOKENIZER,
-    "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
+    *REQUIRED_FILES, *TOKENIZER,
+    BESIDE, "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
 )  # fmt: skip
 DISCRIMINATOR = "discriminator.safetensors"
 SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "text_config.json", *TOKENIZER)
 
+NAMED = 20
+"""So many files that stay are named."""
+PASSING = (408, 412, 429, 500, 502, 503, 504)
+"""HTTP statuses that pass by themselves: too slow, another commit came first, too many requests, a Hub in trouble."""
 WAITS = (1, 2, 4, 8, 16)
 """Seconds between one try and the next, where the connection broke or the Hub was in trouble."""
 
@@ -93,7 +100,9 @@ def push_folder(
 
     Of a captioner there go up model, tokenizer, image processor, generation config, card, `metrics.json` and pictures;
     checkpoints, optimisers, pickled arguments and logs stay. Of a folder of `recipes/mine.py` (a data set) there go up
-    embeddings and neighbours, in a form that another machine finds again; its sheet of pictures stays.
+    embeddings and neighbours, in a form that another machine finds again; its sheet of pictures stays. Links that lead
+    out of the folder stay, too. A line of the log names what was left out. In settings, of paths of this machine only
+    the last part goes up; see `hf_distinct.portable`.
 
     It is one commit: a push that is cut off leaves the repository as it was. What the repository holds already is not
     sent again.
@@ -124,6 +133,7 @@ def push_folder(
         with TemporaryDirectory(prefix=".push-", dir=folder if folder.is_dir() else None) as staged:
             write_portable(folder, Path(staged))
             files = {path.relative_to(staged).as_posix(): path for path in Path(staged).rglob("*") if path.is_file()}
+            _name_what_stays(folder, {path.parts[0] for path in map(Path, files)})
             repo = prepare_repo(repo_id, repo_type=repo_type, private=private, revision=revision, token=token)
             return commit_files(
                 files, repo, repo_type=repo_type, revision=revision, token=token, commit_message=commit_message
@@ -131,8 +141,10 @@ def push_folder(
     files = model_files(folder)
     if include_discriminator:
         files |= _all_of(folder, (DISCRIMINATOR,), (DISCRIMINATOR,))
+    _name_what_stays(folder, files)
     if include_scorer is not None:
         scorer = _all_of(Path(include_scorer), SCORER_FILES, SCORER_FILES[:2])
+        _name_what_stays(Path(include_scorer), scorer)
         files |= {f"scorer/{name}": path for name, path in scorer.items()}
     repo = prepare_repo(repo_id, private=private, revision=revision, token=token)
     return commit_files(files, repo, revision=revision, token=token, commit_message=commit_message)
@@ -144,19 +156,31 @@ def model_files(folder: Path, required: tuple[str, ...] = REQUIRED_FILES) -> dic
     Raises:
         ValueError: One that is needed to load it is missing.
     """
-    if not any(folder.glob(WEIGHTS[0])):
+    weights = tuple(sorted(path.name for path in folder.glob("*") if WEIGHTS.fullmatch(path.name)))
+    if not any(name.endswith(".safetensors") for name in weights):
         required = (*required, "model.safetensors")
-    return _all_of(folder, MODEL_FILES, required)
+    return _all_of(folder, (*MODEL_FILES, *weights), required)
 
 
-def _all_of(folder: Path, patterns: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Path]:
-    files = {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
+def _all_of(folder: Path, names: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder that are on a list, by their name; links that lead out of it are none of its files."""
+    inside = folder.resolve()
+    files = {name: folder / name for name in names if (folder / name).resolve().is_relative_to(inside)}
+    files = {name: path for name, path in files.items() if path.is_file()}
     if missing := [name for name in required if name not in files]:
         raise ValueError(
             f"{str(folder)!r} cannot be pushed, for it lacks {', '.join(missing)}: take the folder that a recipe left "
-            "behind when it was done, or save what is missing into it (the card: `hf_distinct.write_model_card`)."
+            "behind when it was done, or save what is missing into it (the card: `hf_distinct.write_model_card`). "
+            "Links that lead out of the folder do not count."
         )
     return files
+
+
+def _name_what_stays(folder: Path, pushed: Collection[str]) -> None:
+    stay = sorted(path.name for path in folder.iterdir() if path.name not in pushed and not path.name.startswith("."))
+    if stay:
+        more = f" and {len(stay) - NAMED} more" if len(stay) > NAMED else ""
+        logger.info("of %s these stay here: %s%s", folder, ", ".join(map(plain, stay[:NAMED])), more)
 
 
 def prepare_repo(
@@ -199,9 +223,10 @@ def commit_files(
 ) -> str:
     """Upload files in one commit; those that the repository holds already are not sent.
 
-    Weights that lie there under names that are no longer used (shards, after a model in one file) are removed: whoever
-    loads the repository would mix them up. A README that somebody edited there is merged with the new one; where it
-    cannot be, it stays, and the new one goes beside it as `model_card.md`: see `hf_distinct.card_merge`.
+    Weights that a push left there under names that are no longer used (shards, after a model in one file) are removed:
+    whoever loads the repository would mix them up. Nothing else is, nor any file in a folder. A README that somebody
+    edited there is merged with the new one; where it cannot be, it stays, and the new one goes beside it as
+    `model_card.md`: see `hf_distinct.card_merge`.
 
     Args:
         files: Where each file lies, by its name in the repository.
@@ -215,14 +240,16 @@ def commit_files(
         The address of the repository.
 
     Raises:
-        ValueError, ConnectionError: See `push_folder`.
+        ValueError, ConnectionError: See `push_folder`; or a file of text holds the token.
     """
     api = HfApi(token=hub_token(token))
+    ready: dict[str, Path | bytes] = {name: portable_file(path) or path for name, path in files.items()}
+    _refuse_token(ready, hub_token(token))
 
     def commit() -> None:
         tree = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type, revision=revision)
         there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        sent: dict[str, Path | bytes] = {**files}
+        sent = dict(ready)
         card = files.get(README)
         if card and README in there and not _is_there(CommitOperationAdd(README, card), there[README]):
             with TemporaryDirectory() as cache:
@@ -232,10 +259,9 @@ def commit_files(
         additions = [CommitOperationAdd(name, content) for name, content in sent.items()]
         # huggingface_hub 0.36 finds out what has not changed, and sends it all the same.
         changed = [each for each in additions if not _is_there(each, there.get(each.path_in_repo))]
-        new_weights = any(map(_is_weights, files))
-        stale = [
-            CommitOperationDelete(name) for name in there if new_weights and name not in files and _is_weights(name)
-        ]
+        stale = []
+        if any(map(WEIGHTS.fullmatch, files)):
+            stale = [CommitOperationDelete(name) for name in there if name not in files and WEIGHTS.fullmatch(name)]
         if changed or stale:
             api.create_commit(
                 repo_id, [*changed, *stale],
@@ -268,8 +294,13 @@ def _beside_edits(new: Path, old: Path, repo_id: str) -> dict[str, bytes]:
     return {README: theirs.encode(), BESIDE: ours.encode()}
 
 
-def _is_weights(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in WEIGHTS)
+def _refuse_token(files: Mapping[str, Path | bytes], token: str) -> None:
+    """Refuse to publish the very token that writes; weights, pictures and arrays hold no text of anybody's."""
+    for name, content in files.items():
+        if not name.endswith((".safetensors", ".png", ".npy", ".pt", ".pth")):
+            text = content if isinstance(content, bytes) else content.read_bytes()
+            if token.encode() in text:
+                raise ValueError(f"{name} holds your Hub token, so nothing was pushed: take it out of the file.")
 
 
 def _is_there(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
@@ -347,7 +378,7 @@ def _passing_trouble(error: BaseException | None) -> str | None:
     while error is not None and not isinstance(error, OfflineModeIsEnabled):
         response = getattr(error, "response", None)
         if response is not None:
-            return f"HTTP {response.status_code}" if response.status_code in (429, 500, 502, 503, 504) else None
+            return f"HTTP {response.status_code}" if response.status_code in PASSING else None
         # huggingface_hub speaks by requests, from version 1 on by httpx; whichever it is tells what it met by an error
         # of its own, which others may wrap.
         if type(error).__module__.partition(".")[0] in ("requests", "httpx"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from hf_distinct.escaping import PlainFormatter
+
 
 def show_logs(*names: str, main_process: bool = True) -> None:
     """Show what hf_distinct reports from ``INFO`` on, and of all other libraries only their warnings.
@@ -15,7 +17,11 @@ def show_logs(*names: str, main_process: bool = True) -> None:
         names: further loggers to show from ``INFO`` on, such as the recipe's own.
         main_process: whether this process speaks for all; the others show errors only, and pictures that go bad.
     """
-    logging.basicConfig(format="%(message)s")
+    screen = logging.StreamHandler()
+    screen.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[screen])
+    for handler in logging.getLogger("transformers").handlers:  # it has one of its own
+        handler.setFormatter(PlainFormatter(getattr(handler.formatter, "_fmt", None)))
     for name in ("hf_distinct", *names):
         logging.getLogger(name).setLevel(logging.INFO if main_process else logging.ERROR)
     logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import math
 import os
 import re
@@ -21,7 +20,8 @@ from transformers.utils import logging
 
 from . import __version__
 from .card_merge import BESIDE, mark, merge
-from .portable import portable
+from .escaping import as_code, as_markdown, plain
+from .portable import portable, portable_values
 from .reporting.picture_strip import write_picture_strip
 from .reporting.table import markdown_table
 from .reporting.training_curve import write_training_curve
@@ -90,7 +90,6 @@ GALLERIES = {
     "prefers_truth": "how often a picture is nearer to its true caption than to a false or broken one, that has",
 }
 
-_MARKDOWN = re.compile(r"[\\`*_\[\]|~]")
 _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")
 
 
@@ -133,10 +132,12 @@ def write_model_card(
     """Write the model card of a captioner or of a CLIP, with its pictures beside it, into a folder.
 
     If there is a card already and somebody edited it, their text before and after ours, and their metadata, stay in
-    the new card. If they edited the part that we wrote, their card stays, and the new one is `model_card.md`.
+    the new card. If they edited the part that we wrote, or wrote it all, their card stays, and the new one is
+    `model_card.md`.
 
-    The card is meant to be published: settings that name folders, tokens or accounts are left out, and of every local
-    path only the last part is kept. What is not given is not spoken of.
+    The card is meant to be published: settings that name folders, tokens or accounts are left out, of every local path
+    only the last part is kept, and of an address neither password nor signature. What others wrote (names, licences,
+    captions, alarms, settings) is shown as text and is never markup. What is not given is not spoken of.
 
     Args:
         output_dir: The folder of the model; made if it does not exist.
@@ -166,6 +167,7 @@ def write_model_card(
 
     Raises:
         OSError: The folder cannot be written.
+        ValueError: A hundred cards beside it were edited by hand.
     """
     path = Path(output_dir) / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,14 +179,14 @@ def write_model_card(
     metrics = {system: _finite(values) for system, values in (metrics or {}).items()}
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     data_id = data if "/" in data and _is_hub_id(data) else None
-    data = portable(data)
+    data = plain(portable(data))
     emissions, emissions_source = (emissions, "told by who trained it") if emissions is not None else _codecarbon(path)
     carbon = None if emissions is None else {"emissions": emissions, "source": emissions_source}
     reported = metrics.get("after") or (list(metrics.values())[-1] if metrics else {})
     card = ModelCard.from_template(
         ModelCardData(
-            model_name=model_name,
-            license=model_license,
+            model_name=plain(model_name),
+            license=model_license and plain(model_license),
             library_name=LIBRARIES[kind],
             pipeline_tag=TASKS[kind],
             tags=[*TAGS[kind], *(["reinforcement-learning"] if reward else []), "hf_distinct"],
@@ -194,23 +196,23 @@ def write_model_card(
             eval_results=_eval_results(reported, data, TASKS[kind]) or None,
         ),
         template_path=str(TEMPLATE),
-        model_name=model_name,
+        model_name=as_markdown(model_name),
         about=about,
         loading=(loading or LOADING[kind]).strip(),
         call='captioner("picture.png")' if kind == "captioner" else None,
-        data=data,
-        data_license=_literal(data_license or "not stated"),
-        scorer=portable(scorer) if scorer else None,
+        data=as_markdown(data),
+        data_license=as_markdown(data_license or "not stated"),
+        scorer=as_markdown(portable(scorer)) if scorer else None,
         reward=reward,
-        base_model=portable(base_model) if base_model else None,
+        base_model=as_markdown(portable(base_model)) if base_model else None,
         metrics_table=markdown_table(_transposed(metrics)) if names else None,
         glossary=_glossary(list(metrics), names),
         curve=curve if has_curve else None,
         strip=strip if samples else None,
         samples_table=_samples_table(samples) if samples else None,
         sheet="contrast.png" if path.with_name("contrast.png").is_file() and not prefix else None,
-        settings={name: _cell(portable(str(value))) for name, value in _public(settings or {}).items()},
-        alarms=alarms,
+        settings={as_code(name): as_markdown(str(value)) for name, value in _public(settings or {}).items()},
+        alarms=list(map(as_markdown, alarms)),
         made_by=made_by,
         limits=limits,
         emissions=emissions,
@@ -223,16 +225,22 @@ def write_model_card(
 
 def _save(card: str, path: Path) -> Path:
     """Write a card without losing what somebody wrote into the one that stands in its place."""
-    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    merged = card if old is None else merge(card, old)
-    if merged is None:
+    stem, ending = os.path.splitext(BESIDE)
+    names = [path.name, BESIDE, *(f"{stem}.{number}{ending}" for number in range(1, 100))]
+    for place in map(path.with_name, names):
+        old = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
+        merged = card if old is None else merge(card, old)
+        if merged is not None:
+            break
+    else:
+        raise ValueError(f"{path.parent} holds {len(names)} cards that were edited by hand: move some of them.")
+    if place != path:
         logger.warning(
-            "%s was edited by hand in a part that hf_distinct wrote. It stays as it is, and the new card is %s beside "
-            "it. To get the new one, delete the old one and write the card again.", path, BESIDE
+            "%s was written or edited by hand. It stays as it is, and the new card is %s beside it. To get the new "
+            "one, delete the old one and write the card again.", path, place.name
         )  # fmt: skip
-        path, merged = path.with_name(BESIDE), card
-    path.write_text(merged, encoding="utf-8")
-    return path
+    place.write_text(merged, encoding="utf-8")
+    return place
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
@@ -261,40 +269,31 @@ def _eval_results(values: Mapping[str, float], data: str, task: str) -> list[Eva
             metric_name=name,
             metric_value=value,
         )
-        for name, value in values.items()
+        for name, value in zip(map(plain, values), values.values(), strict=True)
     ]
 
 
 def _glossary(systems: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """What the columns and the rows of the table mean, as far as their names are known."""
     parts = [part for name in names for part in name.split("/")]
-    return {
+    meanings = {
         **{system: SYSTEMS[system] for system in systems if system in SYSTEMS},
         **{f"{prefix}/": text for prefix, text in GALLERIES.items() if prefix in parts},
         **{name: text for name, text in METRICS.items() if name in parts},
     }
+    return {as_code(name): text for name, text in meanings.items()}
 
 
 def _samples_table(samples: Sequence[Sample]) -> str:
     speakers = list(dict.fromkeys(speaker for sample in samples for speaker in sample.captions))
-    rows = [["", *speakers], ["---"] * (len(speakers) + 1)]
+    rows = [["", *map(as_markdown, speakers)], ["---"] * (len(speakers) + 1)]
     for number, sample in enumerate(samples, start=1):
-        rows.append([str(number), *(_literal(sample.captions.get(speaker, "")) for speaker in speakers)])
+        rows.append([str(number), *(as_markdown(sample.captions.get(speaker, "")) for speaker in speakers)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _literal(text: str) -> str:
-    """Text that a Markdown page shows as it is, within one cell of a table."""
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(html.escape(text, quote=False).split()))
-
-
-def _cell(text: str) -> str:
-    """Text that stays within one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not _PRIVATE_SETTING.search(name)}
+    return portable_values({name: value for name, value in settings.items() if not _PRIVATE_SETTING.search(name)})
 
 
 def _codecarbon(card: Path) -> tuple[float | None, str | None]:

@@ -22,7 +22,7 @@ from hf_distinct.durable import DurableTrainer
 from hf_distinct.hub import DISCRIMINATOR, REQUIRED_FILES, commit_files, model_files, prepare_repo, push_folder
 from hf_distinct.model_card import write_model_card
 from hf_distinct.pipelines import save_tokenizer
-from hf_distinct.portable import portable
+from hf_distinct.portable import portable, portable_file, portable_values
 from hf_distinct.reporting.reward_formula import describe_reward
 
 logger = logging.get_logger(__name__)
@@ -213,8 +213,12 @@ class SharingTrainer(DurableTrainer):
         folder.mkdir()
         resumed = [path for pattern in RESUMED_FILES for path in checkpoint.glob(pattern)]
         for path in [*model.values(), *resumed]:
-            link_or_copy(path, folder / path.name)
-        state = _portable_values(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
+            public = portable_file(path)  # as the push would make it, after which the seal would not hold
+            if public is None:
+                link_or_copy(path, folder / path.name)
+            else:
+                (folder / path.name).write_bytes(public)
+        state = portable_values(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
         (folder / TRAINER_STATE_NAME).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
         checkpoints.seal(folder, self.args.world_size)
 
@@ -225,12 +229,3 @@ class SharingTrainer(DurableTrainer):
                 commit_files(files, str(self.hub_model_id), **self._where(), commit_message=commit_message)
             except Exception as error:  # whatever it is, it is no reason to lose a training
                 logger.warning("%s was not pushed, training goes on: %s", commit_message, error)
-
-
-def _portable_values(found: Any) -> Any:
-    """JSON whose texts hold no path of this machine, such as that of the best checkpoint."""
-    if isinstance(found, dict):
-        return {name: _portable_values(value) for name, value in found.items()}
-    if isinstance(found, list):
-        return [_portable_values(value) for value in found]
-    return portable(found) if isinstance(found, str) else found

@@ -41,6 +41,7 @@ from hf_distinct.data.prepared import (
     neighbours_problems,
 )
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.escaping import plain
 from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
 from hf_distinct.fit import batch_problems, check_fit, decoder_positions
 from hf_distinct.gathering import own_rows, share, unsplit
@@ -432,7 +433,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
                 logs["skipped_steps"] = self.skipped_steps
             if self.is_world_process_zero():
                 for rollout, reference in self._samples[: self.args.log_samples]:
-                    logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, rollout, reference)
+                    said = plain(rollout), plain(reference)
+                    logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, *said)
         logs.update(self.alarms.watch(logs, self.state.global_step))
         super().log(logs, *args, **kwargs)
 

@@ -165,6 +165,16 @@ def deaf(handler: _Handler) -> None:
     handler.answers = False
 
 
+def refuse(status: int) -> Callable[[_Handler], None]:
+    """Answer with an error, as a proxy or a Hub in trouble does."""
+
+    def action(handler: _Handler) -> None:
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        raise Refused(status, "Trouble", "not now")
+
+    return action
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LoopbackHub

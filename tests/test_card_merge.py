@@ -57,3 +57,9 @@ def test_metadata_alone_as_the_hub_makes_them():
 )
 def test_what_cannot_be_merged(by_hand):
     assert merge(NEW, by_hand) is None
+
+
+def test_dashes_at_the_end_of_a_value_do_not_end_the_metadata():
+    card = mark("---\nname: x ---\nlicense: mit\n---\n\n# cap\n")
+    assert card.startswith("---\nname: x ---\nlicense: mit\n---\n\n<!-- Written")
+    assert merge(card, card.replace("license: mit", "license: cc0")).count("license: cc0") == 1

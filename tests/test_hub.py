@@ -16,7 +16,7 @@ import plain_captions
 import pytest
 import torch
 import transformers
-from loopback_hub import TOKEN, USER, LoopbackHub, Repo, cut, deaf
+from loopback_hub import TOKEN, USER, LoopbackHub, Repo, cut, deaf, refuse
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -391,3 +391,84 @@ def test_an_incomplete_folder_is_not_pushed(tmp_path):
     with pytest.raises(ValueError, match="lacks README.md, generation_config.json, .*, model.safetensors") as raised:
         push_folder(tmp_path, "cap", token="hf_never_used")
     assert " config.json" not in str(raised.value)
+
+
+# ------------------------------------------------------------------------------------- what stays here, and what there
+
+
+def test_links_that_lead_out_and_pickles_stay_here_and_are_named(hub, copy, tmp_path, caplog):
+    caplog.set_level("INFO", "hf_distinct")
+    (tmp_path / "id_rsa").write_text("a key")
+    (copy / "samples.png").symlink_to("../id_rsa")
+    (copy / "chat_template.json").symlink_to("config.json")  # which stays inside
+    for name in ("tokenizer.pkl", "model.bin", "modeling.py", "model.fp16.safetensors", "a\x1b[2J.pt"):
+        (copy / name).write_bytes(b"x")
+    push_folder(copy, "cap")
+    files = hub.repos[NAME].files
+    assert "chat_template.json" in files and b"a key" not in files.values()
+    stay = "a.pt, discriminator.safetensors, emissions.csv, model.bin, model.fp16.safetensors, modeling.py"
+    assert f"these stay here: {stay}, samples.png, tokenizer.pkl, trainer_state.json, training_args.bin" in caplog.text
+    (copy / "config.json").unlink()
+    (copy / "config.json").symlink_to("../id_rsa")
+    with pytest.raises(ValueError, match="lacks config.json.*Links that lead out of the folder do not count"):
+        push_folder(copy, "cap")
+
+
+def test_weights_of_others_stay_in_the_repository(hub, copy):
+    push_folder(copy, "cap")
+    repo = hub.repos[NAME]
+    others = (
+        "models/other/weights.safetensors", "model_of_my_colleague/model.safetensors", "model.fp16.safetensors",
+        "unet/model.safetensors", "model_old.safetensors", "checkpoint-9/model-00001-of-00002.safetensors",
+    )  # fmt: skip
+    ours = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+    repo.commit("main", {**repo.files, **dict.fromkeys([*others, *ours], b"1")})
+    push_folder(copy, "cap")
+    assert set(others) <= set(repo.files) and not set(ours) & set(repo.files)
+
+
+@pytest.mark.parametrize("status", [408, 412, 429, 503])
+@pytest.mark.parametrize(
+    "request_", ["POST /api/repos/create", "GET /api/models/tester/cap/tree", "POST /api/models/tester/cap/commit"]
+)
+def test_what_passes_by_itself_is_tried_again(hub, captioner_folder, request_, status):
+    hub.meddle(request_, refuse(status))
+    push_folder(captioner_folder, "cap")
+    assert not hub.meddlers and hub.repos[NAME].commits == 1
+
+
+def test_a_commit_of_somebody_else_in_between_is_not_lost(hub, copy):
+    push_folder(copy, "cap")
+    rewrite(copy / "metrics.json", "{}")
+
+    def come_first(handler):
+        repo = hub.repos[NAME]
+        repo.commit("main", {**repo.files, "NOTES.md": b"theirs"})
+        refuse(412)(handler)
+
+    hub.meddle(f"POST /api/models/{NAME}/commit", come_first)
+    push_folder(copy, "cap")
+    files = hub.repos[NAME].files
+    assert files["NOTES.md"] == b"theirs" and files["metrics.json"] == b"{}"
+
+
+def test_what_the_hub_refuses_for_good_is_not_tried_again(hub, captioner_folder):
+    hub.meddle("POST /api/models/tester/cap/commit", refuse(422))
+    with pytest.raises(Exception, match="422"):
+        push_folder(captioner_folder, "cap")
+    assert hub.asked("POST /api/models/tester/cap/commit") == 1
+
+
+def test_the_token_itself_is_not_published(hub, copy):
+    rewrite(copy / "README.md", (copy / "README.md").read_text() + f"\nexport HF_TOKEN={TOKEN}\n")
+    with pytest.raises(ValueError, match=r"README.md holds your Hub token, so nothing was pushed") as raised:
+        push_folder(copy, "cap")
+    assert TOKEN not in str(raised.value) and not hub.repos[NAME].files
+
+
+def test_the_card_beside_a_readme_of_the_user_goes_up(hub, copy):
+    rewrite(copy / "README.md", "---\nlicense: mit\n---\n# Mine\n")
+    write_model_card(copy, model_name="cap", data="scenes")
+    push_folder(copy, "cap")
+    files = hub.repos[NAME].files
+    assert files["README.md"].endswith(b"# Mine\n") and b"scenes" in files["model_card.md"]

@@ -98,7 +98,7 @@ def test_the_card_shows_metrics_settings_and_captions(tmp_path):
     assert "| vocabulary | - | 120 | - |" in card
     assert "| 2 | a crab | a big crab \\| left of a train | a crab |" in card
     assert "| `learning_rate` | 0.0002 |" in card
-    assert "| `rewards` | ['contrastive', 'cider'] |" in card
+    assert "| `rewards` | \\['contrastive', 'cider'\\] |" in card
     assert "| `note` | a \\| b |" in card
     assert f"| Reward given by | {SCORER} |" in card
     assert "- `people`: captions that people wrote" in card and "`ceiling`" not in card
@@ -176,7 +176,7 @@ def test_a_card_that_somebody_edited_is_not_lost(tmp_path, caplog):
     by_hand = card.read_text()
     path = write_model_card(tmp_path, model_name="cap", data="other scenes")
     assert card.read_text() == by_hand and path.name == "model_card.md" and "other scenes" in path.read_text()
-    assert "README.md was edited by hand" in caplog.text and "the new card is model_card.md" in caplog.text
+    assert "README.md was written or edited by hand" in caplog.text and "the new card is model_card.md" in caplog.text
 
 
 def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
@@ -212,7 +212,7 @@ def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
     for word in ("my pictures", "local-dir:clip", "| Started from | captioner |", "rewards.py:short", "contrastive"):
         assert word in card, word
     assert "| `max_steps` | 150 |" in card and "| `max_new_tokens` | 20 |" in card
-    assert "https://example.org/page" in card and "checkpoint-10" in card
+    assert "https:<!-- -->//example.org/page" in card and "checkpoint-10" in card
     assert ModelCard(card).data.base_model is None
 
 
@@ -236,3 +236,53 @@ def test_the_cards_of_the_shipped_models_are_of_this_form(name):
         assert f"| {result.metric_type} | {shown} |" in card.text
     for picture in re.findall(r"!\[.+\]\((.+)\)", card.text):
         assert (path.parent / picture).is_file()
+
+
+EVIL = "a <img src=x onerror=al(1)> ![](http://x.org/seen.png) [free](http://x.org)\n\n# Take care | `x`\x1b[2J\u202e"
+SHOWN = (
+    "a &lt;img src=x onerror=al(1)&gt; !\\[\\](http:<!-- -->//x.org/seen.png) \\[free\\](http:<!-- -->//x.org) "
+    "# Take care \\| \\`x\\`"
+)
+
+
+def test_what_strangers_wrote_is_text_on_the_card(tmp_path):
+    card = write(
+        tmp_path,
+        model_name=EVIL,
+        data=EVIL,
+        data_license=EVIL,
+        model_license="mit\n---\n# Take care",
+        scorer=EVIL,
+        base_model=EVIL,
+        settings={"note": EVIL, EVIL: 1},
+        alarms=[EVIL, "- one", "<!-- End of what hf_distinct wrote. -->"],
+        metrics={EVIL: {EVIL: 1.0}},
+        samples=[Sample(Image.new("RGB", (4, 4)), {EVIL: EVIL})],
+        reward=describe_reward({EVIL: 1.0}, "none", EVIL, RLCaptionConfig(output_dir="out"), {EVIL: EVIL}),
+    )
+    # The last line of the licence is one of the metadata's, and of the whole there is one front matter.
+    metadata, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(metadata)["license"] == "mit --- # Take care" and ModelCard(card).data.model_name
+    assert card.count(SHOWN) >= 12 and "\n- \\- one\n" in card
+    outside = re.sub(r"(?s)```.*?```|`[^`\n]*`|<!--.*?-->", "", body)  # code and comments are no markup
+    assert not re.search(r"<(?!/?(?:a|b)>)\w|(?<!\\)\]\(http(?!s://arxiv)", outside), outside
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", card)
+    assert re.findall(r"^# (.*)", body, re.MULTILINE) == [SHOWN]
+    assert body.count("End of what hf_distinct wrote. -->") == 1
+    assert {line.count("|") - line.count("\\|") for line in body.splitlines() if line.startswith("|")} <= {3, 4}
+
+
+@pytest.mark.parametrize("address", ["https://me:s3cret@h.org/{000..009}.tar", "https://h.org/a?X-Amz-Signature=s3cret"])
+def test_passwords_and_signatures_of_addresses_are_not_on_the_card(tmp_path, address):
+    card = write(tmp_path, data=address, scorer=address, settings={"dataset": address, "files": [address, address]})
+    assert "s3cret" not in card and card.count("h.org") >= 5
+
+
+def test_a_readme_of_the_user_stays_and_so_does_a_card_of_theirs_beside_it(tmp_path, caplog):
+    for name in ("README.md", "model_card.md"):
+        (tmp_path / name).write_text("# My notes\n")
+    for data in ("emoji scenes", "other scenes"):  # the second card takes the place of the first
+        path = write_model_card(tmp_path, model_name="cap", data=data)
+        assert path.name == "model_card.1.md" and data in path.read_text()
+    assert {(tmp_path / name).read_text() for name in ("README.md", "model_card.md")} == {"# My notes\n"}
+    assert "README.md was written or edited by hand. It stays as it is, and the new card is model_" in caplog.text

@@ -13,7 +13,8 @@ from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.embeddings import ARRAYS
 from hf_distinct.data.neighbours import FILE, Neighbours
-from hf_distinct.portable import portable
+from hf_distinct.escaping import as_code, as_markdown
+from hf_distinct.portable import portable_values
 
 STATISTICS = "statistics.json"
 PORTABLE_FILES = ("README.md", FILE, STATISTICS, f"*/{MANIFEST}", *(f"*/{name}.npy" for name in ARRAYS))
@@ -32,7 +33,7 @@ CLIP embeddings (float16) of {images} pictures and {captions} captions, and the 
 
 | | |
 |---|---|
-| CLIP | {scorer} (fingerprint `{fingerprint}`) |
+| CLIP | {scorer} (fingerprint {fingerprint}) |
 | R@1 of people's captions | {recall:.3f} among {gallery} pictures |
 | neighbours | ranks {first} to {last} |
 
@@ -57,13 +58,20 @@ def write_portable(folder: Path, target: Path) -> None:
         target: An empty folder; large files in it are links to those of `folder`, where the disk knows such.
 
     Raises:
-        ValueError: Something is missing.
+        ValueError: Something is missing, leads out of the folder, or is pickled.
     """
     try:
         neighbours = Neighbours.load(folder / FILE)
-        statistics = json.loads((folder / STATISTICS).read_text())
-        manifest = json.loads((folder / neighbours.embeddings / MANIFEST).read_text())
+        _refuse_way_out(neighbours.embeddings, folder / FILE)
+        made = folder / neighbours.embeddings
+        sources = [folder / STATISTICS, made / MANIFEST, *(made / f"{array}.npy" for array in ARRAYS)]
+        for source in sources:
+            if not source.resolve(strict=True).is_relative_to(folder.resolve()):
+                raise ValueError(f"{source} is a link that leads out of the folder, so nothing was pushed: remove it.")
+        statistics, manifest = (json.loads(source.read_text()) for source in sources[:2])
         name = manifest["portable_name"]
+        _refuse_way_out(name, made / MANIFEST)
+        statistics, manifest = portable_values([statistics, manifest])
     except (OSError, KeyError) as error:
         raise ValueError(
             f"{str(folder)!r} is not a folder that recipes/mine.py left behind when it was done ({error}): let it run "
@@ -71,21 +79,30 @@ def write_portable(folder: Path, target: Path) -> None:
         ) from error
     embeddings = target / name
     embeddings.mkdir()
-    for array in ARRAYS:
-        link_or_copy(folder / neighbours.embeddings / f"{array}.npy", embeddings / f"{array}.npy")
-    manifest["scorer"] = portable(manifest["scorer"])
-    manifest["failures"] = {row: portable(reason) for row, reason in manifest["failures"].items()}
+    for source in sources[2:]:
+        try:
+            np.load(source, mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(f"{source} is no array of numbers, and no pickle is pushed: {error}") from error
+        link_or_copy(source, embeddings / source.name)
     (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
     neighbours.embeddings = name
     neighbours.save(target / FILE)
     (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
     captions = np.load(embeddings / "caption_offsets.npy", mmap_mode="r")[-1]
     card = _CARD.format(
-        images=statistics["images"], captions=captions, scorer=manifest["scorer"],
-        fingerprint=manifest["fingerprint"], recall=statistics["R@1 of people's captions"],
-        gallery=statistics["gallery"], first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
+        images=int(statistics["images"]), captions=captions, scorer=as_markdown(manifest["scorer"]),
+        fingerprint=as_code(manifest["fingerprint"]), recall=float(statistics["R@1 of people's captions"]),
+        gallery=int(statistics["gallery"]), first=int(statistics["ranks taken"][0]),
+        last=int(statistics["ranks taken"][1]),
     )  # fmt: skip
     (target / "README.md").write_text(mark(card))
+
+
+def _refuse_way_out(name: str, source: Path) -> None:
+    """Refuse a name that is not one of a folder beside it: what a file says may be a stranger's word."""
+    if name in ("", ".", "..") or set(name) & set("/\\"):
+        raise ValueError(f"{source} names {name!r}, which is no folder beside it: mine anew with recipes/mine.py.")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from ..data.images import decode_image
+from ..escaping import as_html
 from .picture import embedded_image
 
 PICTURE_SIZE = 256
@@ -54,27 +54,25 @@ def write_caption_sheet(
     if not rows:
         raise ValueError("a sheet of captions needs at least one picture.")
     figures = "\n".join(_figure(picture, said, Path(root)) for picture, said in rows)
-    below = f"<p>{escape(remark)}</p>\n" if remark else ""
-    # surrogateescape: a file's name need not be UTF-8.
+    below = f"<p>{as_html(remark)}</p>\n" if remark else ""
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{as_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{as_html(title)}</h1>\n"
         f"{below}<main>\n{figures}\n</main>\n</body>\n</html>\n",
         encoding="utf-8",
-        errors="surrogateescape",
     )
 
 
 def _figure(picture: Path | Image.Image, said: Said, root: Path) -> str:
     if isinstance(said, Mapping):
         captions = list(said.values())
-        texts = [f"<p><small>{escape(who)}</small><br>{escape(text)}</p>" for who, text in said.items()]
+        texts = [f"<p><small>{as_html(who)}</small><br>{as_html(text)}</p>" for who, text in said.items()]
     else:
         captions = [said] if isinstance(said, str) else list(said)
-        texts = [f"<p>{escape(each)}</p>" for each in captions]
+        texts = [f"<p>{as_html(each)}</p>" for each in captions]
     if isinstance(picture, Path):
         name = picture.relative_to(root) if picture.is_relative_to(root) else picture
-        texts.append(f"<small>{escape(name.as_posix())}</small>")
+        texts.append(f"<small>{as_html(name.as_posix())}</small>")
         decoded = decode_image({"path": str(picture), "bytes": None})
         image = embedded_image(decoded, THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
     else:

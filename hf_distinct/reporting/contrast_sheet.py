@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from ..escaping import as_html, plain
 from .picture import embedded_image
 
 IMAGE_SIZE = 256
@@ -79,9 +79,8 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The text on one line, without characters that cannot be printed."""
-        printable = "".join(letter if letter.isprintable() else " " for letter in self.raw_text)
-        return " ".join(printable.split()) or "(no words)"
+        """The text on one line, without what would act instead of being seen."""
+        return plain(self.raw_text) or "(no words)"
 
     @property
     def verdict(self) -> str:
@@ -156,9 +155,9 @@ def _html(rows: Sequence[ContrastRow], title: str, subtitle: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
-        f'<p class="legend">{escape(LEGEND)}</p>\n{body}\n</body>\n</html>\n'
+        f"<title>{as_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{as_html(title)}</h1>\n<p>{as_html(subtitle)}</p>\n"
+        f'<p class="legend">{as_html(LEGEND)}</p>\n{body}\n</body>\n</html>\n'
     )
 
 
@@ -171,7 +170,7 @@ def _html_row(row: ContrastRow) -> str:
     for caption in row.captions:
         kind = "found" if caption.rank == 1 else "missed"
         captions.append(
-            f'<dt>{caption.speaker} <span class="{kind}">{caption.verdict}</span></dt><dd>{escape(caption.text)}</dd>'
+            f'<dt>{caption.speaker} <span class="{kind}">{caption.verdict}</span></dt><dd>{as_html(caption.text)}</dd>'
         )
     return (
         f'<article>\n<figure class="own"><figcaption>Image</figcaption>{own}</figure>\n{similar}'

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..escaping import plain
 from ..evaluation.frontier import Point, frontier
 
 Kind = Literal["trained", "ours", "guidance", "best of n", "landmark"]
@@ -88,7 +89,7 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
             axes.set_xlabel(f"{XS[x]}  →")
             axes.set_title(GALLERIES[prefix], fontsize=10)
         row[0].set_ylabel("R@1 under the judge  →")
-    names = [f"{number}  {system.name}" for number, system in enumerate(systems, start=1)]
+    names = [f"{number}  {_label(system.name)}" for number, system in enumerate(systems, start=1)]
     marks = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
     handles = [panels[0][0].plot([], [], linestyle="none")[0]] * len(names)
     figure.legend(
@@ -96,13 +97,18 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
         handlelength=1.6, labelspacing=0.45,
     )  # fmt: skip
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_label(title))
     figure.draw_without_rendering()  # now the scale is known
     for row, prefix in zip(panels, galleries, strict=True):
         for axes, x in zip(row, xs, strict=True):
             _number(axes, _labels(axes, systems, prefix + x, prefix + Y))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _label(text: str) -> str:
+    """Text that matplotlib shows as it is, and does not read as a formula."""
+    return plain(text).replace("$", "\\$")
 
 
 def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:

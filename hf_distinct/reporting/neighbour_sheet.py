@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from ..escaping import as_html
 from .picture import embedded_image
 
 SIZE = 160
@@ -68,8 +68,8 @@ def write_neighbour_sheet(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"<pre>{escape(summary)}</pre>\n" + "\n".join(articles) + "\n</body>\n</html>\n",
+        f"<title>{as_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{as_html(title)}</h1>\n"
+        f"<pre>{as_html(summary, lines=True)}</pre>\n" + "\n".join(articles) + "\n</body>\n</html>\n",
         encoding="utf-8",
     )
 
@@ -77,5 +77,5 @@ def write_neighbour_sheet(
 def _figure(picture: SheetPicture, kind: str) -> str:
     return (
         f'<figure class="{kind}">{embedded_image(picture.image, SIZE, picture.caption)}'
-        f"<figcaption><b>{escape(picture.label)}</b><br>{escape(picture.caption)}</figcaption></figure>"
+        f"<figcaption><b>{as_html(picture.label)}</b><br>{as_html(picture.caption)}</figcaption></figure>"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from io import BytesIO
 
 from PIL import Image
 
 from ..data.images import to_rgb
+from ..escaping import as_html
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
@@ -36,6 +36,6 @@ def embedded_image(image: Image.Image, size: int, description: str, quality: int
     fitted.save(buffer, format=kind, optimize=True, **({} if quality is None else {"quality": quality}))
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
-        f'<img width="{fitted.width}" height="{fitted.height}" alt="{escape(description)}" '
+        f'<img width="{fitted.width}" height="{fitted.height}" alt="{as_html(description)}" '
         f'src="data:image/{kind};base64,{data}">'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..escaping import as_code, as_markdown, plain
 from ..portable import portable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def describe_reward(
         descriptions: docstrings of rewards that are not built in, by name; the first line is shown.
     """
     share, alpha, beta = args.discriminator_weight, args.wtf_weight, args.kl_weight
-    names = {portable(name): weight for name, weight in rewards.items()}
+    names = {plain(portable(name)): weight for name, weight in rewards.items()}
     total = " + ".join(f"{weight:g} {name}(c)" for name, weight in names.items())
     if share:
         total = f"(1 - {share:g}) [{total}] + {share:g} D(c)"
@@ -62,11 +63,12 @@ def describe_reward(
     known = [name for name in names if name in PARTS]
     if "contrastive" in known:  # it is told by its two halves
         known += [name for name in ("contrastive_i2t", "contrastive_t2i") if name not in known]
-    parts = {f"`{name}`": PARTS[name].format(clamp=args.reward_clamp) for name in known}
+    parts = {as_code(name): PARTS[name].format(clamp=args.reward_clamp) for name in known}
     for name in rewards:
         if name not in PARTS:
             said = ((descriptions or {}).get(name) or "").strip().partition("\n")[0].rstrip(". ")
-            parts[f"`{portable(name)}`"] = f"a custom reward: {portable(said)}" if said else "a custom reward"
+            told = f"a custom reward: {as_markdown(portable(said))}" if said else "a custom reward"
+            parts[as_code(portable(name))] = told
     if share:
         parts["D"] = "how much a small discriminator on CLIP embeddings takes the caption for a person's, from 0 to 1"
     parts["A"] = f"the advantage: {BASELINES[baseline]}"
@@ -77,4 +79,4 @@ def describe_reward(
         parts["KL"] = "divergence from the captioner that training started from"
     lines = [f"- {name}: {text}." for name, text in parts.items()]
     formula = ["```text", f"R(c) = {total}", f"L    = {loss}", "```"]
-    return "\n".join([*formula, "", f"Under the CLIP {scorer}:", "", *lines])
+    return "\n".join([*formula, "", f"Under the CLIP {as_markdown(scorer)}:", "", *lines])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..escaping import as_markdown, plain
+
 Metrics = Mapping[str, Mapping[str, float]]
 
 
@@ -25,7 +27,7 @@ def format_table(metrics: Metrics, columns: Sequence[str] | None = None, digits:
         teacher forcing   0.500      -
         ours              0.750     12
     """
-    cells = _cells(metrics, columns, digits)
+    cells = [[plain(cell) for cell in row] for row in _cells(metrics, columns, digits)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_line(row, widths) for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -43,9 +45,8 @@ def markdown_table(metrics: Metrics, columns: Sequence[str] | None = None, digit
     Raises:
         ValueError: see `format_table`.
     """
-    header, *rows = [
-        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in _cells(metrics, columns, digits)
-    ]
+    header, *rows = _cells(metrics, columns, digits)
+    header, rows = list(map(as_markdown, header)), [[as_markdown(label), *values] for label, *values in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 

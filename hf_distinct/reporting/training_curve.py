@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,4 +51,10 @@ def write_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | o
 
 
 def _points(log_history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in log_history if name in line and "step" in line]
+    """The steps and values that are finite numbers: the log may be a saved one, of anybody."""
+    found: list[tuple[Any, Any]] = [(line.get("step"), line.get(name)) for line in log_history]
+    return [(step, value) for step, value in found if _is_number(step) and _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import published_forms
 import pytest
 import torch
@@ -18,6 +19,7 @@ from loopback_hub import TOKEN, USER, LoopbackHub
 from hf_distinct import pull, push_folder
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import embed_dataset
+from hf_distinct.data.mined import write_portable
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.table import caption_features
@@ -117,11 +119,58 @@ def test_neither_a_folder_nor_a_data_set(name, monkeypatch):
 
 def test_links_hold_the_very_numbers(mined, tmp_path):
     """What is staged is no second copy on the disk."""
-    from hf_distinct.data.mined import write_portable
-
     folder, found = mined
     (tmp_path / "staged").mkdir()
     write_portable(folder, tmp_path / "staged")
     (own,), (staged,) = (list(path.rglob("image_embeds.npy")) for path in (folder, tmp_path / "staged"))
     assert own.samefile(staged) and own.parent.name != staged.parent.name
     assert torch.equal(torch.tensor(Neighbours.load(tmp_path / "staged" / FILE).rows), torch.tensor(found.rows))
+
+
+# ------------------------------------------------------------------------------------------- a folder of somebody else
+
+
+def test_links_that_lead_out_are_not_pushed(mined, tmp_path):
+    folder, found = mined
+    for name in ("statistics.json", *(f"{found.embeddings}/{name}" for name in ("manifest.json", "image_embeds.npy"))):
+        path = folder / name
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=f"{path.name} is a link that leads out of the folder, so nothing was"):
+            write_portable(folder, tmp_path / "here")
+        path.unlink()
+        (tmp_path / "elsewhere").rename(path)
+
+
+@pytest.mark.parametrize("name", ["../here", "..", "", "/etc", "a\\b"])
+def test_names_that_lead_out_are_not_followed(mined, tmp_path, name):
+    folder, found = mined
+    manifest = folder / found.embeddings / "manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**told, "portable_name": name}))
+    with pytest.raises(ValueError, match="manifest.json names .*, which is no folder beside it"):
+        write_portable(folder, tmp_path / "here")
+    found.embeddings = name
+    found.save(folder / FILE)
+    with pytest.raises(ValueError, match="neighbours.safetensors names .*, which is no folder beside it"):
+        write_portable(folder, tmp_path / "here")
+
+
+def test_pickled_arrays_are_not_pushed(mined, tmp_path):
+    folder, found = mined
+    np.save(folder / found.embeddings / "image_embeds.npy", np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="image_embeds.npy is no array of numbers, and no pickle is pushed"):
+        write_portable(folder, tmp_path / "here")
+
+
+def test_what_a_manifest_says_is_text_on_the_card_and_names_no_place(mined, tmp_path):
+    folder, found = mined
+    manifest = folder / found.embeddings / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told |= {"scorer": "/home/alice/<b>[x](http://x)", "fingerprint": "a`<i>", "losses": {"1": "/home/alice/2.png"}}
+    manifest.write_text(json.dumps(told))
+    (tmp_path / "staged").mkdir()
+    write_portable(folder, tmp_path / "staged")
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert r"| CLIP | x) (fingerprint `a'<i>`) |" in card and "alice" not in card
+    assert not [path for path in (tmp_path / "staged").rglob("*.json") if "alice" in path.read_text()]

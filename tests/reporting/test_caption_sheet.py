@@ -18,7 +18,7 @@ class Sheet(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.pictures, self.texts, self.inside = [], [], False
-        self.feed(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         if tag == "img":
@@ -41,7 +41,7 @@ def test_names_and_captions_of_any_kind_come_through(tmp_path):
     write_caption_sheet(rows, tmp_path / "sheet.html", title="<x>", root=tmp_path, remark="2 & more")
     sheet = Sheet(tmp_path / "sheet.html")
     assert [each["alt"] for each in sheet.pictures] == ["a <b> & c", "one"]
-    assert sheet.texts == ["a <b> & c", strange, "one", "two", "d.png"]
+    assert sheet.texts == ["a <b> & c", 'caf\ufffd #1 "50%".png', "one", "two", "d.png"]
     text = (tmp_path / "sheet.html").read_bytes().decode("utf-8", "replace")
     assert "<title>&lt;x&gt;</title>" in text and "<p>2 &amp; more</p>" in text
 
@@ -70,3 +70,12 @@ def test_a_picture_itself_and_who_says_what(tmp_path):
 def test_a_sheet_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_caption_sheet([], tmp_path / "sheet.html")
+
+
+def test_what_strangers_wrote_is_text_on_the_sheet(tmp_path):
+    name = "<b>\x1b[2J\u202e.png"
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    write_caption_sheet([(tmp_path / name, '"><script>\x00\n\x1b]0;x\x07')], tmp_path / "sheet.html", root=tmp_path)
+    page, sheet = (tmp_path / "sheet.html").read_text(), Sheet(tmp_path / "sheet.html")
+    assert sheet.texts == ['"><script>', "<b> .png"] and sheet.pictures[0]["alt"] == '"><script>'
+    assert "<script>" not in page and not set("\x00\x1b\x07\u202e") & set(page)

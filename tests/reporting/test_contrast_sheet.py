@@ -100,7 +100,7 @@ def test_odd_texts(tmp_path):
     # A line break, a lone surrogate (from broken JSON), nothing at all.
     row = replace(ROW, reference="two\nlines\x00", before="\ud83d", after="")
     _, page, _ = write(tmp_path, [row])
-    assert "Person two lines Before ✗ rank 3 of 8 (no words) After ✓ rank 1 of 8 (no words)" in page.text
+    assert "Person two lines Before ✗ rank 3 of 8 \ufffd After ✓ rank 1 of 8 (no words)" in page.text
 
 
 @pytest.mark.parametrize("text", ["long words " * 90, "x" * 900, "W" * 900])

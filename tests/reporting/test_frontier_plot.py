@@ -46,3 +46,8 @@ def test_png_and_what_cannot_be_shown(tmp_path):
     assert Image.open(tmp_path / "plot.png").width > 900
     with pytest.raises(ValueError, match="no system has judge/t2i_R@1"):
         write_frontier_plot([System("a", {"CIDEr-D": [1.0]})], tmp_path / "plot.png")
+
+
+def test_a_name_is_no_formula(tmp_path):
+    write_frontier_plot([System("$5 or $x^", {"judge/t2i_R@1": [0.5], "CIDEr-D": [1.0]})], tmp_path / "plot.svg")
+    assert "<!-- 1  \\$5 or \\$x^ -->" in (tmp_path / "plot.svg").read_text().replace("$", "\\$").replace("\\\\", "\\")

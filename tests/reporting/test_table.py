@@ -39,3 +39,17 @@ def test_errors(table):
         table({})
     with pytest.raises(ValueError, match="no row has the column 'BLEU'; there are 'R@1', 'CIDEr-D', 'words'"):
         table(METRICS, columns=["BLEU"])
+
+
+STRANGE = {"a\x1b[31m|<b>\nline": {"[R](http://x)\u202e": 0.5, "none": None}}
+
+
+def test_names_of_strangers_are_text():
+    assert format_table(STRANGE).splitlines() == [
+        "            [R](http://x)  none",
+        "----------  -------------  ----",
+        "a|<b> line          0.500     -",
+    ]
+    assert markdown_table(STRANGE) == (
+        "|  | \\[R\\](http:<!-- -->//x) | none |\n| --- | ---: | ---: |\n| a\\|&lt;b&gt; line | 0.500 | - |"
+    )

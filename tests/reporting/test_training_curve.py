@@ -38,3 +38,9 @@ def test_other_figures_give_another_picture(tmp_path):
 def test_a_single_point_is_no_curve(tmp_path):
     assert not write_training_curve([*LOG[:1], {"step": 2, "train_runtime": 3.0}], tmp_path / "none.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_log_of_anything_is_no_curve(tmp_path):
+    odd = [{"step": "1", "loss": 1.0}, {"step": 2, "loss": "<b>"}, {"step": 3, "loss": float("nan")}, {"loss": 1.0}]
+    assert not write_training_curve(odd, tmp_path / "curve.png")
+    assert write_training_curve([*odd, {"step": 4, "loss": 1.0}, {"step": 5, "loss": 2}], tmp_path / "curve.png")
