@@ -299,8 +299,8 @@ class _DecodedBatches(torch.utils.data.Dataset):
         self.transform = transform
 
     def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str], dict[int, str]]:
-        found = decode_images(self.encoded[rows.start : rows.stop]["image"])
-        pixel_values = torch.stack([self.transform(image) for image in found.images]) if found.images else None
+        found = decode_images(self.encoded[rows.start : rows.stop]["image"], self.transform)
+        pixel_values = torch.stack(found.images) if found.images else None
         failures, losses = (
             {rows.start + place: reason for place, reason in each.items()} for each in (found.failures, found.losses)
         )
