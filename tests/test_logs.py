@@ -1,7 +1,13 @@
 """What a recipe shows, and what it leaves out."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from hf_distinct.logs import lasting_output
 
 SCRIPT = """
 import logging, sys
@@ -30,3 +36,51 @@ def test_the_main_process_shows_our_words_and_the_warnings_of_libraries():
 
 def test_other_processes_show_what_only_they_know():
     assert shown("other") == ["a picture went bad", "a warning of a library", "a warning of DeepSpeed"]
+
+
+LASTING = """
+import pathlib, sys
+from hf_distinct.logs import lasting_output
+with lasting_output():
+    for _ in range(3):
+        print("größe 中文", flush=True)
+        print("bar", file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).touch()
+"""
+
+
+def run_lasting(done: Path, environment: dict[str, str] | None = None, **streams) -> subprocess.CompletedProcess:
+    """Run `LASTING`, and see that it did all of its work."""
+    ran = subprocess.run(
+        [sys.executable, "-c", LASTING, str(done)], env={**os.environ, **(environment or {})},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+    )  # fmt: skip
+    assert ran.returncode == 0 and done.exists()
+    return ran
+
+
+def test_a_terminal_of_ascii_shows_all_else_as_escapes(tmp_path):
+    shown = run_lasting(tmp_path / "done", {"PYTHONIOENCODING": "ascii"}).stdout
+    assert shown == b"gr\\xf6\\xdfe \\u4e2d\\u6587\n" * 3
+
+
+@pytest.mark.parametrize("unread", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_work_goes_on_when_nobody_reads_any_more(tmp_path, unread):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = run_lasting(tmp_path / "done", **dict.fromkeys(unread, writer))
+    os.close(writer)
+    assert ran.stderr in (None, b"bar\n" * 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_named_once(tmp_path):
+    with open("/dev/full", "wb") as full:
+        shown = run_lasting(tmp_path / "done", stdout=full).stderr
+    assert shown.count(b"No space left on device") == 1 and shown.count(b"bar") == 3
+
+
+def test_streams_of_others_stay(capsys):
+    before = sys.stdout, sys.stderr
+    with lasting_output():
+        assert (sys.stdout, sys.stderr) == before

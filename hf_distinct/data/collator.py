@@ -14,6 +14,7 @@ from transformers.utils import logging
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_pixels
+from hf_distinct.workers import share
 
 logger = logging.get_logger(__name__)
 
@@ -112,6 +113,7 @@ class CaptionCollator:
         }
         if self.embeddings is not None:
             batch |= self._embeds(self.embeddings, rows, drawn)
+        share(value for value in batch.values() if isinstance(value, Tensor))
         return batch
 
     def _check(self, row: dict[str, Any]) -> None:
