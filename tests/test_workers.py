@@ -93,9 +93,9 @@ def test_a_worker_without_room_says_so():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Workers are killed where memory or shared memory is short. In Docker"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Workers are killed where memory or shared memory is short."),
         (lambda: decode_image(None), "image cannot be decoded: ValueError: the row has no image (null)"),
-        (lambda: open("/nowhere/at/all"), "No such file or directory: '/nowhere/at/all'"),
+        (lambda: Path("/nowhere/at/all").read_text(), "No such file or directory: '/nowhere/at/all'"),
     ],
     ids=["killed", "ours", "a file"],
 )
