@@ -85,7 +85,7 @@ def write_portable(folder: Path, target: Path) -> None:
         fingerprint=manifest["fingerprint"], recall=statistics["R@1 of people's captions"],
         gallery=statistics["gallery"], first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
     )  # fmt: skip
-    (target / "README.md").write_text(mark(card))
+    (target / "README.md").write_text(mark(card), encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
