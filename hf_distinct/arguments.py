@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_distinct.escaping import plain, plain_lines
+from hf_distinct.logs import lasting_output
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +53,8 @@ What a person says never gives way, neither on the command line nor in a file th
 def clear_errors() -> Iterator[None]:
     """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
 
+    So does a killed worker of a DataLoader. What is printed inside never ends a recipe, see [`lasting_output`].
+
     What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
     its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
     it; a missing folder is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
@@ -62,12 +65,17 @@ def clear_errors() -> Iterator[None]:
         SystemExit: with the message, instead of such an error; with status 130 after Ctrl-C.
     """
     try:
-        yield
-    except (ValueError, OSError) as error:
-        if not isinstance(error, (OSError, HFValidationError)) and not _is_ours(error):
+        with lasting_output():
+            yield
+    except (ValueError, OSError, RuntimeError) as error:
+        from hf_distinct.workers import said_by_worker  # here, for it takes a second
+
+        said = said_by_worker(error)
+        ours = isinstance(error, (OSError, HFValidationError)) or (isinstance(error, ValueError) and _is_ours(error))
+        if said is None and not ours:
             raise
         logger.debug("where it happened", exc_info=True)
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(str(error))}") from error
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(said or str(error))}") from error
     except KeyboardInterrupt:  # what there was to say and to save has been said and saved
         raise SystemExit(128 + signal.SIGINT) from None
 

@@ -30,6 +30,7 @@ from hf_distinct.pipelines import load_image_processor
 from hf_distinct.rollout import decode, generate_labels, rollout_config
 from hf_distinct.safe_loading import refuse_code
 from hf_distinct.scorer import ClipScorer, scorer_problems
+from hf_distinct.workers import TRIAL, fitting_workers, share
 
 logger = logging.get_logger(__name__)
 
@@ -126,11 +127,14 @@ class Captioner:
         if self.scorer is not None and not num_samples:
             raise ValueError("rerank_with chooses among samples: give num_samples, 10 for instance.")
         batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+        prepared = _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform)
+        if workers := min(num_workers, len(batches)):
+            workers = fitting_workers(workers, batch_size * prepared.bytes_of_one())
         loader: DataLoader[Any] = DataLoader(
-            _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform),
+            prepared,
             sampler=batches,
             batch_size=None,
-            num_workers=min(num_workers, len(batches)),
+            num_workers=workers,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         guides = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
@@ -266,24 +270,36 @@ class _PreparedBatches(torch.utils.data.Dataset):
         self.images, self.image_processor, self.transform = images, image_processor, transform
 
     def __getitem__(self, rows: range) -> _Batch:
-        images = [self.images[row] for row in rows]
-        found = decode_images(map(_encoded, images))
-        errors: list[ImageError | None] = [None] * len(images)
-        for place, reason in found.failures.items():  # which names files itself
-            is_file = isinstance(images[place], (str, os.PathLike))
-            errors[place] = ImageError(reason if is_file else f"{_name(images[place], rows[place])}: {reason}")
-        batch = _Batch(errors, [(_name(images[place], rows[place]), lost) for place, lost in found.losses.items()])
+        names: list[str] = []
+        found = decode_images(self._encoded(rows, names), self._prepared)
+        errors = [ImageError(found.failures[place]) if place in found.failures else None for place in range(len(rows))]
+        for place, error in enumerate(errors):
+            if error is not None and names[place] not in str(error):  # which names files itself
+                errors[place] = ImageError(f"{names[place]}: {error}")
+        batch = _Batch(errors, [(names[place], lost) for place, lost in found.losses.items()])
         if found.images:
-            batch.pixel_values = to_pixel_values(found.images, self.image_processor)
-            if self.transform is not None:
-                batch.clip_pixels = torch.stack([self.transform(image) for image in found.images])
+            captioners, clips = zip(*found.images, strict=True)
+            batch.pixel_values = torch.stack(captioners)
+            batch.clip_pixels = None if self.transform is None else torch.stack(clips)
+        share([batch.pixel_values, batch.clip_pixels])
         return batch
 
+    def bytes_of_one(self) -> int:
+        """The size of a picture when it is prepared."""
+        return sum(each.nbytes for each in self._prepared(TRIAL) if each is not None)
 
-def _encoded(image: Picture) -> Any:
-    """What `decode_images` takes."""
-    return {"path": os.fspath(image), "bytes": None} if isinstance(image, (str, os.PathLike)) else image
+    def _prepared(self, image: Image.Image) -> tuple[Tensor, Tensor | None]:
+        """What captioner and CLIP see of a picture."""
+        seen = to_pixel_values([image], self.image_processor)[0]
+        return seen, None if self.transform is None else self.transform(image)
 
-
-def _name(image: Picture, row: int) -> str:
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {row} of the list"
+    def _encoded(self, rows: range, names: list[str]) -> Iterator[Any]:
+        """What `decode_images` takes, one at a time: a list may read its pictures when it is asked for them."""
+        for row in rows:
+            image = self.images[row]
+            if isinstance(image, (str, os.PathLike)):
+                names.append(os.fspath(image))
+                yield {"path": os.fspath(image), "bytes": None}
+            else:
+                names.append(f"image {row} of the list")
+                yield image

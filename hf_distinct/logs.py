@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from hf_distinct.escaping import PlainFormatter
 
@@ -32,3 +38,53 @@ def show_logs(*names: str, main_process: bool = True) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return record.module != "real_accelerator"
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Let no word on the screen end the work: inside, stdout and stderr take all characters, and outlive their reader.
+
+    A character that a terminal does not know is written as its escape sequence. Where nobody reads any more
+    (``recipe | head``, a lost terminal) or the disk is full that they are written to, they are silent from then on.
+    Streams that somebody has put in the place of this process's own stay as they are.
+    """
+    before = sys.stdout, sys.stderr
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _lasting(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _lasting(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream not in before:
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting(io.FileIO):
+    """The stream of stdout or stderr, as long as somebody takes what is written; then nothing."""
+
+    def write(self, data: Any, /) -> int:
+        """As a file's; what cannot be written goes nowhere, and so does all that follows."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for processes that inherit it, too
+            os.close(nowhere)
+            if self.fileno() == 1 and not isinstance(error, BrokenPipeError) and sys.stderr is not None:
+                print(f"what follows is not shown: stdout cannot be written: {error}", file=sys.stderr)  # noqa: T201
+            return len(memoryview(data).cast("B"))
+
+
+def _lasting(stream: Any) -> Any:
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # there is none, as without a console on Windows
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(number, "w", closefd=False)), encoding=stream.encoding, errors="backslashreplace",
+        line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip

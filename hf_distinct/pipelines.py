@@ -106,7 +106,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
     """
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
-    path.write_text(path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+    text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    path.write_text(text, encoding="utf-8")
 
 
 def _exact_segformer(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distinct.beam_rows import BeamRows
 from hf_distinct.checkpointing import checkpointed_layers
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import ImageError, decode_images, to_pixel_values
+from hf_distinct.data.images import ImageError, decode_pixels
 from hf_distinct.data.skips import Skips
 from hf_distinct.finished_rows import DropFinished
 from hf_distinct.gathering import gather_rows
@@ -285,9 +285,9 @@ def write_sequences(
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
     for start in range(0, len(encoded), batch_size):
         values = encoded[start : start + batch_size]["image"]
-        found, sequences = decode_images(values), iter(())
+        found, sequences = decode_pixels(values, image_processor), iter(())
         if found.images:
-            pixels = to_pixel_values(found.images, image_processor).to(model.device)
+            pixels = torch.stack(found.images).to(model.device)
             sequences = iter(writer.generate(pixels, synced_gpus=False, **generation).cpu())
         for place in range(len(values)):
             reason = found.failures.get(place)

@@ -38,6 +38,7 @@ from hf_distinct.rollout import (
     generation_ready,
     write_captions,
 )
+from hf_distinct.workers import fit_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -111,6 +112,7 @@ class TeacherForcing(Seq2SeqTrainer):
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
         self.alarms = AlarmCallback()
         self.alarms.bounds = _bounds(gallery.references)
+        fit_trainer(args, image_processor)
         collator = CaptionCollator(
             processing_class, image_processor, captions_per_image=captions_per_image, max_length=max_length,
             seed=args.data_seed if args.data_seed is not None else args.seed,

@@ -65,6 +65,7 @@ from hf_distinct.rollout import (
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.settings_check import settings_problems
 from hf_distinct.word_limits import forbidden_tokens, left_out
+from hf_distinct.workers import fit_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -165,6 +166,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
                 "The captioner's generation config asks for %s. Evaluations and the saved captioner do that; rollouts "
                 "do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
             )  # fmt: skip
+        fit_trainer(args, image_processor)
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         fuse_gelu(model)

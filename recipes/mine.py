@@ -35,7 +35,8 @@ from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
-from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
+from hf_distinct.reporting.neighbour_sheet import SIZE, SheetPicture, write_neighbour_sheet
+from hf_distinct.reporting.picture import fit_image
 from hf_distinct.scorer import ClipScorer, load_clip
 
 SCORER = {"scorer": "scorer"}
@@ -141,7 +142,8 @@ def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:
 
     def picture(row: int, label: str) -> SheetPicture:
         example = encoded[row]
-        return SheetPicture(decode_image(example["image"]), example["captions"][0], f"{label}{example['image_id']}")
+        image = fit_image(decode_image(example["image"]), SIZE)  # a sheet of whole photographs would take gigabytes
+        return SheetPicture(image, example["captions"][0], f"{label}{example['image_id']}")
 
     rows = []
     for row in range(0, len(dataset), max(len(dataset) // SHEET_ROWS, 1))[:SHEET_ROWS]:

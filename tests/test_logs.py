@@ -1,7 +1,13 @@
 """What a recipe shows, and what it leaves out."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from hf_distinct.logs import lasting_output
 
 SCRIPT = """
 import logging, sys
@@ -39,3 +45,51 @@ def test_a_settings_file_and_an_error_cannot_command_the_terminal(tmp_path):
     for end, said in zip(ends, ("unknown setting x", "No such file or directory: '/none/a"), strict=True):
         done = subprocess.run([sys.executable, "-c", script + end, str(tmp_path / "a.yaml")], capture_output=True)
         assert done.returncode and said in done.stderr.decode() and b"\x1b" not in done.stderr
+
+
+LASTING = """
+import pathlib, sys
+from hf_distinct.logs import lasting_output
+with lasting_output():
+    for _ in range(3):
+        print("größe 中文", flush=True)
+        print("bar", file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).touch()
+"""
+
+
+def run_lasting(done: Path, environment: dict[str, str] | None = None, **streams) -> subprocess.CompletedProcess:
+    """Run `LASTING`, and see that it did all of its work."""
+    ran = subprocess.run(
+        [sys.executable, "-c", LASTING, str(done)], env={**os.environ, **(environment or {})},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+    )  # fmt: skip
+    assert ran.returncode == 0 and done.exists()
+    return ran
+
+
+def test_a_terminal_of_ascii_shows_all_else_as_escapes(tmp_path):
+    shown = run_lasting(tmp_path / "done", {"PYTHONIOENCODING": "ascii"}).stdout
+    assert shown == b"gr\\xf6\\xdfe \\u4e2d\\u6587\n" * 3
+
+
+@pytest.mark.parametrize("unread", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_work_goes_on_when_nobody_reads_any_more(tmp_path, unread):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = run_lasting(tmp_path / "done", **dict.fromkeys(unread, writer))
+    os.close(writer)
+    assert ran.stderr in (None, b"bar\n" * 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_named_once(tmp_path):
+    with open("/dev/full", "wb") as full:
+        shown = run_lasting(tmp_path / "done", stdout=full).stderr
+    assert shown.count(b"No space left on device") == 1 and shown.count(b"bar") == 3
+
+
+def test_streams_of_others_stay(capsys):
+    before = sys.stdout, sys.stderr
+    with lasting_output():
+        assert (sys.stdout, sys.stderr) == before

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import read_json, take, take_id
-from hf_distinct.data.texts import is_missing
+from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS, is_missing
 
 logger = logging.get_logger(__name__)
 
@@ -28,7 +28,8 @@ def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such list, or an image has two captions; the message names file and row.
+        ValueError: it is no such list, an image has two captions, or a caption has more than
+            `MAX_CAPTION_CHARACTERS`; the message names file and row.
     """
     rows = read_json(json_path)
     if not isinstance(rows, list) or not rows:
@@ -105,7 +106,8 @@ def read_coco_references(json_path: str | os.PathLike[str]) -> dict[str, list[st
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another form; the message names file and row.
+        ValueError: it has another form, or a caption has more than `MAX_CAPTION_CHARACTERS`; the message names file
+            and row.
     """
     found: dict[str, list[str]] = {}
     skips = Skips(str(json_path))
@@ -124,7 +126,13 @@ def _caption(row: Any, image_id: str, where: str, skips: Skips) -> str | None:
     if isinstance(row, dict) and "caption" in row and is_missing(row["caption"]):
         skips.add("missing caption (null or NaN) of image", image_id)
         return None
-    return take(row, "caption", str, where)
+    caption = take(row, "caption", str, where)
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        raise ValueError(
+            f"{where}: the caption of image {image_id} has {len(caption)} characters, and at most "
+            f"{MAX_CAPTION_CHARACTERS} are allowed. Shorten it, or leave the image out."
+        )
+    return caption
 
 
 def write_coco_results(json_path: str | os.PathLike[str], image_ids: Sequence[str], captions: Sequence[str]) -> None:

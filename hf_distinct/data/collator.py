@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_images, to_pixel_values
+from hf_distinct.data.images import decode_pixels
+from hf_distinct.workers import share
 
 logger = logging.get_logger(__name__)
 
@@ -99,11 +100,11 @@ class CaptionCollator:
         """Collate rows (dicts of one row each) into the batch that the class describes."""
         for row in rows:
             self._check(row)
-        rows, images = self._decoded(rows)
+        rows, pixel_values = self._decoded(rows)
         drawn = [self._draw(row) for row in rows]
         captions = [[row["captions"][place] for place in places] for row, places in zip(rows, drawn, strict=True)]
         batch: dict[str, Any] = {
-            "pixel_values": to_pixel_values(images, self.image_processor),
+            "pixel_values": pixel_values,
             "labels": self._labels(captions),
             "captions": captions,
             "references": [list(row["captions"]) for row in rows],
@@ -112,6 +113,7 @@ class CaptionCollator:
         }
         if self.embeddings is not None:
             batch |= self._embeds(self.embeddings, rows, drawn)
+        share(value for value in batch.values() if isinstance(value, Tensor))
         return batch
 
     def _check(self, row: dict[str, Any]) -> None:
@@ -143,19 +145,19 @@ class CaptionCollator:
             places += torch.randperm(len(row["captions"]), generator=generator).tolist()
         return places[: self.captions_per_image]
 
-    def _decoded(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Return the rows whose images can be decoded, and the images; embedding the data has left out all others.
+    def _decoded(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tensor]:
+        """Return the rows whose images can be decoded, and their pixels; embedding the data has left out all others.
 
         So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step
         each time that it is taken up.
         """
-        found = decode_images(row["image"] for row in rows)
+        found = decode_pixels((row["image"] for row in rows), self.image_processor)
         reasons = [f"Image {rows[place]['image_id']!r}: {reason}" for place, reason in found.failures.items()]
         for reason in reasons:
             logger.warning("%s. It is left out of its batch.", reason)
         if not found.images:
             raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reasons[-1]}")
-        return [row for place, row in enumerate(rows) if place not in found.failures], found.images
+        return [row for place, row in enumerate(rows) if place not in found.failures], torch.stack(found.images)
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""

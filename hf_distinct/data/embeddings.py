@@ -22,10 +22,12 @@ from hf_distinct.data.images import decode_images, warn_of_losses
 from hf_distinct.data.parts import this_process
 from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
 from hf_distinct.data.skips import Skips
+from hf_distinct.workers import TRIAL, fitting_workers, share
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer
 
+AHEAD = 4  # batches that each worker decodes ahead
 logger = logging.get_logger(__name__)
 
 TEXT_BATCH_SIZE = 256
@@ -239,12 +241,15 @@ class _Embedder:
         """Yield what comes of each range of rows; `done` rows were there before, for the progress bar."""
         # Batches end with their range, so that its embeddings do not depend, to the bit, on what else is computed.
         batches = [each[i : i + self.batch_size] for each in ranges for i in range(0, len(each), self.batch_size)]
+        decoded, workers = _DecodedBatches(self.dataset, self.scorer.transform), min(self.num_workers, len(batches))
+        if workers:
+            workers = fitting_workers(workers, self.batch_size * self.scorer.transform(TRIAL).nbytes, AHEAD)
         loader = DataLoader(
-            _DecodedBatches(self.dataset, self.scorer.transform),
+            decoded,
             sampler=batches,
             batch_size=None,
-            num_workers=min(self.num_workers, len(batches)),
-            prefetch_factor=4 if self.num_workers else None,
+            num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
             pin_memory=self.scorer.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one
         )
@@ -299,9 +304,10 @@ class _DecodedBatches(torch.utils.data.Dataset):
         self.transform = transform
 
     def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str], dict[int, str]]:
-        found = decode_images(self.encoded[rows.start : rows.stop]["image"])
-        pixel_values = torch.stack([self.transform(image) for image in found.images]) if found.images else None
+        found = decode_images(self.encoded[rows.start : rows.stop]["image"], self.transform)
+        pixel_values = torch.stack(found.images) if found.images else None
         failures, losses = (
             {rows.start + place: reason for place, reason in each.items()} for each in (found.failures, found.losses)
         )
+        share([pixel_values])
         return pixel_values, failures, losses

@@ -96,7 +96,7 @@ def write_portable(folder: Path, target: Path) -> None:
         gallery=int(statistics["gallery"]), first=int(statistics["ranks taken"][0]),
         last=int(statistics["ranks taken"][1]),
     )  # fmt: skip
-    (target / "README.md").write_text(mark(card))
+    (target / "README.md").write_text(mark(card), encoding="utf-8")
 
 
 def _refuse_way_out(name: str, source: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, LargeList, List, Value
 from transformers.utils import logging
 
-from hf_distinct.data.images import decode_images
+from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.skips import NAMES_SHOWN, Skips
 from hf_distinct.data.table import clean_captions
 
@@ -274,9 +274,10 @@ def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
     names = names_of(dataset)
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     for row, value in enumerate(encoded):
-        for reason in decode_images([value["image"]]).failures.values():
-            skips.add("undecodable image", f"{names[row]}: {reason}")
-            break
+        try:
+            decode_image(value["image"])
+        except ImageError as error:
+            skips.add("undecodable image", f"{names[row]}: {error}")
         else:
             kept.append(row)
     if not kept:

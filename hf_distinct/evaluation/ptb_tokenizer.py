@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..data.texts import MAX_CAPTION_CHARACTERS
 from .ptb_characters import DIGITS, LETTERS, MARKS, SIGNS
 from .unspaced import is_unspaced, split_unspaced
 
@@ -126,6 +127,8 @@ _FULL_STOP = re.compile(rf"(?<![A-Za-z])(?!(?:[A-Za-z]|{ABBREVIATIONS}|{NAMES})\
 # Fractions, telephone numbers, "no. 5", ". . ." and tags may have spaces in them.
 _CHUNK = re.compile(rf"[^ <.{_D}]+(?= |$)|[^ <{_D}]+(?=$| (?![ .{_D}]))")
 _PLAIN = re.compile(r"[A-Za-z]+(?:,? [A-Za-z]+)*")
+# As far as a rule looks: several read on to the end of what they are given, from each place of it anew.
+_FARTHEST = MAX_CAPTION_CHARACTERS
 
 
 @lru_cache(maxsize=65536)
@@ -133,7 +136,7 @@ def ptb_line(caption: str) -> str:
     """Return a caption's words, lower-case, with a space between them.
 
     A fraction or a telephone number is one word that holds a no-break space, as there: ROUGE-L takes it for one, BLEU
-    and CIDEr-D for two. Line breaks count as spaces.
+    and CIDEr-D for two. Line breaks count as spaces. A word of more than `MAX_CAPTION_CHARACTERS` is split.
 
     Example:
         >>> ptb_line("A man's T-shirt (red), don't look!")
@@ -176,7 +179,7 @@ def _tokens(text: str) -> Iterator[str]:
     while place < len(text):
         if text[place] == " ":
             place += 1
-        elif chunk := _CHUNK.match(text, place):
+        elif chunk := _CHUNK.match(text, place, place + _FARTHEST):
             yield from _chunk_tokens(chunk[0])
             place = chunk.end()
         else:
@@ -201,7 +204,7 @@ def _chunk_tokens(chunk: str) -> tuple[str, ...]:
 def _longest(text: str, place: int) -> str:
     longest, token = -1, ""
     for rule in _RULES:
-        match = rule.match(text, place)
+        match = rule.match(text, place, place + _FARTHEST)
         if match and match.end() > longest:
             longest, token = match.end(), match[match.lastindex or 0]
     return token

@@ -8,6 +8,7 @@ As a Space it takes its settings from settings.yaml.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +22,14 @@ from PIL import Image
 from hf_distinct import Captioner, emoji_scenes
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.images import ImageError, decode_image, picture_files
+from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS
 from hf_distinct.scorer import ClipScorer, load_clip, shipped
 
 SAMPLES = 10
 FOUND, EXAMPLES = 10, 20
 ROUNDING = 1e-5  # of a picture's embedding, alone or in a batch
+LONGEST_SIDE = 1024  # of a gallery's pictures, in pixels
+UPLOAD, WAITING = "20mb", 32  # the largest file that is taken, and the most requests that wait at a time
 Picture = Image.Image
 
 
@@ -85,9 +89,12 @@ def pictures_of(settings: Settings) -> list[Picture]:
     pictures: list[Picture] = []
     for path in picture_files(settings.gallery):
         try:
-            pictures.append(decode_image({"path": str(path), "bytes": None}))
+            picture = decode_image({"path": str(path), "bytes": None})
         except ImageError as error:
             print(f"left out: {error}")
+            continue
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))  # 200 photographs as they are would take 10 GB
+        pictures.append(picture)
         if len(pictures) == settings.size:
             break
     return pictures
@@ -124,6 +131,8 @@ def build(settings: Settings) -> gr.Blocks:
 
     def find(caption: str) -> list[tuple[Picture, str]]:
         """The pictures nearest to a caption."""
+        if len(caption) > MAX_CAPTION_CHARACTERS:
+            raise gr.Error(f"The caption has {len(caption)} characters, the most are {MAX_CAPTION_CHARACTERS}.")
         return gallery.find(caption) if caption.strip() else []
 
     examples = gallery.pictures[:: max(1, len(gallery.pictures) // EXAMPLES)][:EXAMPLES]
@@ -150,7 +159,8 @@ def build(settings: Settings) -> gr.Blocks:
             some.select(pick, None, picture)
             picture.change(describe, picture, said, api_name="describe")
         with gr.Tab("Find a picture"):
-            caption = gr.Textbox(label="Caption", info="The pictures nearest to it come first, with their cosines.")
+            nearest = "The pictures nearest to it come first, with their cosines."
+            caption = gr.Textbox(label="Caption", info=nearest, max_length=MAX_CAPTION_CHARACTERS)
             button = gr.Button("Find", variant="primary")
             found = gr.Gallery(show_label=False, columns=5, height="auto", object_fit="contain")
             gr.on([caption.submit, button.click], find, caption, found, api_name="find")
@@ -160,7 +170,10 @@ def build(settings: Settings) -> gr.Blocks:
 def main() -> None:
     """Serve it."""
     (settings,) = parse_settings(Settings, description=__doc__, default_file=Path(__file__).with_name("settings.yaml"))
-    build(settings).launch()
+    # gradio turns pictures upright, and so decodes some, before `describe` sees them.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    app = build(settings).queue(max_size=WAITING)
+    app.launch(share=False, max_file_size=UPLOAD)
 
 
 if __name__ == "__main__":

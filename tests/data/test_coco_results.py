@@ -36,6 +36,14 @@ def test_references_are_gathered_by_image(tmp_path):
         (read_coco_results, [{"image_id": 1, "caption": "a"}, {"image_id": 2}], "row 1: 'caption' .*is missing"),
         (read_coco_results, [{"image_id": 1, "caption": 5}], "row 0: 'caption' should be text"),
         (read_coco_results, [{"image_id": 1, "caption": "a"}] * 2, "row 1: image 1 has a caption already"),
+        (
+            read_coco_results, [{"image_id": 1, "caption": "a" * 1001}],
+            "row 0: the caption of image 1 has 1001 characters, and at most 1000 are allowed",
+        ),
+        (
+            read_coco_references, {"annotations": [{"image_id": 1, "caption": "a" * 1001}]},
+            r"annotations\[0\]: the caption of image 1 has 1001 characters, and at most 1000",
+        ),
         (read_coco_references, {"images": []}, "results.json: 'annotations' .*is missing"),
         (read_coco_references, {"annotations": []}, "there are no annotations"),
         (read_coco_references, {"annotations": [{"image_id": 1}]}, r"annotations\[0\]: 'caption'"),

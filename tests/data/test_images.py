@@ -1,10 +1,13 @@
 import io
 import warnings
+import weakref
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, features
+from transformers import ViTImageProcessor, ViTImageProcessorFast
 
 from hf_distinct.data.images import (
     DEEP,
@@ -14,8 +17,10 @@ from hf_distinct.data.images import (
     ImageError,
     decode_image,
     decode_images,
+    decode_pixels,
     lost_in_rgb,
     picture_files,
+    to_pixel_values,
     to_rgb,
     warn_of_losses,
 )
@@ -24,6 +29,10 @@ from hf_distinct.data.images import (
 def pixel(image: Image.Image) -> tuple[int, ...]:
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
+
+
+def whole(image: Image.Image) -> Image.Image:
+    return image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> dict:
@@ -100,7 +109,7 @@ def test_a_palette_with_a_transparent_entry_loses_it():
     image = Image.new("P", (2, 8))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    found = decode_images([encoded(image, transparency=1), encoded(image)])
+    found = decode_images([encoded(image, transparency=1), encoded(image)], whole)
     assert found.losses == {0: SEE_THROUGH}
     assert [found.images[0].getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
 
@@ -109,7 +118,7 @@ def test_a_palette_with_a_transparent_entry_loses_it():
 def test_of_several_frames_the_first_is_seen(kind):
     frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (0, 255)]
     several = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    found = decode_images([several, encoded(frames[0], kind)])
+    found = decode_images([several, encoded(frames[0], kind)], whole)
     assert [image.getpixel((0, 0)) for image in found.images] == [(0, 0, 0)] * 2
     assert found.losses == {0: MANY}
 
@@ -125,7 +134,7 @@ def test_the_second_picture_of_a_phones_jpeg_is_not_missed():
     depth = Image.new("RGB", (8, 8))
     content = encoded(Image.new("RGB", (8, 8)), "MPO", save_all=True, append_images=[depth])
     assert Image.open(io.BytesIO(content["bytes"])).n_frames == 2
-    assert not decode_images([content]).losses
+    assert not decode_images([content], whole).losses
 
 
 def test_losses_are_told_in_one_warning(caplog):
@@ -175,11 +184,78 @@ def test_decompression_bomb_is_refused_not_warned_about(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # PIL warns above it, and raises above twice of it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ImageError, match="DecompressionBombWarning"):
+        with pytest.raises(ImageError, match="40 x 40 pixels are more than 1000.*raise PIL.Image.MAX_IMAGE_PIXELS"):
             decode_image(bomb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match="DecompressionBombError"):
+    with pytest.raises(ImageError, match=r"1600 pixels.*200 pixels.*raise PIL.Image.MAX_IMAGE_PIXELS"):
         decode_image(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # no limit
+    assert decode_image(bomb).size == (40, 40)
+
+
+def test_a_picture_that_is_open_but_not_decoded_is_refused_before_it_is(monkeypatch):
+    opened = Image.open(io.BytesIO(encoded(Image.new("L", (40, 40)))["bytes"]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="40 x 40 pixels are more than 1000"):
+        decode_image(opened)
+    assert opened.tile  # what there is to decode
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
+def test_formats_of_photographs_are_read(kind, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this installation of PIL cannot write AVIF")
+    image = Image.new("RGB", (16, 16), (255, 0, 0))
+    assert decode_image(encoded(image, kind)).size == (16, 16)
+    (tmp_path / f"a.{kind.lower()}").write_bytes(encoded(image, kind)["bytes"])
+    assert picture_files(tmp_path) and decode_image({"path": str(picture_files(tmp_path)[0]), "bytes": None})
+
+
+@pytest.mark.parametrize("kind", ["EPS", "SGI", "ICO", "JPEG2000"])
+def test_decoders_that_nobody_needs_are_not_started(kind, tmp_path):
+    if kind == "JPEG2000" and not features.check("jpg_2000"):
+        pytest.skip("this installation of PIL cannot write JPEG 2000")
+    content = encoded(Image.new("RGB", (16, 16)), kind)
+    with pytest.raises(ImageError, match=f"format {kind} are not read. Convert it to PNG or JPEG"):
+        decode_image(content)
+    (tmp_path / "a.png").write_bytes(content["bytes"])  # whatever its name says
+    with pytest.raises(ImageError, match=rf"a\.png.*format {kind} are not read"):
+        decode_image({"path": str(tmp_path / "a.png"), "bytes": None})
+    with pytest.raises(ImageError, match=f"format {kind} are not read"):
+        decode_image(Image.open(io.BytesIO(content["bytes"])))
+    (tmp_path / f"a.{kind.lower()}").write_bytes(content["bytes"])
+    assert [path.name for path in picture_files(tmp_path)] == ["a.png"]
+
+
+def test_a_file_is_not_read_beyond_the_largest_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_distinct.data.images.MAX_FILE_BYTES", 1000)
+    (tmp_path / "endless").write_bytes(bytes(1001))
+    with pytest.raises(ImageError, match="more than 1000 bytes"):
+        decode_image({"path": f"file://{tmp_path / 'endless'}", "bytes": None})
+
+
+def test_of_a_batch_one_picture_at_a_time_is_whole():
+    alive: list[weakref.ref] = []
+
+    def small(image: Image.Image) -> int:
+        alive.append(weakref.ref(image))
+        return sum(each() is not None for each in alive)
+
+    # The one before is let go when the next one is bound in its place.
+    assert max(decode_images([encoded(Image.new("RGB", (8, 8)))] * 6, small).images) <= 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_alone_a_picture_has_the_pixels_that_it_has_in_a_batch(fast):
+    generator = np.random.default_rng(0)
+    images = [
+        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        for height, width in [(40, 60), (40, 60), (300, 200), (17, 224)]
+    ]
+    kind = ViTImageProcessorFast if fast else ViTImageProcessor
+    processor = kind(size={"height": 32, "width": 32})
+    alone = decode_pixels(images, processor).images
+    assert torch.equal(torch.stack(alone), to_pixel_values(images, processor))
 
 
 def test_extreme_shapes_are_refused():
@@ -197,7 +273,8 @@ def test_a_height_that_image_processors_take_for_colours_is_refused(size):
 
 def test_several_pictures_tell_which_of_them_failed(tmp_path):
     good = Image.new("RGB", (4, 4))
-    found = decode_images([good, None, {"path": str(tmp_path / "no.png"), "bytes": None}, np.zeros((4, 4, 3)), good])
+    missing = {"path": str(tmp_path / "no.png"), "bytes": None}
+    found = decode_images([good, None, missing, np.zeros((4, 4, 3)), good], whole)
     assert len(found.images) == 2 and list(found.failures) == [1, 2, 3]
     assert "no.png" in found.failures[2]
     assert "a ndarray is no picture: give a path, or PIL.Image.fromarray(array)" in found.failures[3]

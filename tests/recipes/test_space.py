@@ -90,6 +90,12 @@ def test_a_caption_finds_the_nearest_pictures(served, gallery):
     assert served.predict(" ", api_name="/find") == []
 
 
+def test_large_pictures_of_a_gallery_are_kept_small(tmp_path):
+    Image.new("L", (2048, 1024)).save(tmp_path / "large.png")
+    app = runpy.run_path(str(SPACE / "app.py"))
+    assert [each.size for each in app["pictures_of"](app["Settings"](gallery=str(tmp_path)))] == [(1024, 512)]
+
+
 def test_a_gallery_of_ones_own_and_no_captioner_after(tmp_path, gallery, capsys):
     app = runpy.run_path(str(SPACE / "app.py"))
     (tmp_path / "a.png").write_bytes(b"no picture")
