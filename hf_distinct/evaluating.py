@@ -15,15 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.prepared import as_evaluated, as_pictures, names_of
-from hf_distinct.rollout import (
-    captioner_in,
-    captions_of,
-    generation_ready,
-    pad_sequences,
-    token_id,
-    without_errors,
-    write_sequences,
-)
+from hf_distinct.dataset_captions import captions_of, pad_sequences, without_errors, write_sequences
+from hf_distinct.rollout import captioner_in, generation_ready, token_id
 from hf_distinct.sharing import SharingTrainer
 
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
@@ -145,8 +138,8 @@ class EvaluatingTrainer(SharingTrainer):
 
         Returns:
             ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them; only padding for a picture that
-            cannot be read; ``label_ids``: None; ``metrics``: those of ``caption_metrics``; of a prediction only if there is
-            one and the dataset has ``captions``.
+            cannot be read. ``label_ids``: None. ``metrics``: those of ``caption_metrics``; a prediction has them only
+            if the dataset has ``captions``.
 
         Raises:
             ValueError: ``caption_metrics`` gave something else than figures by name, or no picture can be read.

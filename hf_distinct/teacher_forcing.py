@@ -26,6 +26,7 @@ from hf_distinct import checkpoints
 from hf_distinct.alarms import AlarmCallback, Bound, bounds
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.images import ImageError
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.evaluation.diversity import unique_share
 from hf_distinct.finite import step_problems, weight_problems
 from hf_distinct.fit import check_fit, decoder_positions
@@ -36,7 +37,6 @@ from hf_distinct.rollout import (
     captioner_in,
     encode,
     generation_ready,
-    write_captions,
 )
 
 logger = logging.get_logger(__name__)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.model_card import Sample, write_model_card
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import write_captions
 
 ROOT = Path(__file__).parent.parent
 MODELS = {

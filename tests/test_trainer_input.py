@@ -120,7 +120,7 @@ def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
         make_trainer(dataset=mined.select(range(4)), pool_neighbours=2)
     assert not caplog.records
     make_trainer(dataset=mined)
-    assert "'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches" in caplog.text
+    assert "'neighbours' of train_dataset is not used. To use it, set pool_neighbours" in caplog.text
     trainer = make_trainer(dataset=mined, pool_neighbours=2, max_steps=1)
     trainer.train()
     assert tiny.a_batch(trainer)["neighbour_mask"].tolist() == [[True, True]] * 4

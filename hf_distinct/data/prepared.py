@@ -81,6 +81,13 @@ def as_evaluated(dataset: Any, name: str, needs: Sequence[str] = ("image",), str
     return as_captioned(dataset, name, needs, strict)
 
 
+def as_evaluated_parts(dataset: Any, name: str) -> Any:
+    """As `as_evaluated`, for what may be an ``eval_dataset``: one data set, several in a dict by name, or None."""
+    if isinstance(dataset, dict):
+        return {key: as_evaluated(part, f"{name}[{key!r}]") for key, part in dataset.items()}
+    return None if dataset is None else as_evaluated(dataset, name)
+
+
 def as_pictures(dataset: Any, name: str, needs: Sequence[str] = ("image",)) -> Dataset:
     """Check a data set and make its column `image` a `datasets.Image`; rows stay what and where they are.
 

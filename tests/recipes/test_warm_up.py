@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hf_distinct.data import load_captions
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import write_captions
 
 CAPTIONS = ["a red dog", "a blue cat on a mat"]
 
