@@ -59,12 +59,16 @@ logger = logging.getLogger("ablation")
 class Settings:
     """Which rows, how often."""
 
-    plan: str = field(default=str(PLAN), metadata={"help": "YAML file; recipes/configs/ablation.yaml shows the form."})
-    output_dir: str = field(default="outputs/ablation", metadata={"help": "Where runs, table and plots go."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each row is run with each."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run; none: all."})
+    plan: str = field(
+        default=str(PLAN), metadata={"help": "YAML file with the rows; recipes/configs/ablation.yaml shows the form."}
+    )
+    output_dir: str = field(default="outputs/ablation", metadata={"help": "Folder for runs, table and plots."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds with each of which every row is run."}
+    )
+    only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run. Default: all."})
     split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
     )
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
 

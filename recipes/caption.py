@@ -37,28 +37,33 @@ logger = logging.getLogger("caption")
 class Settings:
     """Which pictures, by which captioner."""
 
-    folder: str = field(metadata={"help": "Folder of the pictures; those in folders below it are captioned too."})
+    folder: str = field(metadata={"help": "Folder of the pictures; folders below it are included."})
     model: str | None = field(
         default=None,
-        metadata={
-            "help": "The captioner: a folder, or a Hub id; none: the shipped one, of emoji scenes."
-        },
+        metadata={"help": "The captioner: a folder or a Hub id. Default: the shipped one, for emoji scenes."},
     )
-    output_dir: str = field(default="outputs/captions", metadata={"help": "Where captions.jsonl and .html go."})
+    output_dir: str = field(
+        default="outputs/captions", metadata={"help": "Folder for captions.jsonl and captions.html."}
+    )
     num_samples: int = field(
-        default=0, metadata={"help": "Number of captions to sample of each picture; 0: the one best caption."}
+        default=0, metadata={"help": "Number of captions to sample for each picture. 0: only the best caption."}
     )
     rerank_with: str | None = field(
         default=None,
-        metadata={"help": "The CLIP that chooses among samples: NAME:TAG, a folder, or a shipped one's name."},
+        metadata={
+            "help": "The CLIP that chooses among the samples: NAME:TAG, a folder, or the name of a shipped one."
+        },
     )
     guidance: float = field(
         default=1.0,
-        metadata={"help": "Above 1: says more of the picture (1.5 to 3), if taught by warm_up.py --drop_images 0.5."},
+        metadata={
+            "help": "Guidance strength; above 1 (1.5 to 3), a captioner trained by warm_up.py --drop_images 0.5 "
+            "says more."
+        },
     )
     batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
     num_workers: int = field(
-        default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that read pictures beside the captioner."}
+        default=min(8, os.cpu_count() or 1), metadata={"help": "Number of processes that read pictures."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
 

@@ -57,47 +57,62 @@ class Settings(DatasetSettings):
 
     model: list[str] = field(
         default_factory=list,
-        metadata={"help": "Captioners: folders or Hub ids; `captioner` is the shipped one."},
+        metadata={"help": "Captioners to measure: folders, Hub ids, or `captioner`, the shipped one."},
     )
     captions: list[str] = field(
-        default_factory=list, metadata={"help": 'COCO results JSON: [{"image_id", "caption"}], a file a system.'}
+        default_factory=list,
+        metadata={"help": 'COCO results to measure, one JSON file for each system: [{"image_id", "caption"}].'},
     )
     references: str | None = field(
         default=None,
-        metadata={"help": "COCO captions JSON; with it no pictures are needed, and nothing of CLIP is measured."},
+        metadata={
+            "help": "COCO captions JSON with the references of --captions. No pictures are read then, and no "
+            "CLIP measures."
+        },
     )
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where figures and captions go."})
-    split: str = field(default="test", metadata={"help": "Which split of the dataset."})
-    test_size: int | None = field(default=None, metadata={"help": "Measure on the first so many images; none: all."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for figures and captions."})
+    split: str = field(default="test", metadata={"help": "Split of the dataset to measure on."})
+    test_size: int | None = field(
+        default=None, metadata={"help": "Number of images to measure on, from the first. Default: all."}
+    )
     scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one for "
-            "emoji scenes, and no figures of a CLIP for other pictures."
+            "help": "A CLIP that measures: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default: a shipped one for emoji scenes, none for other pictures."
         },
     )
-    judge: str | None = field(default=None, metadata={"help": "Another CLIP, which training never saw; same forms."})
+    judge: str | None = field(
+        default=None, metadata={"help": "Another CLIP that measures and that training never saw, in the same forms."}
+    )
     clip_prompt: str = field(
-        default="", metadata={"help": 'What CLIPScore puts before captions; published: "A photo depicts ".'}
+        default="",
+        metadata={"help": 'Text that CLIPScore puts before each caption. Published figures use "A photo depicts ".'},
     )
-    num_neighbours: int = field(default=5, metadata={"help": "Similar images mined for each; 0: none."})
+    num_neighbours: int = field(
+        default=5,
+        metadata={"help": "Number of similar images mined for each image, to measure retrieval among them. 0: none."},
+    )
     train_captions: str | None = field(
-        default=None, metadata={"help": "COCO captions JSON of the training, for novelty; none: the split `train`."}
+        default=None,
+        metadata={"help": "COCO captions JSON of the training captions, for novelty. Default: the split `train`."},
     )
-    language_model: str | None = field(default=None, metadata={"help": "A causal language model, for perplexity."})
-    java_metrics: list[str] = field(default_factory=list, metadata={"help": "METEOR, SPICE: where Java is."})
+    language_model: str | None = field(
+        default=None, metadata={"help": "Causal language model that measures perplexity: a Hub id or a folder."}
+    )
+    java_metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics that need Java: METEOR, SPICE."})
     guidance: list[float] = field(
         default_factory=list,
-        metadata={"help": "Caption by each --model again, with guidance of each of these strengths."},
+        metadata={"help": "Guidance strengths with which each --model captions again."},
     )
     best_of: list[int] = field(
         default_factory=list,
-        metadata={"help": "And by the best of each of these numbers of samples, which the scorer chooses."},
+        metadata={"help": "Numbers of samples from which each --model captions again: the scorer chooses the best."},
     )
-    seed: int = field(default=0, metadata={"help": "Of those samples."})
-    resamples: int = field(default=1000, metadata={"help": "Draws of the bootstrap."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
+    resamples: int = field(default=1000, metadata={"help": "Number of bootstrap draws."})
+    batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
 
     def __post_init__(self) -> None:
         """Refuse what does not go together; raises ValueError."""

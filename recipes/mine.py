@@ -55,27 +55,39 @@ class Settings(DatasetSettings):
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one, for "
-            "emoji scenes only."
+            "help": "The CLIP that embeds: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default: the shipped scorer, for emoji scenes only."
         },
     )
-    output_dir: str = field(default="outputs/mined", metadata={"help": "Where everything goes."})
-    batch_size: int = field(default=64, metadata={"help": "Images embedded at a time."})
+    output_dir: str = field(
+        default="outputs/mined", metadata={"help": "Folder for embeddings, neighbours and statistics."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Number of images embedded at a time."})
     num_workers: int = field(
         default=min(8, os.cpu_count() or 1),
-        metadata={"help": "Processes that decode images, beside each that embeds."},
+        metadata={"help": "Number of processes that decode images, for each one that embeds."},
     )
-    num_neighbours: int = field(default=2, metadata={"help": "Neighbours of each image; the paper: 2."})
-    first_rank: int = field(default=1, metadata={"help": "Rank of the first of them; the paper: 4 (and 5)."})
-    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar are no neighbours."})
-    max_similarity: float = field(default=0.999, metadata={"help": "Images more similar are near duplicates: none."})
+    num_neighbours: int = field(default=2, metadata={"help": "Number of neighbours of each image (the paper: 2)."})
+    first_rank: int = field(default=1, metadata={"help": "Rank of the first neighbour (the paper: 4, then 5)."})
+    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar than this are not neighbours."})
+    max_similarity: float = field(
+        default=0.999, metadata={"help": "Images more similar than this are near duplicates, not neighbours."}
+    )
     via: Literal["images", "captions"] = field(
-        default="images", metadata={"help": "Similar to the image itself, or (the paper's code) to its caption."}
+        default="images",
+        metadata={
+            "help": "What neighbours are similar to: the image itself, or its caption (as in the paper's code)."
+        },
     )
     search: Literal["auto", "exact", "ivf"] = field(
-        default="auto", metadata={"help": "Compare all, or search in trained cells; auto: cells for large data."}
+        default="auto",
+        metadata={
+            "help": "How to search: compare all images, or search in trained cells. `auto`: cells for large data."
+        },
     )
-    min_recall: float = field(default=0.95, metadata={"help": "Share of the true nearest that cells have to find."})
+    min_recall: float = field(
+        default=0.95, metadata={"help": "Fraction of the true nearest images that the search in cells must find."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

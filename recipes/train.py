@@ -68,50 +68,57 @@ class Settings(DatasetSettings):
     mined: str | None = field(
         default=None,
         metadata={
-            "help": "Where recipes/mine.py left the embeddings and neighbours of this dataset: a folder, or the "
-            "user/name that recipes/push.py pushed it to."
+            "help": "What recipes/mine.py wrote for this dataset: a folder, or the user/name to which recipes/push.py "
+            "pushed it."
         },
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The captioner: a folder, a Hub id, or a shipped one's name. None: on emoji, `captioner`."},
+        metadata={
+            "help": "The captioner to train: a folder, a Hub id, or the name of a shipped one. Default on emoji "
+            "scenes: `captioner`."
+        },
     )
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name. None: on emoji "
-            "scenes, `scorer`."
+            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default on emoji scenes: `scorer`."
         },
     )
     judge: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIP that training never sees, in the same forms. None: on emoji scenes, `judge`; else none."
+            "help": "A CLIP that training never sees and that measures retrieval, in the same forms. Default on emoji "
+            "scenes: `judge`; otherwise none."
         },
     )
     train_size: int | None = field(
-        default=None, metadata={"help": f"Emoji scenes to train on. None: {EMOJI['train_size']}."}
+        default=None, metadata={"help": f"Number of emoji scenes to train on. Default: {EMOJI['train_size']}."}
     )
-    test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
+    test_size: int = field(default=1000, metadata={"help": "Number of pictures to measure on, in each gallery."})
     eval_size: int | None = field(
         default=None,
         metadata={
-            "help": "Pictures of the validation split to measure on during the training, with --eval_strategy. None: "
+            "help": "Number of validation pictures to measure on during the training, with --eval_strategy. Default: "
             f"{EVAL_SIZE}."
         },
     )
     split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
     )
     scenes_seed: int | None = field(
-        default=None, metadata={"help": f"Which emoji scenes. None: {EMOJI['scenes_seed']}."}
+        default=None, metadata={"help": f"Seed of the emoji scenes. Default: {EMOJI['scenes_seed']}."}
     )
     data_license: str | None = field(
-        default=None, metadata={"help": "Licence of the dataset, for the card; that of the emoji scenes is known."}
+        default=None, metadata={"help": "Licence of the dataset, for the model card; not needed for emoji scenes."}
     )
     emissions: float | None = field(
         default=None,
-        metadata={"help": "Grams of CO2 of the training, for the card; none: what CodeCarbon measured, if it ran."},
+        metadata={
+            "help": "Grams of CO2 that the training emitted, for the model card. Default: what CodeCarbon "
+            "measured, if it ran."
+        },
     )
 
 

@@ -61,33 +61,34 @@ logger = logging.getLogger("train_clip")
 class Settings(DatasetSettings):
     """What to train, on what, for how long."""
 
-    output_dir: str = field(default="outputs/clip", metadata={"help": "Where the model goes."})
+    output_dir: str = field(default="outputs/clip", metadata={"help": "Folder for the model."})
     model: str | None = field(
-        default=None, metadata={"help": "Fine-tune this CLIP (NAME:TAG, a folder, a shipped one); none: a new one."}
+        default=None,
+        metadata={"help": "CLIP to fine-tune: NAME:TAG, a folder, or the name of a shipped one. Default: a new one."},
     )
     vision_cfg: str = field(
-        default=json.dumps(VISION), metadata={"help": "Image tower of a new model, JSON as open_clip's."}
+        default=json.dumps(VISION), metadata={"help": "Image tower of a new model, as JSON in open_clip's form."}
     )
     spread_positions: bool = field(
-        default=False, metadata={"help": "Let the heads of an attention pool start at different places."}
+        default=False, metadata={"help": "Start the heads of an attention pool at different places of the image."}
     )
     embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
     train_size: int = field(default=60000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
         default="detailed",
         metadata={
-            "help": "Captions of emoji scenes: as people write, more detailed, or with all six facts.",
+            "help": "Style of emoji captions: as people write, more detailed, or with all six facts.",
             "choices": list(CAPTION_STYLES),
         },
     )
     curriculum_steps: int = field(
         default=0,
         metadata={
-            "help": "Number of first steps on scenes of few nouns alone, on which relations are learned sooner."
+            "help": "Number of first steps that use scenes of few nouns only, from which relations are learned sooner."
         },
     )
     curriculum_nouns: int = field(
-        default=10, metadata={"help": "Number of nouns in those steps, the most frequent ones."}
+        default=10, metadata={"help": "Number of nouns, the most frequent ones, in the first --curriculum_steps."}
     )
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
     negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
@@ -99,17 +100,17 @@ class Settings(DatasetSettings):
         default=0.5,
         metadata={"help": "Fraction of images whose caption is chosen to fit the scheduled kind of hard negative."},
     )
-    max_steps: int = field(default=1200, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    max_steps: int = field(default=1200, metadata={"help": "Number of optimiser steps."})
+    batch_size: int = field(default=128, metadata={"help": "Number of images per step."})
     lr: float | None = field(
         default=None,
         metadata={
-            "help": f"Peak learning rate (linear warm-up, cosine decay); none: {NEW_RATE} for a new model, "
+            "help": f"Peak learning rate (linear warm-up, cosine decay). Default: {NEW_RATE} for a new model, "
             f"{TUNING_RATE} for --model."
         },
     )
     weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
-    eval_steps: int = field(default=300, metadata={"help": "Steps between evaluations."})
+    eval_steps: int = field(default=300, metadata={"help": "Number of steps between evaluations."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and, for emoji scenes, the data."})
 
     def __post_init__(self) -> None:

@@ -76,35 +76,42 @@ class Settings(DatasetSettings):
     """
 
     encoder: str | None = field(
-        default=None, metadata={"help": "Published image encoder (a Hub id or a folder); none: a small new one."}
+        default=None, metadata={"help": "Published image encoder: a Hub id or a folder. Default: a small new one."}
     )
     decoder: str | None = field(
-        default=None, metadata={"help": "Published language model (a Hub id or a folder); none: a small new one."}
+        default=None, metadata={"help": "Published language model: a Hub id or a folder. Default: a small new one."}
     )
     encoder_config: str = field(
-        default=json.dumps(SMALL_ENCODER), metadata={"help": "The new encoder, as JSON of its transformers config."}
+        default=json.dumps(SMALL_ENCODER), metadata={"help": "Transformers config of a new encoder, as JSON."}
     )
-    decoder_layers: int = field(default=2, metadata={"help": "Layers of the new decoder, a GPT-2 of width 128."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Continue training this captioner."})
+    decoder_layers: int = field(
+        default=2, metadata={"help": "Number of layers of a new decoder, a GPT-2 of width 128."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Captioner to continue training: a folder or a Hub id."}
+    )
     freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the decoder only; the encoder's dropout and batch statistics rest."}
+        default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights and uses no dropout."}
     )
     train_size: int = field(default=40000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
         default="people",
         metadata={
-            "help": "Captions of emoji scenes: as people write, more detailed, or with all six facts.",
+            "help": "Style of emoji captions: as people write, more detailed, or with all six facts.",
             "choices": list(CAPTION_STYLES),
         },
     )
-    captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
+    captions_per_image: int = field(default=5, metadata={"help": "Number of captions of each image in a step."})
     drop_images: float = field(
         default=0.0,
         metadata={"help": "Fraction of captions trained without their picture, which guidance needs (0.5)."},
     )
     max_caption_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a caption, end token included; none: 24, or the captioner's own number."},
+        metadata={
+            "help": "Maximum number of tokens in a caption, with the end token. Default: 24, or the captioner's "
+            "own number."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -139,24 +146,30 @@ class Settings(DatasetSettings):
 class Training(Seq2SeqTrainingArguments):
     """Seq2SeqTrainingArguments with defaults that suit the small captioner."""
 
-    output_dir: str = field(default="outputs/captioner", metadata={"help": "Where the captioner goes."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and process."})
-    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Images captioned at a time."})
+    output_dir: str = field(default="outputs/captioner", metadata={"help": "Folder for the captioner."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Number of images per step and process."})
+    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Number of images captioned at a time."})
     learning_rate: float | None = field(  # type: ignore[assignment]  # settled before anything reads it
         default=None,
         metadata={
-            "help": f"Peak learning rate; none: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
+            "help": f"Peak learning rate. Default: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
             "pretrained parts."
         },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear learning rate warm-up."})
+    warmup_steps: int = field(
+        default=100, metadata={"help": "Number of steps in which the learning rate rises linearly."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    max_steps: int = field(default=2500, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=2500, metadata={"help": "Number of optimiser steps."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads every column."})
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the collator reads every column."}
+    )
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
@@ -195,9 +208,7 @@ def build_encoder(settings: Settings) -> tuple[Any, Any]:
     config = json.loads(settings.encoder_config)
     size = config.get("image_size", IMAGE_SIZE)
     height, width = size if isinstance(size, list) else (size, size)
-    processor = ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3
-    )
+    processor = ViTImageProcessor(size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)), processor
 
 

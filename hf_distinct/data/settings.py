@@ -39,19 +39,26 @@ class DatasetSettings:
 
     dataset: str = field(
         default="emoji_scenes",
-        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
+        metadata={
+            "help": "What to read: emoji_scenes, or captioned pictures in any form that recipes/README.md lists."
+        },
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder of the pictures that a caption file names."}
+    )
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
+        default=None, metadata={"help": "Column that holds the pictures, if it is not called image."}
     )
     caption_column: str | None = field(
-        default=None, metadata={"help": "Column or key of the captions, or COLUMN.FIELD where they are structs."}
+        default=None, metadata={"help": "Column or key that holds the captions, or COLUMN.FIELD if they are structs."}
     )
     dataset_config: str | None = field(
-        default=None, metadata={"help": "Which configuration of a dataset that has several, such as languages."}
+        default=None,
+        metadata={"help": "Configuration of a dataset that has several, for example one for each language."},
     )
-    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop with an error at the first bad row instead of leaving it out."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("image_root", "image_column", "caption_column", "dataset_config"):
@@ -113,9 +120,7 @@ class DatasetSettings:
                 f"unless {self.dataset} holds such pictures, what it says of them means nothing."
             )
 
-    def model_problems(
-        self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None
-    ) -> Iterator[str]:
+    def model_problems(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> Iterator[str]:
         """What is wrong with the settings that name models, one sentence each; see `models`."""
         missing = [f"--{name} ({MODELS[name]})" for name in needed if not getattr(self, name)]
         if missing and not self.drawn:
