@@ -42,7 +42,9 @@ def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.Comp
     return done
 
 
-def run_together(script: str, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]) -> None:
+def run_together(
+    script: str, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]
+) -> None:
     """Run a script in several processes that need each other, until all have ended well; in any case none is left."""
     processes = []
     with TemporaryDirectory() as folder, patch.dict(os.environ, ENVIRONMENT):
