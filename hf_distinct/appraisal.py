@@ -114,13 +114,20 @@ class Appraiser:
         ]
         self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(self.reward_weights) != len(self.rewards):
-            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards")
+            raise ValueError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards: give one "
+                "weight for each reward."
+            )
         if columns is not None:
             for problem in reward_problems(self.rewards, [name for name in columns if name not in OWN_COLUMNS]):
                 raise ValueError(problem)
             for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
                 if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
-                    logger.warning("rewards do not see the dataset's column %r: an argument has this name", name)
+                    logger.warning(
+                        "rewards do not see the dataset's column %r, because an argument has this name: "
+                        "rename the column",
+                        name,
+                    )
         self._wants_ids = tokenizer is not None and any(
             isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
         )
@@ -349,18 +356,18 @@ def reward_problems(rewards: Sequence[Reward], columns: Sequence[str]) -> Iterat
     for name, count in names.items():
         if count > 1:
             yield (
-                f"{count} rewards are called {name!r}, and could not be told apart in the log: give them names, by "
+                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
                 "CallableReward(function, name)."
             )
         if name in LOGGED_NAMES:
-            yield f"a reward cannot be called {name!r}: the log has another figure of this name. Rename it."
+            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
     for reward in rewards:
         if isinstance(reward, CallableReward):
             yield from reward.problems(columns)
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:
-    """A bool tensor of the CPU, beside ``values``; copied only if it is not True everywhere."""
+    """A bool tensor of the CPU on the device of ``values``; copied only if it is not True everywhere."""
     return torch.ones_like(values, dtype=torch.bool) if where.all() else where.to(values.device)
 
 

@@ -41,7 +41,7 @@ GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
 """What a person says (a setting; its value, or None for any), and which settings of a default file give way to it.
 
 A default file chooses settings that fit each other. A person who changes one of them has not asked for the others,
-which could contradict it, or be all that counts: `--num_train_epochs 2` would mean nothing beside `max_steps: 300`.
+which could contradict it or override it: `--num_train_epochs 2` would have no effect with `max_steps: 300`.
 What a person says never gives way, neither on the command line nor in a file that the command line names.
 """
 
@@ -175,7 +175,7 @@ def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> di
 
 
 def _without_partners(defaults: dict[str, Any], told: Told) -> dict[str, Any]:
-    """The settings of a default file that do not give way to what was told."""
+    """The settings of a default file that the user's own settings do not replace."""
     given_way = {
         partner
         for name, value, partners in GIVES_WAY

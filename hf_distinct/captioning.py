@@ -40,7 +40,7 @@ class Captioner:
     """A trained captioner with its tokenizer and image processor, ready to write.
 
     Args:
-        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
+        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
         rerank_with: the CLIP that chooses among samples: a [`ClipScorer`], or what it takes as its name.
         device: where it runs; none: a GPU if there is one.
 
@@ -221,7 +221,7 @@ def caption(
 
     Args:
         images: one picture or several, as PIL pictures or paths.
-        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
+        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
         num_samples: 0: one caption of each; K: as many samples of each.
         rerank_with: the CLIP that chooses among the samples: a [`ClipScorer`], or what it takes as its name.
         settings: ``batch_size``, ``guidance``, ``seed``, ``num_workers``, ``progress``.

@@ -30,13 +30,14 @@ LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_ending
 class RLCaptionConfig(Seq2SeqTrainingArguments):
     """Settings of [`RLCaptionTrainer`], on top of those of ``Seq2SeqTrainingArguments``.
 
-    The method is that of arXiv 2402.13936; what its code uses is said where our default differs. Defaults that differ
-    from the parent's: ``remove_unused_columns=False`` (rewards read every column), ``dataloader_drop_last=True`` (a
-    batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
+    The method is that of arXiv 2402.13936; where our default differs, the help names what its code uses. Defaults
+    that differ from the parent's: ``remove_unused_columns=False`` (rewards read every column),
+    ``dataloader_drop_last=True`` (a batch of one image has nothing to contrast with), ``learning_rate=1e-5``,
+    ``logging_steps=10``, ``report_to=[]``.
     Settings of the parent that would have no effect here are refused: see `hf_distinct.settings_check.REFUSED`.
 
     Attributes:
-        changed: the settings that were told, by name: those that differ from their defaults.
+        changed: the settings that differ from their defaults, by name.
 
     Raises:
         ValueError: if settings contradict each other or are not supported, the message names them; or if the launcher
@@ -239,8 +240,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.rollouts == "beam" and self.num_rollouts > self.num_beams:
             raise ValueError(
-                f"rollouts='beam' with num_rollouts={self.num_rollouts} wants that many of num_beams={self.num_beams} "
-                "beams: raise num_beams, or lower num_rollouts"
+                f"rollouts='beam' needs at least as many beams as rollouts, not num_rollouts={self.num_rollouts} and "
+                f"num_beams={self.num_beams}: raise num_beams, or lower num_rollouts"
             )
         if not 0 <= self.discriminator_weight <= 1:
             raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")

@@ -52,7 +52,9 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         OSError: There is no such model.
     """
     if task != TASK:
-        raise ValueError(f"hf_distinct.pipeline knows no task but {TASK!r}; transformers.pipeline may know {task!r}.")
+        raise ValueError(
+            f"hf_distinct.pipeline supports only the task {TASK!r}; transformers.pipeline may support {task!r}."
+        )
     if isinstance(model, (str, os.PathLike)):
         model = shipped_or_named(model)
         if not settings.setdefault("trust_remote_code", False):

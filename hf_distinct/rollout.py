@@ -101,7 +101,7 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
 
 
 def longest_caption(config: GenerationConfig) -> int:
-    """The most tokens after the start token: as `generate` has it, 20 where nobody said any other number."""
+    """The maximum number of tokens after the start token: as in `generate`, 20 if no other number is set."""
     if config.max_new_tokens:
         return config.max_new_tokens
     return 20 if config.max_length in (None, GenerationConfig().max_length) else config.max_length - 1
@@ -122,10 +122,10 @@ def generate_labels(
         generation_config: ``num_return_sequences`` K captions an image; with ``do_sample`` drawn at ``temperature``
             from the whole vocabulary, by [`MultinomialSampling`].
         logits_processor: as `generate` takes it.
-        cache: a fresh one, if not the usual.
+        cache: a new one; None: the usual one.
 
     Returns:
-        Token ids ``(B * K, L)``, the end token included, -100 behind it.
+        Token ids ``(B * K, L)``, with the end token, and -100 after it.
     """
     states = encoder_hidden_states.detach()
     if cache is None and share_images(model.decoder):
@@ -196,7 +196,7 @@ def rollout_figures(
     """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
 
     Args:
-        labels: ``(N, L)`` of this process; those behind the captions are a stand-in's.
+        labels: ``(N, L)`` of this process; those after the captions belong to a stand-in.
         captions: their texts, at most N.
         ends: the end tokens.
         accelerator: knows the other processes.
@@ -226,12 +226,12 @@ def repeats(labels: Tensor, n: int = 3) -> Tensor:
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
     """Logits of given captions in one decoder pass.
 
-    Padding stands behind the end token, where a causal decoder never looks from a real one, so it changes nothing.
+    Padding follows the end token, and a causal decoder never looks at later tokens, so it changes nothing.
 
     Args:
         model: the captioner; the wrapped one where gradients are wanted.
         encoder_hidden_states: ``(B, S, H)``, one row an image.
-        labels: ``(N, L)`` token ids, -100 behind the end; N is a multiple of B, the captions of an image in a row.
+        labels: ``(N, L)`` token ids, -100 after the end; N is a multiple of B, the captions of an image in a row.
 
     Returns:
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.

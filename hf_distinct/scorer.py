@@ -217,7 +217,7 @@ class ClipScorer:
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def is_cut(self, texts: Sequence[str]) -> Tensor:
-        """Tell which captions are longer than the model reads; it finds two alike that differ only after the cut.
+        """Which captions are longer than the model reads: those that differ only after the cut are equal to it.
 
         Returns:
             ``(n,)`` bool, on the CPU.
@@ -243,9 +243,9 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
     """
     if max_new_tokens > scorer.context_length:
         yield (
-            f"Captions may have max_new_tokens={max_new_tokens} tokens, but the scorer {scorer.name!r} reads "
-            f"{scorer.context_length} and finds captions alike that differ only after them. Lower max_new_tokens, or "
-            "take a scorer with a longer context_length."
+            f"Captions may have max_new_tokens={max_new_tokens} tokens, but the scorer {scorer.name!r} reads only "
+            f"{scorer.context_length}, so captions that differ later get the same reward. Lower max_new_tokens, or "
+            "use a scorer with a longer context_length."
         )
 
 

@@ -81,7 +81,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
             or a ``DatasetDict``.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
-        embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
+        embeddings: those of ``train_dataset`` under ``scorer``, if you have them (see ``embed_dataset``); computed
+            otherwise.
         rewards: instead of ``args.reward``: names, functions (those written for TRL too, see
             [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
         caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
@@ -131,8 +132,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
         check_fit(model, processing_class, image_processor, args, *further)
         if unkept := left_out(model.generation_config, args.rollouts):
             logger.warning(
-                "The captioner's generation config asks for %s. Evaluations and the saved captioner do that; rollouts "
-                "do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
+                "The captioner's generation config asks for %s. Evaluations and the saved captioner follow it; "
+                "rollouts do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
             )  # fmt: skip
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
@@ -206,7 +207,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
     # ------------------------------------------------------------------------------------------------------- step
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
+        """The batches of the next step, as the parent's, without the rows that fill up the last batch of an epoch."""
         batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
         return super().get_batch_samples(batches, *args, **kwargs)
 
@@ -372,7 +373,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
         self.log({"discriminator/pretrain_steps": steps, "discriminator/pretrain_accuracy": accuracy})
         if self.is_world_process_zero():
-            logger.info("It now tells %.0f %% of rollouts and reference captions apart.", 100 * accuracy)
+            logger.info("The discriminator now tells %.0f %% of rollouts from reference captions.", 100 * accuracy)
 
     # ----------------------------------------------------------------------------------------------------- metrics
 

@@ -3,11 +3,11 @@
     python recipes/ablation.py --jobs 2                                           # on emoji scenes
     python recipes/ablation.py recipes/configs/ablation_coco.yaml --output_dir outputs/ablation_coco
 
-The YAML file names the rows: what each changes in the settings of recipes/train.py. Beside them stands what the
-captioner that all begin with can do by decoding alone (guidance, the best of n samples). A run is not repeated while
-the settings, split, seed, files and version that made it are the same; if one has changed, it is run again. Leaves
-in OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each system
-(captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side.
+The YAML file names the rows: what each changes in the settings of recipes/train.py. They are compared with what their
+common initial captioner reaches by decoding alone (guidance, the best of n samples). A run is not repeated while the
+settings, split, seed, files and version that made it are the same; if one has changed, it is run again. The recipe
+writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each
+system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side.
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ class Ablation:
             if name not in self.rows:
                 yield f"{plan} has no row {name!r}; it has {', '.join(self.rows)}."
         for name in others.keys() & ours.keys():
-            yield f"{plan}: the row {name!r} is among others and among ours; call one of them otherwise."
+            yield f"{plan}: the row {name!r} is among others and among ours; rename one of them."
         folders: dict[Path, str] = {}
         for name in self.rows:
             if (other := folders.setdefault(self._folder(name), name)) != name:
-                yield f"{plan}: the rows {other!r} and {name!r} would share a folder; call one of them otherwise."
+                yield f"{plan}: the rows {other!r} and {name!r} would share a folder; rename one of them."
         if not drawn and not self.common.get("model_name_or_path"):
             yield (
                 f"{plan}: settings name no model_name_or_path, the captioner that all rows begin with; the one that "

@@ -5,7 +5,7 @@
 
 Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
 be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
-left out. Files of these names that lie there already are kept under other names.
+left out. If OUT already holds files of these names, they are kept under other names.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Settings:
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if not self.num_samples:
             yield from unused_settings(self, ("seed",), "without --num_samples: nothing is drawn")
             if self.rerank_with:
@@ -92,7 +92,7 @@ def parse() -> Settings:
 
 
 def keep(file: Path) -> None:
-    """Give a file that lies there already the first free name: captions.1.jsonl, captions.2.jsonl, ..."""
+    """Rename a file that already exists to the first free name: captions.1.jsonl, captions.2.jsonl, ..."""
     if file.exists():
         names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
         other = next(name for name in names if not name.exists())

@@ -1,14 +1,14 @@
-"""Measure captioners, or captions that anyone made, side by side.
+"""Measure captioners, or captions from any source, side by side.
 
     python recipes/evaluate.py --model outputs/quickstart captioner                       # on emoji scenes
     python recipes/evaluate.py --model user/name --dataset coco/dataset_coco.json --image_root coco
     python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
 
-Captions for a part of the images are measured on that part, and so is all that stands beside them; the table tells of
-how many. Ends with a table on the screen, which has people's captions too, and leaves OUT/metrics.json (figures of
-each system, named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired
-differences between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html, pictures with what each
-system says of them.
+If captions cover only a part of the images, all systems are measured on that part, and the table says how many images
+it has. The recipe prints a table, with people's captions too, and writes OUT/metrics.json (figures of each system,
+named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences
+between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html (pictures with the captions of each
+system).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         yield from self.model_problems({}, CLIPS)
         if not self.model and not self.captions:
             yield "There is nothing to measure: give --model, --captions, or both."
@@ -144,7 +144,7 @@ class Settings(DatasetSettings):
                 yield f"{name}={value} should be at least 1."
         for name in self.java_metrics:
             if name not in JAVA:
-                yield f"java_metrics: there are METEOR and SPICE, not {name!r}."
+                yield f"java_metrics: {name!r} is unknown; choose METEOR, SPICE or both."
 
     @property
     def clips(self) -> set[str]:
@@ -376,7 +376,7 @@ def report(
     names = dict.fromkeys(name for of in metrics.values() for name in of)
     print(format_table({name: {system: of[name] for system, of in metrics.items() if name in of} for name in names}))
     if PEOPLE not in metrics:
-        print("There is no column of people: each image has a single caption, and no other to hold it against.")
+        print("There is no column of people: each image has a single caption, and none to compare it with.")
     for pair, figures in found.items():
         if pair.startswith(f"{first} - "):
             decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}

@@ -1,13 +1,13 @@
-"""Embed captioned pictures with CLIP, see whether that CLIP knows them, and mine similar images: before training.
+"""Before training: embed captioned pictures with CLIP, check that this CLIP knows them, and mine similar images.
 
     python recipes/mine.py --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
     accelerate launch recipes/mine.py ...                                # several processes share the embedding
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --mined mined --pool_neighbours 2       # training takes it all from there
 
-The scorer is checked on the validation split, which recipes/train_clip.py does not train on. Leaves in OUT the
-embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html: images
-beside their neighbours. Killed and started again, it goes on where it was.
+The scorer is checked on the validation split, which recipes/train_clip.py does not train on. The recipe writes to OUT
+the embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html
+(images next to their neighbours). If it is interrupted, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         yield from self.model_problems(SCORER)
         if self.search == "exact":
             yield from unused_settings(self, ("min_recall",), "with --search exact, which finds all")

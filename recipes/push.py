@@ -1,11 +1,11 @@
-"""Push what a recipe left behind to the Hub, or to whatever HF_ENDPOINT names.
+"""Push what a recipe wrote to the Hub, or to the server that HF_ENDPOINT names.
 
     python recipes/push.py outputs/quickstart user/name                  # a captioner, with its card and all it needs
     python recipes/push.py outputs/quickstart user/name --private true --revision experiment
     python recipes/push.py outputs/mined user/name --repo_type dataset   # embeddings and neighbours of recipes/mine.py
 
-It is one commit: cut off, it leaves the repository as it was; the same command then goes on. A second push sends only
-what changed. The token is that of HF_TOKEN, or of `hf auth login`.
+A push is one commit. If it is interrupted, the repository stays as it was, and the same command continues. A second
+push sends only what changed. The token is that of HF_TOKEN, or of `hf auth login`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train a captioner to say what singles an image out.
+"""Train a captioner to say what sets an image apart.
 
     accelerate launch recipes/train.py                                        # the quickstart, on emoji scenes
     accelerate launch recipes/train.py recipes/configs/quickstart.yaml --max_steps 400
@@ -129,7 +129,7 @@ def default_file(told: Told) -> Path:
 
 
 def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[str]:
-    """What of the recipe's own settings does nothing, or cannot be done, beside the others; one sentence each."""
+    """A sentence for each of the recipe's own settings that has no effect, or is not possible, with the others."""
     for name in ("train_size", "test_size", "eval_size"):
         if (value := getattr(settings, name)) is not None and value < 2:
             yield f"{name}={value} must be at least 2."
@@ -166,14 +166,17 @@ def take_mined(
     first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
     if "neighbour_first_rank" in config.changed and first != found.first_rank:
         raise ValueError(
-            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine anew with "
+            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine again with "
             f"--first_rank {first}."
         )
     train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
     else:
-        logger.info(f"The neighbours in {settings.mined} ({ranks}) are not used; --pool_neighbours says how many are.")
+        logger.info(
+            f"The neighbours in {settings.mined} ({ranks}) are not used; to use them, set --pool_neighbours to "
+            "their number."
+        )
     return train, embeddings
 
 

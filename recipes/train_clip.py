@@ -3,9 +3,10 @@
     python recipes/train_clip.py recipes/configs/scorer.yaml                          # on emoji scenes
     python recipes/train_clip.py --model ViT-B-32:openai --dataset captions.json --image_root images --lr 1e-5
 
-With `hard_negatives` each caption also stands against a false or broken twin of itself, which teaches the model what a
-lie is. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)` too.
-It is saved after each evaluation. A loss, gradient or weight that is NaN or infinite ends the training unsaved.
+With `hard_negatives` each caption is also compared with a false or broken version of itself, which teaches the model
+what is true. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)`
+too. It is saved after each evaluation. A loss, gradient or weight that is NaN or infinite ends the training, and that
+model is not saved.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ class Settings(DatasetSettings):
             self.lr = NEW_RATE if self.model is None else TUNING_RATE
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if self.model is not None:
-            yield from unused_settings(self, ("vision_cfg", "embed_dim"), "with --model: it is of a new model")
+            yield from unused_settings(self, ("vision_cfg", "embed_dim"), "with --model: it belongs to a new model")
         if not self.hard_negatives:
             parts = ("negative_weight", "kind_weights", "drill")
             yield from unused_settings(self, parts, "without --hard_negatives")
@@ -141,7 +142,7 @@ class Settings(DatasetSettings):
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} should be at least 1."
         if self.batch_size < 2:
-            yield f"batch_size={self.batch_size} should be at least 2: images are told from each other."
+            yield f"batch_size={self.batch_size} should be at least 2: each image is compared with the others."
         if self.lr is not None and not 0 < self.lr < math.inf:
             yield f"lr={self.lr} should be a positive number."
 

@@ -119,15 +119,15 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if self.model_name_or_path is not None:
             parts = ("encoder", "decoder", "encoder_config", "decoder_layers")
             yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")
         else:
             if self.encoder is not None:
-                yield from unused_settings(self, ("encoder_config",), "with --encoder: it is of a new encoder")
+                yield from unused_settings(self, ("encoder_config",), "with --encoder: it belongs to a new encoder")
             if self.decoder is not None:
-                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it is of a new decoder")
+                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it belongs to a new decoder")
         if not 0 <= self.drop_images < 1:
             yield f"drop_images={self.drop_images} should be a fraction from 0 to less than 1."
         for name, least in (("train_size", 1), ("captions_per_image", 1), ("decoder_layers", 1)):

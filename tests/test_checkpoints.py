@@ -117,7 +117,7 @@ def test_bytes_that_changed_are_noticed_in_every_file(tmp_path, caplog, name):
     content[len(content) // 2] ^= 1
     (damaged / name).write_bytes(content)
     assert checkpoints.choose("true", tmp_path) == str(before)
-    assert f"checkpoint-2 is torn and passed over: {name} is not as it was written" in caplog.text
+    assert f"checkpoint-2 is torn and is not used: {name} is not as it was written" in caplog.text
 
 
 def test_a_seal_that_holds_sizes_alone_still_counts(tmp_path):

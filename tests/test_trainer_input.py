@@ -128,10 +128,10 @@ def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
 
 def test_embeddings_of_other_captions_are_a_clear_error(make_trainer, tiny_models):
     dataset, embeddings = embed_dataset(tiny.scenes(6), ClipScorer(str(tiny_models / "scorer")))
-    with pytest.raises(ValueError, match="The embeddings are of 6 images, and train_dataset has 5 rows"):
+    with pytest.raises(ValueError, match="The embeddings belong to 6 images, but train_dataset has 5 rows"):
         make_trainer(dataset=dataset.select(range(5)), embeddings=embeddings)
     shorter = dataset.map(lambda row: {"captions": row["captions"][:-1]})
-    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, its embeddings are of 5"):
+    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, but its embeddings belong to 5"):
         make_trainer(dataset=shorter, embeddings=embeddings)
 
 

@@ -1,4 +1,4 @@
-"""DatasetSettings: which captioned pictures a recipe reads, and which models may speak of them."""
+"""DatasetSettings: which captioned pictures a recipe reads, and which models fit them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class DatasetSettings:
     """Which captioned pictures; a recipe's own settings inherit from it.
 
     Raises:
-        ValueError: a setting that says how to read pictures, beside the emoji scenes, which are drawn; or one that
-            chooses emoji scenes, beside pictures that are read.
+        ValueError: if a setting says how to read pictures and the dataset is emoji scenes, which are drawn; or if one
+            chooses emoji scenes and the dataset is read.
     """
 
     dataset: str = field(
@@ -88,10 +88,10 @@ class DatasetSettings:
         )
 
     def models(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Which models may speak of these pictures: a folder or a name, by the setting that names it.
+        """Which models fit these pictures: a folder or a name, by the setting that names it.
 
-        Of emoji scenes a shipped model speaks where none is named. It knows nothing else: of other pictures only those
-        models speak that were named, and a shipped one among them gets a warning.
+        For emoji scenes a shipped model is used if you name none. It knows nothing else: for other pictures only those
+        models are used that you name, and a shipped one among them causes a warning.
 
         Args:
             needed: settings that name a model, each with the shipped model (e.g. ``"scorer"``) it means by default.
@@ -116,8 +116,8 @@ class DatasetSettings:
         """Log a warning if a setting names a model that hf_distinct ships, and the pictures are no emoji scenes."""
         if not self.drawn and is_shipped(model):
             logger.warning(
-                f"--{setting} names {Path(model).name}, which hf_distinct ships and which knows emoji scenes only: "
-                f"unless {self.dataset} holds such pictures, what it says of them means nothing."
+                f"--{setting} names the shipped model {Path(model).name}, which knows emoji scenes only: unless "
+                f"{self.dataset} holds such pictures, its results mean nothing."
             )
 
     def model_problems(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> Iterator[str]:

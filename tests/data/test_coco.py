@@ -185,7 +185,7 @@ def test_repeated_karpathy_item_is_one_row(pictures, write_json, tmp_path):
         ),
         (
             lambda document: document["annotations"][3].update(id=0),
-            r"annotations\[3\]: annotation id '0' stands at annotations\[0\] already",
+            r"annotations\[3\]: annotation id '0' is already used at annotations\[0\]",
         ),
         (lambda document: document["images"].clear(), "there are no images in it"),
         (
