@@ -236,7 +236,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
         if self.all_finite(loss, appraisal, inputs):
             ends = end_ids(captioner_in(model, self.accelerator))
             figures = rollout_figures(labels, captions, ends, self.accelerator)
-            self._measure(appraisal.figures | terms | figures)
+            for name, value in (appraisal.figures | terms | figures).items():
+                self.meter.add(name, value)
             first = captions[:: self.args.num_rollouts]
             self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         else:
@@ -376,10 +377,6 @@ class RLCaptionTrainer(EvaluatingTrainer):
             logger.info("The discriminator now tells %.0f %% of rollouts from reference captions.", 100 * accuracy)
 
     # ----------------------------------------------------------------------------------------------------- metrics
-
-    def _measure(self, figures: dict[str, Tensor]) -> None:
-        for name, value in figures.items():
-            self.meter.add(name, value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes; show samples, watch."""
