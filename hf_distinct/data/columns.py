@@ -127,7 +127,7 @@ def _open(path: str | os.PathLike[str], config: str | None) -> DatasetDict:
         if place.is_dir():
             raise
         raise FileNotFoundError(
-            f"There is no file or folder {str(path)!r}, and no such data set can be loaded from the Hub: {error}"
+            f"There is no file or folder {str(path)!r}, and no such data set is to be had from the Hub: {error}"
         ) from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {_advice(str(error))}") from error
