@@ -5,12 +5,12 @@
 
 Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
 be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
-left out. Files of these names that lie there already are kept under other names.
+left out. A file of such a name that no recipe wrote is kept under another name. If the run is stopped, what it wrote
+so far is in OUT/captions.unfinished.jsonl.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -21,13 +21,15 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.images import ImageError, picture_files
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.scorer import load_clip, shipped
+from hf_distinct.results import or_warn, own_files
+from hf_distinct.scorer import ClipScorer, shipped
 
 SHOWN = 1000  # about 5 MB
 logger = logging.getLogger("caption")
@@ -86,22 +88,14 @@ def parse() -> Settings:
     return parse_settings(Settings, argv=argv, description=__doc__)[0]
 
 
-def keep(file: Path) -> None:
-    """Give a file that lies there already the first free name: captions.1.jsonl, captions.2.jsonl, ..."""
-    if file.exists():
-        names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
-        other = next(name for name in names if not name.exists())
-        file.rename(other)
-        logger.info("%s was there already: it is now %s", file, other.name)
-
-
 def main() -> None:
     """Write captions and sheet."""
     settings = parse()
     show_logs("caption")
     folder, output = Path(settings.folder), Path(settings.output_dir)
+    run_lock.claim(output)
     pictures = picture_files(folder)
-    scorer = load_clip(settings.rerank_with) if settings.rerank_with else None
+    scorer = ClipScorer(settings.rerank_with) if settings.rerank_with else None
     captioner = Captioner(settings.model or shipped("captioner"), scorer)
     stream = captioner.stream(
         pictures,
@@ -112,11 +106,9 @@ def main() -> None:
         num_workers=settings.num_workers,
         progress=True,
     )
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("captions.jsonl", "captions.html"):
-        keep(output / name)
     rows: list[tuple[Path, str | list[str]]] = []
-    with open(output / "captions.jsonl", "w", encoding="utf-8") as lines, logging_redirect_tqdm():
+    unfinished = output / "captions.unfinished.jsonl"
+    with open(unfinished, "w", encoding="utf-8") as lines, logging_redirect_tqdm():
         for path, said in zip(pictures, stream, strict=True):
             if isinstance(said, ImageError):
                 logger.warning("left out: %s", said)
@@ -126,10 +118,13 @@ def main() -> None:
             rows.append((path, said))
     if not rows:
         raise ValueError(f"none of the {len(pictures)} pictures in {folder} can be read")
+    with own_files(output, "captions.jsonl"):
+        unfinished.replace(output / "captions.jsonl")
     shown = rows[:: -(-len(rows) // SHOWN)]
     some = f"{len(shown)} of {len(rows)} pictures; captions.jsonl has all." if len(shown) < len(rows) else ""
     title = f"Captions of {folder.resolve().name}"
-    write_caption_sheet(shown, output / "captions.html", title=title, root=folder, remark=some)
+    with or_warn("captions.html"), own_files(output, "captions.html"):
+        write_caption_sheet(shown, output / "captions.html", title=title, root=folder, remark=some)
     left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
     print(f"{len(rows)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")
 
