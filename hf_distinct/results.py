@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +28,48 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; what lies in its place is kept as `own_files` says."""
-    with own_files(path.parent, path.name), written_whole(path) as temporary:
+    """Write a text file, whole or not at all; under another name if `own_files` finds somebody else's in its place."""
+    with own_files(path.parent, path.name) as (own,), written_whole(own) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def own_files(folder: Path, *names: str) -> Iterator[None]:
-    """Around the writing of results. A file in their place stays under another name if hf_distinct did not write it.
+def own_files(folder: Path, *names: str) -> Iterator[list[Path]]:
+    """Around the writing of results: a file that a recipe did not write is never overwritten.
 
-    A file counts as written by hf_distinct while its bytes are those that an earlier run left, so one that somebody
-    edited is kept, too. ``captions.json`` is kept as ``captions.1.json``, or under the first number that is free.
+    A file counts as a recipe's while its bytes are those that a recipe left: one that somebody edited does not. Beside
+    somebody's ``captions.json`` the result is written as ``captions.1.json``, or with the first number that is free,
+    and a warning says so.
 
     Args:
-        folder: where the results go.
+        folder: where the results go; it is made where it is missing.
         names: their paths in the folder.
+
+    Yields:
+        Where to write each of them.
     """
     record = _record(folder)
-    for name in names:
-        path = folder / name
-        if path.is_file() and record.get(name) != digest(path):
-            other = next(each for n in count(1) if not (each := path.with_suffix(f".{n}{path.suffix}")).exists())
-            path.rename(other)
-            logger.info("%s is not from an earlier run of a recipe, and is kept as %s.", path, other.name)
-    yield
-    record = _record(folder)
-    record |= {name: digest(folder / name) for name in names if (folder / name).is_file()}
+    paths = [_free(folder, name, record) for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    yield paths
+    written = {path.relative_to(folder).as_posix(): digest(path) for path in paths if path.is_file()}
     with written_whole(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_record(folder) | written, indent=1) + "\n", encoding="utf-8")
+
+
+def _free(folder: Path, name: str, record: dict[str, str]) -> Path:
+    """The path of a result, or the first numbered one that is free or a recipe's."""
+    path = folder / name
+    numbered = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
+    for each in chain([path], numbered):
+        if not os.path.lexists(each) or (
+            each.is_file() and record.get(each.relative_to(folder).as_posix()) == digest(each)
+        ):
+            break
+    if each != path:
+        logger.warning("%s is not what a recipe wrote. It stays, and the new file is %s.", path, each.name)
+    return each
 
 
 def _record(folder: Path) -> dict[str, str]:

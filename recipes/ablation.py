@@ -233,20 +233,19 @@ class Ablation:
         seed = self.settings.seeds[0]
         for prefix, end in self.galleries.items():
             folder = self.output / "captions" / f"{self.settings.split}{end}"
-            folder.mkdir(parents=True, exist_ok=True)
             for model in ("captioner", "dropped"):
                 run = self.decodings.get((seed, model, prefix))
                 for file in (run.folder / "captions").glob("*.json") if run and run.is_done() else ():
                     if name := self._way(model, file.stem):
                         said = read_coco_results(file)
-                        with own_files(folder, f"{name}.json"):
-                            write_coco_results(folder / f"{name}.json", list(said), list(said.values()))
+                        with own_files(folder, f"{name}.json") as (path,):
+                            write_coco_results(path, list(said), list(said.values()))
             for row in self.rows:
                 if self.trainings[row, seed].is_done():
                     said = json.loads((self.trainings[row, seed].folder / "captions.json").read_text())
                     for name, when in (("teacher forcing", "before"), (row.replace("/", " "), "after")):
-                        with own_files(folder, f"{name}.json"):
-                            write_coco_results(folder / f"{name}.json", said["image_id"][prefix], said[when][prefix])
+                        with own_files(folder, f"{name}.json") as (path,):
+                            write_coco_results(path, said["image_id"][prefix], said[when][prefix])
 
 
 def cell(system: System, figure: str) -> str:
@@ -328,8 +327,8 @@ def main() -> None:
     write_json(output / "ablation.json", found, indent=1)
     ablation.write_captions()
     for plot in ("frontier.png", "frontier.svg"):
-        with or_warn(plot), own_files(output, plot):
-            write_frontier_plot(systems, output / plot)
+        with or_warn(plot), own_files(output, plot) as (path,):
+            write_frontier_plot(systems, path)
     print(tables)
 
 

@@ -5,8 +5,8 @@
 
 Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
 be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
-left out. A file of such a name that no recipe wrote is kept under another name. If the run is stopped, what it wrote
-so far is in OUT/captions.unfinished.jsonl.
+left out. Files of these names that no recipe wrote stay: the new ones get a number. If the run is stopped, what it
+wrote so far is in OUT/captions.unfinished.jsonl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,26 @@ def parse() -> Settings:
     return parse_settings(Settings, argv=argv, description=__doc__)[0]
 
 
+def write_lines(
+    captioned: Iterable[tuple[Path, str | list[str] | ImageError]], path: Path, folder: Path
+) -> list[tuple[Path, str | list[str]]]:
+    """Write a line for each picture that can be read, and return them; whatever ends it early, the lines stay."""
+    rows: list[tuple[Path, str | list[str]]] = []
+    with open(path, "w", encoding="utf-8") as lines, logging_redirect_tqdm():
+        try:
+            for picture, said in captioned:
+                if isinstance(said, ImageError):
+                    logger.warning("left out: %s", said)
+                    continue
+                key = "caption" if isinstance(said, str) else "captions"
+                lines.write(json.dumps({"file_name": picture.relative_to(folder).as_posix(), key: said}) + "\n")
+                rows.append((picture, said))
+        except BaseException:
+            logger.warning("not finished: the captions of %d pictures are in %s", len(rows), path)
+            raise
+    return rows
+
+
 def main() -> None:
     """Write captions and sheet."""
     settings = parse()
@@ -106,27 +126,19 @@ def main() -> None:
         num_workers=settings.num_workers,
         progress=True,
     )
-    rows: list[tuple[Path, str | list[str]]] = []
     unfinished = output / "captions.unfinished.jsonl"
-    with open(unfinished, "w", encoding="utf-8") as lines, logging_redirect_tqdm():
-        for path, said in zip(pictures, stream, strict=True):
-            if isinstance(said, ImageError):
-                logger.warning("left out: %s", said)
-                continue
-            key = "caption" if isinstance(said, str) else "captions"
-            lines.write(json.dumps({"file_name": path.relative_to(folder).as_posix(), key: said}) + "\n")
-            rows.append((path, said))
+    rows = write_lines(zip(pictures, stream, strict=True), unfinished, folder)
     if not rows:
         raise ValueError(f"none of the {len(pictures)} pictures in {folder} can be read")
-    with own_files(output, "captions.jsonl"):
-        unfinished.replace(output / "captions.jsonl")
+    with own_files(output, "captions.jsonl") as (lines_path,):
+        unfinished.replace(lines_path)
     shown = rows[:: -(-len(rows) // SHOWN)]
     some = f"{len(shown)} of {len(rows)} pictures; captions.jsonl has all." if len(shown) < len(rows) else ""
     title = f"Captions of {folder.resolve().name}"
-    with or_warn("captions.html"), own_files(output, "captions.html"):
-        write_caption_sheet(shown, output / "captions.html", title=title, root=folder, remark=some)
+    with or_warn("captions.html"), own_files(output, "captions.html") as (sheet_path,):
+        write_caption_sheet(shown, sheet_path, title=title, root=folder, remark=some)
     left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
-    print(f"{len(rows)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")
+    print(f"{len(rows)} pictures{left_out}: {lines_path}, captions.html")
 
 
 if __name__ == "__main__":

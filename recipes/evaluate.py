@@ -317,7 +317,6 @@ def main() -> None:
         check_java(name)  # better now than after the captioning
     output = Path(settings.output_dir)
     run_lock.claim(output)
-    (output / "captions").mkdir(exist_ok=True)
     judge = LanguageModel(settings.language_model) if settings.language_model else None
     measured = prepare(settings)
     gallery = measured.gallery
@@ -326,8 +325,8 @@ def main() -> None:
     drawn: dict[str, dict[str, np.ndarray]] = {}
     systems = collect(settings, gallery, measured.captions)
     for system, captions in systems.items():
-        with own_files(output, f"captions/{system}.json"):
-            write_coco_results(output / "captions" / f"{system}.json", gallery.dataset["image_id"][:], captions)
+        with own_files(output, f"captions/{system}.json") as (path,):
+            write_coco_results(path, gallery.dataset["image_id"][:], captions)
         statistics = gallery.statistics(captions)
         if measured.training:
             statistics["novelty"] = mean_of(novel(captions, measured.training))
@@ -351,8 +350,8 @@ def main() -> None:
     write_json(output / "metrics.json", written)
     write_json(output / "intervals.json", found)
     if "image" in gallery.dataset.column_names:
-        with or_warn("captions.html"), own_files(output, "captions.html"):
-            write_sheet(output / "captions.html", systems, gallery)
+        with or_warn("captions.html"), own_files(output, "captions.html") as (path,):
+            write_sheet(path, systems, gallery)
     report(written, found, next(iter(systems)))
     of_all = f" of {measured.total}" if images < measured.total else ""
     print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")

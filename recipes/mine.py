@@ -212,8 +212,8 @@ def main() -> None:
     }
     write_json(output / STATISTICS, statistics)
     summary = report(checked, statistics)
-    with or_warn(SHEET), own_files(output, SHEET):
-        write_neighbour_sheet(sheet_rows(dataset, found), output / SHEET, summary=summary)
+    with or_warn(SHEET), own_files(output, SHEET) as (path,):
+        write_neighbour_sheet(sheet_rows(dataset, found), path, summary=summary)
     print(summary)
     print(f"\nembeddings, {FILE}, {STATISTICS}, {SHEET}: {os.path.relpath(output)}")
 

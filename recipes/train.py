@@ -321,8 +321,8 @@ def report(
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     write_json(output / "metrics.json", metrics)
     sheet: list[ContrastRow] = []
-    with or_warn("contrast.html"), own_files(output, "contrast.html", "contrast.png"):
-        sheet = make_sheet(galleries, captions, output)
+    with or_warn("contrast.html"), own_files(output, "contrast.html", "contrast.png") as paths:
+        sheet = make_sheet(galleries, captions, *paths)
     with or_warn("The card README.md"):
         trainer.write_card(
             output,
@@ -336,9 +336,9 @@ def report(
 
 
 def make_sheet(
-    galleries: dict[str, Gallery], captions: dict[str, dict[str, list[str]]], output: Path
+    galleries: dict[str, Gallery], captions: dict[str, dict[str, list[str]]], html: Path, png: Path
 ) -> list[ContrastRow]:
-    """Write contrast.html and contrast.png; returns their rows."""
+    """Write the contrast sheet, as a page and as a picture; returns its rows."""
     ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
         row
@@ -346,7 +346,7 @@ def make_sheet(
         for row in contrast_rows(gallery, captions["before"][prefix], captions["after"][prefix], ranked_by, 6)
     ]
     subtitle = f"ranks under the {ranked_by}, greedy captions"
-    write_contrast_sheet(sheet, output / "contrast.html", output / "contrast.png", subtitle=subtitle)
+    write_contrast_sheet(sheet, html, png, subtitle=subtitle)
     return sheet
 
 
