@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -54,7 +55,8 @@ def clear_errors() -> Iterator[None]:
 
     What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
     its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
-    it. Other errors pass with their traceback, a ``ValueError`` of another library or of your own reward too.
+    it; a missing folder is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
+    a ``ValueError`` of another library or of your own reward too.
     ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
     Raises:
@@ -65,7 +67,7 @@ def clear_errors() -> Iterator[None]:
         with ended_from_inside():
             yield
     except (ValueError, OSError) as error:
-        if not isinstance(error, OSError) and not _is_ours(error):
+        if not isinstance(error, (OSError, HFValidationError)) and not _is_ours(error):
             raise
         logger.debug("where it happened", exc_info=True)
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error

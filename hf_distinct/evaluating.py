@@ -145,8 +145,8 @@ class EvaluatingTrainer(SharingTrainer):
 
         Returns:
             ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them; only padding for a picture that
-            cannot be read; ``label_ids``: None; ``metrics``: those of ``caption_metrics``; of a prediction only if there is
-            one and the dataset has ``captions``.
+            cannot be read. ``label_ids``: None. ``metrics``: those of ``caption_metrics``; of a prediction only if
+            there is one and the dataset has ``captions``.
 
         Raises:
             ValueError: ``caption_metrics`` gave something else than figures by name, or no picture can be read.

@@ -56,11 +56,11 @@ def weight_problems(model: nn.Module, dtype: torch.dtype | None = None) -> Itera
     """What keeps a model from being saved; under ZeRO-3, in this process's part of it.
 
     Args:
-        model: its parameters and buffers are looked at.
+        model: what its ``state_dict`` holds is looked at.
         dtype: the type that floating-point weights are saved in, if it is another than theirs: what is finite in
             single precision may be infinite in half precision.
     """
-    parts = ((name, getattr(each, "ds_tensor", each)) for name, each in model.named_parameters())
-    named = chain(parts, model.named_buffers())
+    parts = ((name, each.ds_tensor) for name, each in model.named_parameters() if hasattr(each, "ds_tensor"))
+    named = chain(model.state_dict().items(), parts)
     if name := not_finite((name, each.to(dtype) if each.is_floating_point() else each) for name, each in named):
         yield f"The weights {name} are NaN or infinite{f' in {dtype}' if dtype else ''}."

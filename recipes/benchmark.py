@@ -275,7 +275,7 @@ def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Pa
         output_dir=str(folder),
         per_device_train_batch_size=images,
         rollouts=rollouts,  # type: ignore[arg-type]
-        num_rollouts=5,
+        num_rollouts=1 if rollouts == "beam" else 5,
         pool_greedy=True,
         wtf_policy="raw",
         max_reference_length=24,

@@ -355,9 +355,9 @@ def end_diverged(problems: Iterable[str], step: int, settings: Settings) -> None
 
 def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preprocess_cfg: dict) -> None:
     """Write all that open_clip loads."""
-    save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
-    if hasattr(tokenize, "save_pretrained"):
+    if hasattr(tokenize, "save_pretrained"):  # the config names its files, which must be there before
         tokenize.save_pretrained(settings.output_dir)
+    save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
 
 
 def train_model(

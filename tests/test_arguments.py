@@ -267,6 +267,7 @@ def run_recipe(tmp_path, monkeypatch):
         ("raise ValueError('first line\\n   second line')", "first line second line"),
         ("from hf_distinct.losses import _check_choice as check; check('baseline', 'x', 'ab')", "baseline"),
         ("open('/nowhere/at/all')", "No such file"),
+        ("from transformers import AutoTokenizer as A; A.from_pretrained('/nowhere/at/all')", "/nowhere/at/all"),
         ("Path('/nowhere/at/all').read_text()", "No such file"),  # in a file of another library
     ],
 )

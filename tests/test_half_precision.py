@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
+from transformers import Seq2SeqTrainingArguments
 
-from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.gallery import Gallery
+from hf_distinct.teacher_forcing import TeacherForcing
 
 pytestmark = pytest.mark.both_ends  # transformers 4.57 opens an autocast of its own on CPUs, 5 does not
 
@@ -59,21 +58,21 @@ def test_encoder_and_decoder_multiply_in_the_precision_that_was_asked_for(make_t
 
 
 def test_the_warm_up_too(tiny_models, tmp_path):
-    recipe = Path(__file__).parents[1] / "recipes" / "warm_up.py"
-    spec = importlib.util.spec_from_file_location("warm_up", recipe)
-    warm_up = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(warm_up)
     model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
     encoder, decoder = products(model.encoder), products(model.decoder)
-    trainer = warm_up.TeacherForcing(
-        model=model,
-        args=warm_up.Training(
+    trainer = TeacherForcing(
+        model,
+        Seq2SeqTrainingArguments(
             output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, bf16=True, use_cpu=True,
-            disable_tqdm=True,
+            disable_tqdm=True, remove_unused_columns=False, report_to=[],
         ),
         train_dataset=tiny.scenes(4),
-        data_collator=CaptionCollator(tokenizer, image_processor, max_length=tiny.MAX_LENGTH),
+        gallery=Gallery(tiny.scenes(4), {}),
         processing_class=tokenizer,
+        image_processor=image_processor,
+        max_length=tiny.MAX_LENGTH,
     )  # fmt: skip
+    for types in (encoder, decoder):
+        types.clear()  # of the look before the training
     trainer.train()
     assert encoder == decoder == {torch.bfloat16}

@@ -200,7 +200,7 @@ def test_both_remember_the_same_texts_and_images(run):
     (ours,), (theirs,) = (run(kind)["method"]["memory"] for kind in ("ddp", "one_process"))
     for ids in ("text_ids", "text_image_ids", "image_ids"):
         assert sorted(ours[ids].tolist()) == sorted(theirs[ids].tolist())
-    assert len(ours["text_ids"]) == 4 * (1 + 2 + 1) and len(ours["image_ids"]) == 4 * 2
+    assert len(ours["text_ids"]) == 4 * (2 + 2 + 1) and len(ours["image_ids"]) == 4 * 2
 
 
 def test_every_process_gets_all_captions(run):

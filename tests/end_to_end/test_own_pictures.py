@@ -31,7 +31,7 @@ from hf_distinct.scorer import save_open_clip
 TRAIN = forked.RECIPES / "train.py"
 COUNT = 40
 # Numbers of the odd pictures; the others are plain JPEG and PNG files of many sizes.
-GREY, OPAQUE, CMYK, ONE_PIXEL, TRUNCATED, MISSING, TRANSPARENT, SILENT, WORDY = 1, 2, 3, 4, 5, 12, 13, 14, 15
+GREY, OPAQUE, CMYK, TINY, TRUNCATED, MISSING, TRANSPARENT, SILENT, WORDY = 1, 2, 3, 4, 5, 12, 13, 14, 15
 TEST = range(10)  # of the Karpathy file; four of the odd pictures that can be read are among them
 QUICK = {
     "max_steps": 2, "per_device_train_batch_size": 6, "num_rollouts": 2, "discriminator_pretrain_steps": 1,
@@ -41,7 +41,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"
 
 
 def file_name(number: int) -> str:
-    return f"COCO_val2014_{number:012d}.{'png' if number in (GREY, OPAQUE, ONE_PIXEL, TRANSPARENT) else 'jpg'}"
+    return f"COCO_val2014_{number:012d}.{'png' if number in (GREY, OPAQUE, TINY, TRANSPARENT) else 'jpg'}"
 
 
 def write_picture(picture: Image.Image, number: int, path: Path) -> None:
@@ -55,8 +55,8 @@ def write_picture(picture: Image.Image, number: int, path: Path) -> None:
         picture.putalpha(255 if number == OPAQUE else 100)
     elif number == CMYK:
         picture = picture.convert("CMYK")
-    elif number == ONE_PIXEL:
-        picture = picture.resize((1, 1))
+    elif number == TINY:
+        picture = picture.resize((2, 2))
     picture.save(path)
     if number == TRUNCATED:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -206,7 +206,7 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     expected = {
         str(folder / file_name(numbers[image_id])): caption
         for image_id, caption in zip(shown, said["after"][""], strict=True)
-        if numbers[image_id] not in (ONE_PIXEL, TRANSPARENT)
+        if numbers[image_id] not in (TINY, TRANSPARENT)
     }
     assert len(expected) >= 2
     command = [sys.executable, "-I", plain_captions.__file__, str(out), *expected]
@@ -301,7 +301,7 @@ def test_json_of_the_wrong_shape(tiny_models, judge, tmp_path):
     path.write_text('{"pictures": []}')
     message = complaint(*flags(output_dir=tmp_path / "out", dataset=path, **own_models(tiny_models, judge)))
     assert message.startswith("train.py: error: ") and str(path) in message
-    assert "'images' (a list) is missing" in message and "pictures" in message
+    assert "expected a list" in message and "an object with the keys pictures" in message
 
 
 @pytest.fixture
