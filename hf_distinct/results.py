@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 def own_files(folder: Path, *names: str) -> Iterator[list[Path]]:
     """Around the writing of results: a file that a recipe did not write is never overwritten.
 
-    A file counts as a recipe's while its bytes are those that a recipe left: one that somebody edited does not. Beside
+    A file counts as a recipe's while its bytes are those that a recipe left, so not after somebody edited it. Beside
     somebody's ``captions.json`` the result is written as ``captions.1.json``, or with the first number that is free,
     and a warning says so.
 
