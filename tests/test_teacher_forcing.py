@@ -271,7 +271,8 @@ def test_divergence_in_any_of_the_accumulated_batches_ends_the_step(tiny_models,
             return super().compute_loss(model, *args, **kwargs) + poison
 
     for precision in ({}, {"bf16": True}):
-        trainer = make(tiny_models, tmp_path, kind=Diverging, gradient_accumulation_steps=2, **precision)
+        settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, **precision}
+        trainer = make(tiny_models, tmp_path, kind=Diverging, **settings)
         with pytest.raises(ValueError, match=r"Step 2: The gradient of .* is NaN.*--learning_rate \(now 0.01\)"):
             trainer.train()
 

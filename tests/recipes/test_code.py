@@ -11,7 +11,11 @@ import forked
 import pytest
 import tiny
 
-CODE = "from pathlib import Path\nPath({mark!r}).mkdir()\nfrom transformers import ViTModel as Own, ViTConfig as Config\n"
+CODE = """
+from pathlib import Path
+Path({mark!r}).mkdir()
+from transformers import ViTModel as Own, ViTConfig as Config
+"""
 DRAWN = ["--train_size", "8", "--max_steps", "1", "--use_cpu", "true"]
 CASES = {
     "train.py --model_name_or_path": ("captioner", [*DRAWN, "--test_size", "4"]),
