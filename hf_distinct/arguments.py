@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -17,6 +18,8 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from transformers import HfArgumentParser
 from transformers.utils import logging
+
+from hf_distinct.interruption import Signalled, ended_from_inside
 
 logger = logging.get_logger(__name__)
 
@@ -57,17 +60,28 @@ def clear_errors() -> Iterator[None]:
     ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
     Raises:
-        SystemExit: with the message, instead of such an error; with status 130 after Ctrl-C.
+        SystemExit: with the message, instead of such an error. After a signal with one line that names it, and the
+            status that a shell gives it: 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
-        yield
+        with ended_from_inside():
+            yield
     except (ValueError, OSError) as error:
         if not isinstance(error, (OSError, HFValidationError)) and not _is_ours(error):
             raise
         logger.debug("where it happened", exc_info=True)
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}") from error
-    except KeyboardInterrupt:  # what there was to say and to save has been said and saved
+    except Signalled as error:
+        _say_stopped(error.number)
+        raise
+    except KeyboardInterrupt:
+        _say_stopped(signal.SIGINT)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _say_stopped(number: int) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
 
 
 def _is_ours(error: BaseException) -> bool:

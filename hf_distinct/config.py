@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
-from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_distinct.arguments import changed_settings
-from hf_distinct.gathering import check_number_of_processes
+from hf_distinct.launching import TOKENS, LaunchedArguments
 from hf_distinct.losses import Normalization, ReferenceWeighting
 from hf_distinct.problems import refuse
 from hf_distinct.settings_check import accelerator_problems, refused_settings
 
 Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
-TOKENS = ("hub_token", "push_to_hub_token")
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 # Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
 LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats")
 
 
-@dataclass
-class RLCaptionConfig(Seq2SeqTrainingArguments):
+@dataclass(repr=False)
+class RLCaptionConfig(LaunchedArguments):
     """Settings of [`RLCaptionTrainer`], on top of those of ``Seq2SeqTrainingArguments``.
 
     The method is that of arXiv 2402.13936; where our default differs, the help names what its code uses. Defaults
@@ -197,7 +191,6 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         # would take the state of Accelerate away from a trainer that runs.
         self.changed = {name: value for name, value in changed_settings(self).items() if name not in TOKENS}
         refuse(refused_settings(self))
-        self._run_on_what_there_is()
         if self.gradient_checkpointing or getattr(self, "activation_checkpointing", False):  # 5's name for it
             # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
             # is used, as the reentrant ones of the parent's default do.
@@ -215,7 +208,6 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.lower().endswith(LOWER_IS_BETTER)
         super().__post_init__()
         refuse(accelerator_problems(self.accelerator_config))
-        check_number_of_processes(self.world_size)
         self._check_offload()
         if self.num_rollouts is None:
             self.num_rollouts = 1 if self.rollouts == "beam" else 5
@@ -278,30 +270,3 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam "
                 "instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process; a CPU without a number.
-
-        Accelerate numbers the CPU of several processes ("cpu:1"), and `torch.load` knows no such place.
-        """
-        device = super().device
-        return torch.device("cpu") if device.type == "cpu" else device
-
-    # A dataclass writes one that shows the token.
-    __repr__ = Seq2SeqTrainingArguments.__str__
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
-        return {**self.__dict__, **dict.fromkeys(TOKENS)}
-
-    def _run_on_what_there_is(self) -> None:
-        """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""
-        if torch.accelerator.is_available():
-            return
-        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-            self.ddp_backend = self.ddp_backend or "gloo"  # use_cpu would take DeepSpeed for plain processes
-        else:
-            self.use_cpu = True
-            # The parent gives `ddp_timeout` to accelerators only; gloo would wait for half an hour.
-            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))

@@ -23,7 +23,7 @@ from hf_distinct.clip_loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, s
 from hf_distinct.names import shipped, shipped_or_named
 
 __all__ = [
-    "ClipScorer", "clean_caption", "encode_token_ids", "load_clip", "save_open_clip", "scorer_problems", "shipped",
+    "ClipScorer", "clean_caption", "encode_token_ids", "save_open_clip", "scorer_problems", "shipped",
     "shipped_or_named",
 ]  # fmt: skip
 
@@ -253,11 +253,6 @@ def one_line(error: Exception, length: int = 500) -> str:
     """The message of an error without line breaks, cut where it lists hundreds of weights."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= length else message[:length] + " ..."
-
-
-def load_clip(name: str) -> ClipScorer:
-    """[`ClipScorer`] by its old name."""
-    return ClipScorer(name)
 
 
 def save_open_clip(

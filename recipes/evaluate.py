@@ -13,7 +13,6 @@ system).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
@@ -40,7 +40,8 @@ from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.scorer import load_clip, shipped_or_named
+from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.scorer import ClipScorer, shipped_or_named
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 CLIPS = {"judge": "judge", "scorer": "scorer"}
@@ -189,7 +190,7 @@ def prepare(settings: Settings) -> Measured:
     captions = {file: match_image_ids(read_coco_results(file), image_ids, file) for file in settings.captions}
     part = captioned(dataset, captions)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    clips = {role: load_clip(models[role]).to(device) for role in CLIPS if role in models}
+    clips = {role: ClipScorer(models[role]).to(device) for role in CLIPS if role in models}
     gallery = Gallery(part, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
     return Measured(gallery, [caption for own in training for caption in own], captions, len(dataset))
 
@@ -330,7 +331,7 @@ def main() -> None:
     for name in settings.java_metrics:
         check_java(name)  # better now than after the captioning
     output = Path(settings.output_dir)
-    (output / "captions").mkdir(parents=True, exist_ok=True)
+    run_lock.claim(output)
     judge = LanguageModel(settings.language_model) if settings.language_model else None
     measured = prepare(settings)
     gallery = measured.gallery
@@ -339,7 +340,8 @@ def main() -> None:
     drawn: dict[str, dict[str, np.ndarray]] = {}
     systems = collect(settings, gallery, measured.captions)
     for system, captions in systems.items():
-        write_coco_results(output / "captions" / f"{system}.json", gallery.dataset["image_id"][:], captions)
+        with own_files(output, f"captions/{system}.json") as (path,):
+            write_coco_results(path, gallery.dataset["image_id"][:], captions)
         statistics = gallery.statistics(captions)
         if measured.training:
             statistics["novelty"] = mean_of(novel(captions, measured.training))
@@ -349,8 +351,6 @@ def main() -> None:
         for name, (value, each) in java_figures(settings.java_metrics, captions, gallery).items():
             values[system][name], statistics[name] = value, each
         drawn[system] = resample(statistics, images, settings.resamples)
-    if "image" in gallery.dataset.column_names:
-        write_sheet(output / "captions.html", systems, gallery)
     found = compare(values, drawn)
     counts = dict.fromkeys(values, images)
     statistics, counts[PEOPLE] = people(gallery)
@@ -362,8 +362,11 @@ def main() -> None:
         | {name: int(value) if name in COUNTS else value for name, value in figures.items()}
         for system, figures in values.items()
     }
-    (output / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
-    (output / "intervals.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    write_json(output / "metrics.json", written)
+    write_json(output / "intervals.json", found)
+    if "image" in gallery.dataset.column_names:
+        with or_warn("captions.html"), own_files(output, "captions.html") as (path,):
+            write_sheet(path, systems, gallery)
     report(written, found, next(iter(systems)))
     of_all = f" of {measured.total}" if images < measured.total else ""
     print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")

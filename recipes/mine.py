@@ -12,7 +12,6 @@ the embeddings (half precision, mapped into memory), neighbours.safetensors, sta
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
@@ -36,7 +36,8 @@ from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SheetPicture, write_neighbour_sheet
-from hf_distinct.scorer import ClipScorer, load_clip
+from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.scorer import ClipScorer
 
 SCORER = {"scorer": "scorer"}
 """The setting that names the CLIP, and the shipped one that speaks of emoji scenes by default."""
@@ -198,8 +199,10 @@ def main() -> None:
     process = PartialState(cpu=not torch.accelerator.is_available())
     show_logs(main_process=process.is_main_process)
     output = Path(settings.output_dir)
+    if process.is_main_process:
+        run_lock.claim(output)
     name = settings.models(SCORER)["scorer"]
-    scorer = load_clip(name).to(process.device)
+    scorer = ClipScorer(name).to(process.device)
     splits = load_splits(settings)
     dataset, embeddings = embed_dataset(
         splits["train"], scorer, output, settings.batch_size, settings.strict, settings.num_workers
@@ -219,9 +222,10 @@ def main() -> None:
         "split of the gallery": checked.split,
         **found.statistics(),
     }
-    (output / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
+    write_json(output / STATISTICS, statistics)
     summary = report(checked, statistics)
-    write_neighbour_sheet(sheet_rows(dataset, found), output / SHEET, summary=summary)
+    with or_warn(SHEET), own_files(output, SHEET) as (path,):
+        write_neighbour_sheet(sheet_rows(dataset, found), path, summary=summary)
     print(summary)
     print(f"\nembeddings, {FILE}, {STATISTICS}, {SHEET}: {os.path.relpath(output)}")
 

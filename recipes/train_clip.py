@@ -5,8 +5,8 @@
 
 With `hard_negatives` each caption is also compared with a false or broken version of itself, which teaches the model
 what is true. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)`
-too. It is saved after each evaluation. A loss, gradient or weight that is NaN or infinite ends the training, and that
-model is not saved.
+too. It is saved after each evaluation, and after the current step when a signal stops the training. A loss, gradient
+or weight that is NaN or infinite ends the training, and that model is not saved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from datasets import Image as ImageFeature
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.clip_training import CaptionedImages, evaluate, loss_of
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
@@ -37,9 +39,11 @@ from hf_distinct.data.prepared import readable
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.finite import step_problems, weight_problems
+from hf_distinct.interruption import Interruption, leave
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
-from hf_distinct.scorer import ClipScorer, load_clip, save_open_clip
+from hf_distinct.results import output_problems, write_json
+from hf_distinct.scorer import ClipScorer, save_open_clip
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5
@@ -110,6 +114,7 @@ class Settings(DatasetSettings):
 
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that has no effect with the others, or whose value is not possible."""
+        yield from output_problems(self.output_dir, {"model": self.model})
         if self.model is not None:
             yield from unused_settings(self, ("vision_cfg", "embed_dim"), "with --model: it belongs to a new model")
         if not self.hard_negatives:
@@ -172,7 +177,7 @@ def tell_places_apart(model: Any, scale: float = 10.0) -> None:
 def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]:
     """A trained CLIP to go on from."""
     assert settings.model is not None
-    scorer = load_clip(settings.model)
+    scorer = ClipScorer(settings.model)
     model = scorer.model.requires_grad_(True)
     keep = ("size", "mean", "std", "interpolation", "resize_mode")
     preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in keep}
@@ -231,22 +236,24 @@ def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preproc
     save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
 
 
-def main() -> None:
-    """Train and save."""
-    (settings,) = parse_settings(Settings, description=__doc__)
-    show_logs("train_clip")
-    torch.manual_seed(settings.seed)
+def train_model(
+    model: Any, train: Dataset, settings: Settings, transform: Callable, tokenize: Any, measure: Callable[[int], None]
+) -> tuple[int, int]:
+    """Take all steps; returns the number of the last one, and the signal that ended the training at it (0: none).
+
+    Args:
+        model: an open_clip model, on its device.
+        train: the captioned pictures.
+        settings: those of the command line.
+        transform: makes pixels of a picture.
+        tokenize: makes token ids of captions.
+        measure: is called with the step after each ``eval_steps`` and at the end; evaluates and saves.
+
+    Raises:
+        ValueError: the training has diverged.
+    """
     assert settings.lr is not None
-    train, validation = load_data(settings)
-    if settings.model is None:
-        captions = [caption for row in train["captions"] for caption in row]
-        model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
-    else:
-        model, model_cfg, preprocess_cfg, transform, tokenize = published_model(settings)
-    if settings.spread_positions:
-        tell_places_apart(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device, memory_format=torch.channels_last).train()
+    device = model.logit_scale.device
     decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -259,31 +266,70 @@ def main() -> None:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(settings.max_steps - warm_up, 1)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    metrics: dict[str, float] = {}
     bar = tqdm(total=settings.max_steps, desc="training CLIP")
-    for step, (pixels, captions, negatives) in enumerate(batches(train, transform, settings), start=1):
-        has_negative = torch.tensor([bool(text) for text in negatives])
-        token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
-        pixels = pixels.to(device, memory_format=torch.channels_last)
-        loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        end_diverged(step_problems(loss, model), step, settings)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        bar.update()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
-        if step % settings.eval_steps == 0 or step == settings.max_steps:
-            metrics = evaluate(model, validation, transform, tokenize)
-            logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            end_diverged(weight_problems(model, torch.float16), step, settings)  # in which they are saved
-            save(model, tokenize, settings, model_cfg, preprocess_cfg)
+    interruption = Interruption()
+    with interruption.watched():
+        for step, (pixels, captions, negatives) in enumerate(batches(train, transform, settings), start=1):
+            has_negative = torch.tensor([bool(text) for text in negatives])
+            token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
+            pixels = pixels.to(device, memory_format=torch.channels_last)
+            loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            end_diverged(step_problems(loss, model), step, settings)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
+            if interruption.asked:
+                return step, interruption.asked
+            if step % settings.eval_steps == 0 or step == settings.max_steps:
+                measure(step)
+    return step, 0
+
+
+def main() -> None:
+    """Train and save."""
+    (settings,) = parse_settings(Settings, description=__doc__)
+    show_logs("train_clip")
+    run_lock.claim(settings.output_dir)
+    torch.manual_seed(settings.seed)
+    train, validation = load_data(settings)
+    if settings.model is None:
+        captions = [caption for row in train["captions"] for caption in row]
+        model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
+    else:
+        model, model_cfg, preprocess_cfg, transform, tokenize = published_model(settings)
+    if settings.spread_positions:
+        tell_places_apart(model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device, memory_format=torch.channels_last).train()
+    metrics: dict[str, float] = {}
+
+    def keep(step: int) -> None:
+        end_diverged(weight_problems(model, torch.float16), step, settings)  # in which they are saved
+        save(model, tokenize, settings, model_cfg, preprocess_cfg)
+
+    def measure(step: int) -> None:
+        metrics.update(evaluate(model, validation, transform, tokenize))
+        logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        keep(step)
+
+    step, asked = train_model(model, train, settings, transform, tokenize, measure)
+    if asked:
+        keep(step)
+        logger.warning(
+            "stopped by %s after step %d of %d: %s has the model of this step. To train on from its weights, name it "
+            "with --model, and another --output_dir.",
+            signal.Signals(asked).name, step, settings.max_steps, settings.output_dir,
+        )  # fmt: skip
+        leave(asked)
     report = {"steps": step, "logit_scale": model.logit_scale.exp().item(), **metrics}
-    (Path(settings.output_dir) / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(Path(settings.output_dir) / "metrics.json", report)
     ClipScorer(settings.output_dir)  # it loads as others will load it
 
 

@@ -23,21 +23,24 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
-    Seq2SeqTrainingArguments,
     VisionEncoderDecoderModel,
     ViTImageProcessor,
     set_seed,
 )
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
+from hf_distinct.launching import LaunchedArguments
 from hf_distinct.logs import show_logs
-from hf_distinct.pipelines import load_image_processor, save_tokenizer
+from hf_distinct.pipelines import load_captioner, load_image_processor, save_tokenizer
 from hf_distinct.problems import refuse
+from hf_distinct.results import output_problems, write_json
 from hf_distinct.rollout import rollout_config
+from hf_distinct.safe_loading import refuse_code
 from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.teacher_forcing import TeacherForcing
 
@@ -142,9 +145,9 @@ class Settings(DatasetSettings):
         return not self.encoder is self.decoder is self.model_name_or_path is None
 
 
-@dataclass
-class Training(Seq2SeqTrainingArguments):
-    """Seq2SeqTrainingArguments with defaults that suit the small captioner."""
+@dataclass(repr=False)
+class Training(LaunchedArguments):
+    """Training arguments with defaults that suit the small captioner."""
 
     output_dir: str = field(default="outputs/captioner", metadata={"help": "Folder for the captioner."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Number of images per step and process."})
@@ -180,10 +183,8 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
     """
     model: Any
     if settings.model_name_or_path is not None:
-        source = settings.model_name_or_path
-        model = VisionEncoderDecoderModel.from_pretrained(source)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        image_processor = load_image_processor(source)
+        tokenizer: Any
+        model, tokenizer, image_processor = load_captioner(settings.model_name_or_path)
     else:
         encoder, image_processor = build_encoder(settings)
         decoder, tokenizer = build_decoder(settings, captions)
@@ -202,9 +203,9 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
 def build_encoder(settings: Settings) -> tuple[Any, Any]:
     """Image encoder and image processor."""
     if settings.encoder is not None:
-        return AutoModel.from_pretrained(settings.encoder, trust_remote_code=False), load_image_processor(
-            settings.encoder
-        )
+        refuse_code(settings.encoder)
+        encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
+        return encoder, load_image_processor(settings.encoder)
     config = json.loads(settings.encoder_config)
     size = config.get("image_size", IMAGE_SIZE)
     height, width = size if isinstance(size, list) else (size, size)
@@ -216,6 +217,7 @@ def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
     """Language model with cross-attention, and its tokenizer."""
     length = settings.max_caption_length or 24
     if settings.decoder is not None:
+        refuse_code(settings.decoder)
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         complete_special_tokens(tokenizer)
         return load_decoder(settings.decoder), tokenizer
@@ -261,6 +263,9 @@ def main() -> None:
     """Train, save, measure."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
     show_logs("warm_up", main_process=training.process_index == 0)
+    refuse(output_problems(training.output_dir, {"model_name_or_path": settings.model_name_or_path}))
+    if training.process_index == 0:
+        run_lock.claim(training.output_dir)
     set_seed(training.seed)
     if training.learning_rate is None:
         training.learning_rate = PRETRAINED_RATE if settings.pretrained else NEW_RATE
@@ -284,12 +289,12 @@ def main() -> None:
     if trainer.is_world_process_zero():
         save_tokenizer(tokenizer, output)
         image_processor.save_pretrained(output)
-        (output / "training_log.json").write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
+        write_json(output / "training_log.json", trainer.state.log_history)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         found = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
         found = {"steps": trainer.state.global_step, **found}
-        (output / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_json(output / "metrics.json", found)
         for told in [*trainer.alarms.told, *trainer.last_alarms(metrics)]:
             print(told)
         print(f"captioner, metrics.json: {training.output_dir}")

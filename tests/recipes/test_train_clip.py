@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import random
+import signal
 import sys
 from collections import Counter
 from functools import partial
@@ -92,6 +94,25 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
         assert "The training has diverged and ends here, and this model is not saved" in failed.stderr
         assert {file.name: file.read_bytes() for file in (tmp_path / "tuned").iterdir()} == good
     assert ClipScorer(str(tmp_path / "tuned")).fingerprint != ClipScorer(str(tmp_path / "new")).fingerprint
+
+
+def test_a_signal_leaves_the_model_of_its_step(recipe: ModuleType, tmp_path: Path, monkeypatch: Any, caplog) -> None:
+    plain, calls = recipe.loss_of, []
+
+    def loss_of(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return plain(*args)
+
+    monkeypatch.setattr(recipe, "loss_of", loss_of)
+    flags = ["--train_size", 16, "--batch_size", 8, "--max_steps", 9, "--vision_cfg", TOWER, "--output_dir", tmp_path]
+    monkeypatch.setattr("sys.argv", ["train_clip.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as left:
+        recipe.main()
+    assert left.value.code == 128 + signal.SIGUSR1 and len(calls) == 2
+    assert f"stopped by SIGUSR1 after step 2 of 9: {tmp_path} has the model of this step." in caplog.text
+    ClipScorer(str(tmp_path))
 
 
 def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
