@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,11 +33,14 @@ class CaptionedImages(torch.utils.data.Dataset):
     Args:
         dataset: ``image``, ``captions``, ``image_id``; emoji scenes also have ``scene``.
         transform: turns an RGB picture into pixels.
-        settings: has ``hard_negatives``, ``drill`` and ``kind_weights``, the weight of each of ``KINDS``.
+        kind_weights: how often each of ``KINDS`` is drawn; None: no hard negatives.
+        drill: the fraction.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable, settings: Any):
-        self.dataset, self.transform, self.settings = dataset, transform, settings
+    def __init__(
+        self, dataset: Dataset, transform: Callable, kind_weights: Sequence[float] | None = None, drill: float = 0.0
+    ):
+        self.dataset, self.transform, self.kind_weights, self.drill = dataset, transform, kind_weights or (), drill
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -45,8 +48,9 @@ class CaptionedImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
         rng = random.Random(int(torch.randint(2**62, ()).item()))
         row, image = self.readable(index, rng)
-        caption, negative = self.draw(row, rng) if self.settings.hard_negatives else (rng.choice(row["captions"]), "")
-        return self.transform(image), caption, negative
+        if not self.kind_weights:
+            return self.transform(image), rng.choice(row["captions"]), ""
+        return self.transform(image), *self.draw(row, rng)
 
     def readable(self, index: int, rng: random.Random) -> tuple[dict[str, Any], Image.Image]:
         """A row and its picture; where that cannot be decoded, those of another row.
@@ -67,13 +71,13 @@ class CaptionedImages(torch.utils.data.Dataset):
     def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
         """One of the row's captions and a negative of it, empty if it offers none."""
         captions, holds = rng.sample(row["captions"], len(row["captions"])), truth_of(row)
-        if rng.random() < self.settings.drill:
-            kind = rng.choices(KINDS, self.settings.kind_weights)[0]
+        if rng.random() < self.drill:
+            kind = rng.choices(KINDS, self.kind_weights)[0]
             for caption in captions:
                 if negative := hard_negative(caption, kind, rng, holds):
                     return caption, negative
         offered = [hard_negative(captions[0], kind, rng, holds) or "" for kind in KINDS]
-        weights = [w if negative else 0.0 for negative, w in zip(offered, self.settings.kind_weights, strict=True)]
+        weights = [w if negative else 0.0 for negative, w in zip(offered, self.kind_weights, strict=True)]
         return captions[0], rng.choices(offered, weights)[0] if any(weights) else ""
 
 

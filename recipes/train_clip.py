@@ -198,7 +198,8 @@ def batches(train: Dataset, transform: Callable, settings: Settings) -> Iterator
     """Batches of every stage, epoch after epoch; ``max_steps`` in all."""
     step = 0
     for dataset, until in stages(train, settings):
-        rows = CaptionedImages(dataset, transform, settings)
+        kind_weights = settings.kind_weights if settings.hard_negatives else None
+        rows = CaptionedImages(dataset, transform, kind_weights, settings.drill)
         if len(rows) < settings.batch_size:
             raise ValueError(f"{len(rows)} images do not fill a batch of {settings.batch_size}: lower --batch_size.")
         loader = torch.utils.data.DataLoader(rows, batch_size=settings.batch_size, shuffle=True, drop_last=True)

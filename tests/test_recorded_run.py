@@ -83,7 +83,7 @@ def test_what_was_never_finished_is_not_done(make, tmp_path, caplog):
 
 def test_a_run_that_fails_is_not_done_and_leaves_no_older_result(make, tmp_path):
     make()(threads=1)
-    with pytest.raises(ValueError, match=r"row, seed 0: recipe.py ended with status 1; .*log.txt tells why"):
+    with pytest.raises(ValueError, match=r"row, seed 0: recipe.py ended with status 1; see .*log.txt for the reason"):
         make(seed=13)(threads=1)
     assert not make(seed=13).is_done()
     assert not make().is_done()

@@ -167,7 +167,7 @@ def test_rollouts_that_may_be_longer_than_the_scorer_reads_are_warned_of(make_tr
     make_trainer(max_new_tokens=14)
     assert "get the same reward" not in caplog.text
     make_trainer(max_new_tokens=15)
-    assert "max_new_tokens=15 tokens, but the scorer" in caplog.text and "reads 14 and" in caplog.text
+    assert "max_new_tokens=15 tokens, but the scorer" in caplog.text and "reads only 14" in caplog.text
 
 
 def test_the_figures_of_a_log_line_are_those_of_the_captions(make_trainer):

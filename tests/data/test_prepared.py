@@ -172,7 +172,7 @@ def test_embeddings_are_those_of_the_rows():
     fitting = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 2, 3]))
     assert not list(embeddings_problems(given, fitting, "train_dataset"))
     (problem,) = embeddings_problems(given.select([0]), fitting, "train_dataset")
-    assert "of 2 images, and train_dataset has 1 rows" in problem
+    assert "to 2 images, but train_dataset has 1 rows" in problem
     for wrong in (given.remove_columns("row"), given.select([1, 0])):
         (problem,) = embeddings_problems(wrong, fitting, "train_dataset")
         assert "'row' of train_dataset should count its rows" in problem
