@@ -79,7 +79,7 @@ def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
         (lambda: Path("/dev/full").write_text("x"), "No space left on device", "The disk is full: make room, then"),
         (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "enforce fail", "but the disk may be full: make room"),
         (lambda: Path("/nowhere/x").write_text("x"), "No such file or directory: '/nowhere/x'", "Mend that, then"),
-        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then continue"),
+        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then con"),
     ],
     ids=["full", "torch", "folder", "safetensors"],
 )
