@@ -27,6 +27,7 @@ from hf_distinct.scorer import ClipScorer
 logger = logging.get_logger(__name__)
 
 LOGGED_NAMES = ("total", "discriminator")
+REWARDED = ("rollouts", "references")
 
 
 @dataclass
@@ -113,13 +114,20 @@ class Appraiser:
         ]
         self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(self.reward_weights) != len(self.rewards):
-            raise ValueError(f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards")
+            raise ValueError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards: give one "
+                "weight for each reward."
+            )
         if columns is not None:
             for problem in reward_problems(self.rewards, [name for name in columns if name not in OWN_COLUMNS]):
                 raise ValueError(problem)
             for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
                 if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
-                    logger.warning("rewards do not see the dataset's column %r: an argument has this name", name)
+                    logger.warning(
+                        "rewards do not see the dataset's column %r, because an argument has this name: "
+                        "rename the column",
+                        name,
+                    )
         self._wants_ids = tokenizer is not None and any(
             isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
         )
@@ -166,9 +174,10 @@ class Appraiser:
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
         batch = self._batch(inputs, rollouts, greedy)
         batch.trainer_state = trainer_state
-        parts, applies = self._rewards(batch)
+        parts, where = self._rewards(batch)
         sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
         of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
+        applies = {name: _on_device_of(parts["total"], each) for name, each in where.items()}
         scored, _, greedy_scored = applies["total"].split(sizes)
         advantages = _advantages(
             of_rollouts.view(len(images), a.num_rollouts),
@@ -182,12 +191,13 @@ class Appraiser:
         cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts), self.accelerator)
         figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
         table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
-        for whose, rows in zip(("rollouts", "references"), table.split(sizes), strict=False):
+        known = self._known({name: each.split(sizes) for name, each in where.items()})
+        for whose, rows in zip(REWARDED, table.split(sizes), strict=False):
             values, counted = gather_rows(rows, self.accelerator).unbind(dim=-1)
             means = (values * counted).sum(dim=0) / counted.sum(dim=0)
             stds = ((values - means).square() * counted).sum(dim=0).div(counted.sum(dim=0)).sqrt()
-            for name, mean, std, known in zip(parts, means, stds, counted.any(dim=0).tolist(), strict=True):
-                if known:  # a reward may apply to no caption of a batch
+            for name, mean, std in zip(parts, means, stds, strict=True):
+                if f"{name}/{whose}" in known:
                     figures |= {f"reward/{name}/{whose}": mean, f"reward/{name}/{whose}_std": std}
         figures |= self._own_metrics(batch)
         if a.discriminator_weight:
@@ -214,20 +224,34 @@ class Appraiser:
     def _rewards(self, batch: RewardBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Each reward, the discriminator's score if it counts, and ``total``; and where each applies: ``(N,)`` all.
 
-        The total applies where a reward does; the discriminator alone makes no reward.
+        The total applies where a reward does; the discriminator alone makes no reward. Where they apply is on the CPU.
         """
         weight = self.args.discriminator_weight
         scores = self.discriminator.discriminator.score(batch.image_embeds, batch.text_embeds)
         parts = {"discriminator": scores} if weight else {}
-        applies = {"discriminator": torch.ones_like(scores, dtype=torch.bool)} if weight else {}
-        total, scored = weight * scores, torch.zeros_like(scores, dtype=torch.bool)
+        applies = {"discriminator": torch.ones(len(batch), dtype=torch.bool)} if weight else {}
+        total, scored = weight * scores, torch.zeros(len(batch), dtype=torch.bool)
         # anybody's reward may need one caption at least
         found = evaluate_rewards(self.rewards, batch) if len(batch) else [(scores, scored)] * len(self.rewards)
         for reward, share, (values, where) in zip(self.rewards, self.reward_weights, found, strict=True):
-            parts[reward.name], applies[reward.name] = values.to(scores), where.to(scored)
+            parts[reward.name], applies[reward.name] = values.to(scores), where
             total = total + (1 - weight) * share * parts[reward.name]
             scored = scored | applies[reward.name]
         return parts | {"total": total}, applies | {"total": scored}
+
+    def _known(self, where: dict[str, tuple[Tensor, ...]]) -> set[str]:
+        """Which figures have a value, as ``NAME/rollouts``: a reward may apply to no caption of all processes.
+
+        Everything here is on the CPU: no step waits for a GPU.
+        """
+        known = {
+            f"{name}/{whose}": bool(part.any())
+            for name, parts in where.items()
+            for whose, part in zip(REWARDED, parts, strict=False)
+        }
+        if not any(isinstance(reward, CallableReward) for reward in self.rewards):  # the others apply everywhere
+            return set(known)
+        return {name for theirs in gather_object([known]) for name, anywhere in theirs.items() if anywhere}
 
     def _own_metrics(self, batch: RewardBatch) -> dict[str, Tensor]:
         """What rewards logged, as means over processes; not every process need have the same."""
@@ -332,14 +356,19 @@ def reward_problems(rewards: Sequence[Reward], columns: Sequence[str]) -> Iterat
     for name, count in names.items():
         if count > 1:
             yield (
-                f"{count} rewards are called {name!r}, and could not be told apart in the log: give them names, by "
+                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
                 "CallableReward(function, name)."
             )
         if name in LOGGED_NAMES:
-            yield f"a reward cannot be called {name!r}: the log has another figure of this name. Rename it."
+            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
     for reward in rewards:
         if isinstance(reward, CallableReward):
             yield from reward.problems(columns)
+
+
+def _on_device_of(values: Tensor, where: Tensor) -> Tensor:
+    """A bool tensor of the CPU on the device of ``values``; copied only if it is not True everywhere."""
+    return torch.ones_like(values, dtype=torch.bool) if where.all() else where.to(values.device)
 
 
 def _advantages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_distinct.escaping import plain, plain_lines
+from hf_distinct.interruption import Signalled, ended_from_inside
 from hf_distinct.logs import lasting_output
 
 logger = logging.get_logger(__name__)
@@ -44,7 +46,7 @@ GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
 """What a person says (a setting; its value, or None for any), and which settings of a default file give way to it.
 
 A default file chooses settings that fit each other. A person who changes one of them has not asked for the others,
-which could contradict it, or be all that counts: `--num_train_epochs 2` would mean nothing beside `max_steps: 300`.
+which could contradict it or override it: `--num_train_epochs 2` would have no effect with `max_steps: 300`.
 What a person says never gives way, neither on the command line nor in a file that the command line names.
 """
 
@@ -62,10 +64,11 @@ def clear_errors() -> Iterator[None]:
     ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
     Raises:
-        SystemExit: with the message, instead of such an error; with status 130 after Ctrl-C.
+        SystemExit: with the message, instead of such an error. After a signal with one line that names it, and the
+            status that a shell gives it: 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
-        with lasting_output():
+        with lasting_output(), ended_from_inside():
             yield
     except (ValueError, OSError, RuntimeError) as error:
         from hf_distinct.workers import said_by_worker  # here, for it takes a second
@@ -76,8 +79,17 @@ def clear_errors() -> Iterator[None]:
             raise
         logger.debug("where it happened", exc_info=True)
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(said or str(error))}") from error
-    except KeyboardInterrupt:  # what there was to say and to save has been said and saved
+    except Signalled as error:
+        _say_stopped(error.number)
+        raise
+    except KeyboardInterrupt:
+        _say_stopped(signal.SIGINT)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _say_stopped(number: int) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -192,7 +204,7 @@ def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> di
 
 
 def _without_partners(defaults: dict[str, Any], told: Told) -> dict[str, Any]:
-    """The settings of a default file that do not give way to what was told."""
+    """The settings of a default file that the user's own settings do not replace."""
     given_way = {
         partner
         for name, value, partners in GIVES_WAY

@@ -13,12 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import (
-    AutoTokenizer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    VisionEncoderDecoderModel,
-)
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
 from hf_distinct.data.hashing import stable_hash
@@ -26,9 +21,8 @@ from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, 
 from hf_distinct.fit import check_fit
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.names import shipped_or_named
-from hf_distinct.pipelines import load_image_processor
+from hf_distinct.pipelines import load_captioner
 from hf_distinct.rollout import decode, generate_labels, rollout_config
-from hf_distinct.safe_loading import refuse_code
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.workers import TRIAL, fitting_workers, share
 
@@ -41,7 +35,7 @@ class Captioner:
     """A trained captioner with its tokenizer and image processor, ready to write.
 
     Args:
-        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
+        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
         rerank_with: the CLIP that chooses among samples: a [`ClipScorer`], or what it takes as its name.
         device: where it runs; none: a GPU if there is one.
 
@@ -58,11 +52,9 @@ class Captioner:
         source = shipped_or_named(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            refuse_code(source)
-            captioner: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
+            captioner: Any
+            captioner, self.tokenizer, self.image_processor = load_captioner(source)
             self.model: Any = captioner.to(self.device).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            self.image_processor = load_image_processor(source)
         except (OSError, ValueError) as error:
             raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
         check_fit(self.model, self.tokenizer, self.image_processor)
@@ -225,7 +217,7 @@ def caption(
 
     Args:
         images: one picture or several, as PIL pictures or paths.
-        model: a Hub id, the folder that a training left behind, or ``"captioner"``, the shipped one.
+        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
         num_samples: 0: one caption of each; K: as many samples of each.
         rerank_with: the CLIP that chooses among the samples: a [`ClipScorer`], or what it takes as its name.
         settings: ``batch_size``, ``guidance``, ``seed``, ``num_workers``, ``progress``.

@@ -1,4 +1,4 @@
-"""Checkpoints that tell whether they are whole: a seal, written last, lists the size and digest of every file."""
+"""Checkpoints that show whether they are complete: a seal, written last, lists size and digest of every file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def newest_whole(folder: Path, before: int | None = None) -> Path | None:
         reason = damage(found[step])
         if reason is None:
             return found[step]
-        logger.warning("%s is torn and passed over: %s", found[step], reason)
+        logger.warning("%s is torn and is not used: %s", found[step], reason)
     return None
 
 
@@ -138,7 +138,7 @@ def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
     if str(setting).lower() == "true":
         newest = newest_whole(Path(output_dir))
         if newest is None:
-            logger.warning("%s holds no whole checkpoint: training begins anew", output_dir)
+            logger.warning("%s holds no whole checkpoint: training starts from the beginning", output_dir)
         return None if newest is None else str(newest)
     named = Path(str(setting))
     if not named.is_dir():
@@ -150,7 +150,7 @@ def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
     before = None if step is None else newest_whole(named.parent, step)
     if before is None:
         raise ValueError(f"{named} is torn: {reason}. There is no whole checkpoint before it.")
-    logger.warning("%s is torn: %s. Training goes on from %s, the one before it", named, reason, before)
+    logger.warning("%s is torn: %s. Training continues from %s, the checkpoint before it", named, reason, before)
     return str(before)
 
 
@@ -177,7 +177,8 @@ def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(
-            f"{folder} could not be written: {reason}. {cause}, then go on with --resume_from_checkpoint true; {left}."
+            f"{folder} could not be written: {reason}. {cause}, then continue with --resume_from_checkpoint true; "
+            f"{left}."
         ) from error
 
 

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
-from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_distinct.arguments import changed_settings
-from hf_distinct.gathering import check_number_of_processes
+from hf_distinct.launching import TOKENS, LaunchedArguments
 from hf_distinct.losses import Normalization, ReferenceWeighting
 from hf_distinct.problems import refuse
 from hf_distinct.settings_check import accelerator_problems, refused_settings
 
 Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
-TOKENS = ("hub_token", "push_to_hub_token")
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 # Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
 LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats")
 
 
-@dataclass
-class RLCaptionConfig(Seq2SeqTrainingArguments):
+@dataclass(repr=False)
+class RLCaptionConfig(LaunchedArguments):
     """Settings of [`RLCaptionTrainer`], on top of those of ``Seq2SeqTrainingArguments``.
 
-    The method is that of arXiv 2402.13936; what its code uses is said where our default differs. Defaults that differ
-    from the parent's: ``remove_unused_columns=False`` (rewards read every column), ``dataloader_drop_last=True`` (a
-    batch of one image has nothing to contrast with), ``learning_rate=1e-5``, ``logging_steps=10``, ``report_to=[]``.
+    The method is that of arXiv 2402.13936; where our default differs, the help names what its code uses. Defaults
+    that differ from the parent's: ``remove_unused_columns=False`` (rewards read every column),
+    ``dataloader_drop_last=True`` (a batch of one image has nothing to contrast with), ``learning_rate=1e-5``,
+    ``logging_steps=10``, ``report_to=[]``.
     Settings of the parent that would have no effect here are refused: see `hf_distinct.settings_check.REFUSED`.
 
     Attributes:
-        changed: the settings that were told, by name: those that differ from their defaults.
+        changed: the settings that differ from their defaults, by name.
 
     Raises:
         ValueError: if settings contradict each other or are not supported, the message names them; or if the launcher
@@ -45,99 +40,150 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
 
     # ------------------------------------------------------------------------------------------------ parent's
     output_dir: str | None = field(default="outputs/rl", metadata={"help": "Where checkpoints and the captioner go."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last, smaller batch."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the rewards read columns that the model does not."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Leave out the last batch of an epoch if it is smaller."}
+    )
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of the captioner."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
-    report_to: None | str | list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
+    report_to: None | str | list[str] = field(
+        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
+    )
 
     # ------------------------------------------------------------------------------------------------ rollouts
     rollouts: Rollouts = field(
-        default="sample", metadata={"help": "`sample`: multinomial samples; `beam`: the best of a beam search."}
+        default="sample",
+        metadata={"help": "How rollouts are written: `sample` draws them, `beam` takes the best of a beam search."},
     )
     num_rollouts: int = field(  # a number once the config is made
         default=None,  # type: ignore[assignment]
-        metadata={"help": "K, captions of each image; none: 5 for `sample`, 1 for `beam`, which gives its best K."},
+        metadata={
+            "help": "Number of rollouts of each image. Default: 5 with `sample`; 1 with `beam`, which returns "
+            "its best ones."
+        },
     )
     temperature: float = field(
         default=1.0,
         metadata={
-            "help": "Sampling temperature of `sample`. What is sampled from is what is trained: all log-probabilities "
-            "in the loss are those of logits divided by it."
+            "help": "Sampling temperature (with `--rollouts sample`). All log-probabilities in the loss are those of "
+            "logits divided by it."
         },
     )
-    num_beams: int = field(default=5, metadata={"help": "Beams of `beam`."})
-    no_repeat_ngram_size: int = field(default=3, metadata={"help": "`beam` repeats no n-gram of this size; 0: may."})
+    num_beams: int = field(default=5, metadata={"help": "Number of beams (with `--rollouts beam`)."})
+    no_repeat_ngram_size: int = field(
+        default=3, metadata={"help": "Beam search repeats no n-gram of this size. 0: it may repeat any."}
+    )
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest rollout (the paper: 50); none: the model's generation config."}
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens in a rollout (the paper: 50). Default: that of the "
+            "model's generation config."
+        },
     )
 
     # ------------------------------------------------------------------------------------------------- rewards
     reward: list[str] = field(
         default_factory=lambda: ["contrastive"],
         metadata={
-            "help": "Rewards: contrastive, contrastive_i2t, contrastive_t2i, similarity, cider, a dotted path or "
-            "FILE.py:FUNCTION of your own."
+            "help": "The rewards: contrastive, contrastive_i2t, contrastive_t2i, similarity, cider, or your own as a "
+            "dotted path or FILE.py:FUNCTION."
         },
     )
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward; none: all 1."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward. Default: 1 for each."}
+    )
     baseline: BaselineSetting = field(
         default="auto",
         metadata={
-            "help": "Subtracted from the reward: none, greedy (SCST), leave_one_out; `auto`: none if every reward is "
-            "an advantage already (the contrastive ones), else leave_one_out, or greedy with one rollout.",
+            "help": "What is subtracted from the reward: none, greedy (SCST) or leave_one_out. `auto`: none if every "
+            "reward is already an advantage (the contrastive ones are), else leave_one_out, or greedy with "
+            "one rollout.",
         },
     )
 
     # --------------------------------------------------------------------------------- pools of the contrast
-    pool_references: bool = field(default=True, metadata={"help": "Ground-truth captions are among the texts."})
-    pool_greedy: bool = field(default=False, metadata={"help": "Greedy captions are among the texts."})
-    pool_own_rollouts: bool = field(default=True, metadata={"help": "Other rollouts of the same image are, too."})
-    pool_other_captions: bool = field(default=True, metadata={"help": "Captions of other images are, too."})
-    pool_other_processes: bool = field(default=True, metadata={"help": "The pools span all processes."})
-    pool_neighbours: int = field(default=0, metadata={"help": "Mined similar images of each image; the paper: 2."})
+    pool_references: bool = field(default=True, metadata={"help": "Use the reference captions as negatives."})
+    pool_greedy: bool = field(default=False, metadata={"help": "Use the greedy captions as negatives."})
+    pool_own_rollouts: bool = field(
+        default=True, metadata={"help": "Use the other rollouts of the same image as negatives."}
+    )
+    pool_other_captions: bool = field(
+        default=True, metadata={"help": "Use the captions of other images as negatives."}
+    )
+    pool_other_processes: bool = field(
+        default=True, metadata={"help": "Use the captions and images of all processes as negatives."}
+    )
+    pool_neighbours: int = field(
+        default=0, metadata={"help": "Number of mined similar images of each image used as negatives (the paper: 2)."}
+    )
     neighbour_first_rank: int = field(
-        default=1, metadata={"help": "The rank that the first of them has; the paper: 4 (and 5)."}
+        default=1, metadata={"help": "Rank of the first mined similar image that is used (the paper: 4, then 5)."}
     )
     hard_batches: bool = field(
         default=False, metadata={"help": "Build each batch from images that are each other's neighbours."}
     )
-    memory_batches: int = field(default=0, metadata={"help": "Earlier batches whose embeddings stay in the pools."})
-    reward_clamp: float = field(default=16.0, metadata={"help": "Upper bound of the log-odds of each direction."})
+    memory_batches: int = field(
+        default=0, metadata={"help": "Number of earlier batches whose embeddings are kept as negatives."}
+    )
+    reward_clamp: float = field(
+        default=16.0, metadata={"help": "Upper bound of the log-odds in each direction of the contrastive rewards."}
+    )
 
     # ------------------------------------------------------------------------------------------- discriminator
-    discriminator_weight: float = field(default=0.06, metadata={"help": "λ in R = (1 - λ) r + λ D; 0: none."})
-    discriminator_lr: float = field(default=7e-5, metadata={"help": "Learning rate of its Adam."})
-    discriminator_pretrain_steps: int = field(default=0, metadata={"help": "Its updates before the first step."})
+    discriminator_weight: float = field(
+        default=0.06,
+        metadata={"help": "Weight λ of the discriminator's score D in R = (1 - λ) r + λ D. 0: no discriminator."},
+    )
+    discriminator_lr: float = field(default=7e-5, metadata={"help": "Learning rate of the discriminator (Adam)."})
+    discriminator_pretrain_steps: int = field(
+        default=0, metadata={"help": "Number of discriminator updates before the first training step."}
+    )
 
     # ------------------------------------------------------------------------------- ground truth as trajectories
-    references_per_image: int = field(default=1, metadata={"help": "Ground-truth captions of each image in a step."})
-    wtf_weight: float = field(default=1.0, metadata={"help": "α, weight of the weighted teacher forcing; 0: none."})
-    wtf_policy: ReferenceWeighting = field(default="clamp", metadata={"help": "How a reward becomes a weight."})
-    max_reference_length: int = field(default=50, metadata={"help": "Longest ground-truth caption, in tokens."})
+    references_per_image: int = field(
+        default=1, metadata={"help": "Number of reference captions of each image in a step."}
+    )
+    wtf_weight: float = field(
+        default=1.0, metadata={"help": "Weight α of the weighted teacher forcing. 0: no teacher forcing."}
+    )
+    wtf_policy: ReferenceWeighting = field(
+        default="clamp",
+        metadata={"help": "How the reward of a reference caption becomes its weight in teacher forcing."},
+    )
+    max_reference_length: int = field(
+        default=50, metadata={"help": "Maximum number of tokens in a reference caption."}
+    )
 
     # -------------------------------------------------------------------------------------------------- alarms
     alarms: AlarmMode = field(
         default="warn",
         metadata={
-            "help": "When captions begin to please the scorer instead of people: `warn`, `stop` (and restore the best "
-            "checkpoint) or `off`."
+            "help": "What to do when captions begin to please the scorer instead of people: `warn`, `stop` (and "
+            "restore the best checkpoint) or `off`."
         },
     )
     alarm_cider_floor: float = field(
-        default=0.75, metadata={"help": "The share of its first value that an evaluation's CIDEr-D may fall to."}
+        default=0.75,
+        metadata={"help": "Fraction of its first value below which an evaluation's CIDEr-D raises an alarm."},
     )
 
     # ------------------------------------------------------------------------------------------------ the rest
-    kl_weight: float = field(default=0.0, metadata={"help": "β, weight of KL(policy || warm-started captioner)."})
+    kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight β of KL(policy || the captioner that training starts from)."}
+    )
     length_normalization: Normalization = field(
         default="tokens",
         metadata={
-            "help": "Log-probability of a caption: mean over its tokens, or sum over a constant length.",
+            "help": "How the log-probability of a caption is normalised: the mean over its tokens, or the sum divided "
+            "by a constant.",
         },
     )
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train the decoder alone."})
-    log_samples: int = field(default=3, metadata={"help": "Sampled captions shown at each log line."})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights."}
+    )
+    log_samples: int = field(default=3, metadata={"help": "Number of sampled captions shown at each log line."})
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -145,7 +191,6 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
         # would take the state of Accelerate away from a trainer that runs.
         self.changed = {name: value for name, value in changed_settings(self).items() if name not in TOKENS}
         refuse(refused_settings(self))
-        self._run_on_what_there_is()
         if self.gradient_checkpointing or getattr(self, "activation_checkpointing", False):  # 5's name for it
             # A stock ViT has a pooler that no captioner uses; for DDP to find that out, checkpoints must not hide what
             # is used, as the reentrant ones of the parent's default do.
@@ -163,7 +208,6 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.lower().endswith(LOWER_IS_BETTER)
         super().__post_init__()
         refuse(accelerator_problems(self.accelerator_config))
-        check_number_of_processes(self.world_size)
         self._check_offload()
         if self.num_rollouts is None:
             self.num_rollouts = 1 if self.rollouts == "beam" else 5
@@ -188,8 +232,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.rollouts == "beam" and self.num_rollouts > self.num_beams:
             raise ValueError(
-                f"rollouts='beam' with num_rollouts={self.num_rollouts} wants that many of num_beams={self.num_beams} "
-                "beams: raise num_beams, or lower num_rollouts"
+                f"rollouts='beam' needs at least as many beams as rollouts, not num_rollouts={self.num_rollouts} and "
+                f"num_beams={self.num_beams}: raise num_beams, or lower num_rollouts"
             )
         if not 0 <= self.discriminator_weight <= 1:
             raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")
@@ -226,30 +270,3 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 f"optim={OptimizerNames(self.optim).value} cannot be offloaded: DeepSpeed would train with its Adam "
                 "instead. Choose adamw_torch or adagrad, or a launch configuration without offload_optimizer_device."
             )
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process; a CPU without a number.
-
-        Accelerate numbers the CPU of several processes ("cpu:1"), and `torch.load` knows no such place.
-        """
-        device = super().device
-        return torch.device("cpu") if device.type == "cpu" else device
-
-    # A dataclass writes one that shows the token.
-    __repr__ = Seq2SeqTrainingArguments.__str__
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is pickled, e.g. into the ``training_args.bin`` of every checkpoint: all but the token."""
-        return {**self.__dict__, **dict.fromkeys(TOKENS)}
-
-    def _run_on_what_there_is(self) -> None:
-        """Without an accelerator, several processes meet over gloo; the launcher has no setting for it."""
-        if torch.accelerator.is_available():
-            return
-        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-            self.ddp_backend = self.ddp_backend or "gloo"  # use_cpu would take DeepSpeed for plain processes
-        else:
-            self.use_cpu = True
-            # The parent gives `ddp_timeout` to accelerators only; gloo would wait for half an hour.
-            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))

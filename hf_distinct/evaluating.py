@@ -15,15 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.prepared import as_evaluated, as_pictures, names_of
-from hf_distinct.rollout import (
-    captioner_in,
-    captions_of,
-    generation_ready,
-    pad_sequences,
-    token_id,
-    without_errors,
-    write_sequences,
-)
+from hf_distinct.dataset_captions import captions_of, pad_sequences, without_errors, write_sequences
+from hf_distinct.rollout import captioner_in, generation_ready, token_id
 from hf_distinct.sharing import SharingTrainer
 
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
@@ -31,7 +24,7 @@ SPECIAL_TOKENS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad
 
 
 def with_special_tokens(config: GenerationConfig, model: PreTrainedModel) -> GenerationConfig:
-    """A generation config that is to take the place of a model's: the special tokens that it lacks are the model's."""
+    """Complete a generation config that replaces a model's: the special tokens that it lacks are the model's."""
     for name in SPECIAL_TOKENS:
         if getattr(config, name, None) is None:
             own = getattr(model.generation_config, name, None)
@@ -106,7 +99,7 @@ class EvaluatingTrainer(SharingTrainer):
         Args:
             eval_dataset: instead of the trainer's: a dataset, several by name, or the name of one of the trainer's.
             ignore_keys: not used: there are no logits.
-            metric_key_prefix: how the names of the metrics begin; that of one of several is put behind it.
+            metric_key_prefix: prefix of the metrics' names, followed by the name of the dataset if there are several.
             generation: arguments of ``generate``: ``max_length``, ``num_beams`` ...
 
         Raises:
@@ -119,7 +112,7 @@ class EvaluatingTrainer(SharingTrainer):
             named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
             if dataset not in named:
                 known = f"it has {', '.join(named)}" if named else "it is not a dict of datasets"
-                raise ValueError(f"The trainer's eval_dataset has nothing of the name {dataset!r}: {known}.")
+                raise ValueError(f"The trainer's eval_dataset has no dataset named {dataset!r}: {known}.")
             dataset = named[dataset]
         if isinstance(dataset, dict):  # here, for the parent forgets the arguments of `generate`
             found: dict[str, float] = {}
@@ -145,8 +138,8 @@ class EvaluatingTrainer(SharingTrainer):
 
         Returns:
             ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them; only padding for a picture that
-            cannot be read. ``label_ids``: None. ``metrics``: those of ``caption_metrics``; of a prediction only if
-            there is one and the dataset has ``captions``.
+            cannot be read. ``label_ids``: None. ``metrics``: those of ``caption_metrics``; a prediction has them only
+            if the dataset has ``captions``.
 
         Raises:
             ValueError: ``caption_metrics`` gave something else than figures by name, or no picture can be read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.nn.utils import get_total_norm
 
 REMEDY = "Lower learning_rate, add warmup_steps, or set max_grad_norm"
 """What helps against divergence, as every error of this kind says it."""
+
+LEAST_SCALE = 2.0**-10
+"""Below this scale of the loss, fp16 gradients did not overflow: they are NaN at any scale."""
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
@@ -30,12 +34,22 @@ def gradient_problems(model: nn.Module) -> Iterator[str]:
         yield f"The gradient of {not_finite(named)} is NaN or infinite."
 
 
-def step_problems(loss: Tensor, model: nn.Module) -> Iterator[str]:
-    """What keeps a step from being taken, after its backward pass and before the optimiser: a loss or a gradient."""
+def scaler_problems(scaler: Any) -> Iterator[str]:
+    """What keeps fp16 from ever taking a step again: a scaler leaves steps out by itself, but would do so for ever."""
+    if scaler.get_scale() < LEAST_SCALE:
+        yield "The gradient is NaN or infinite at every scale of the loss."
+
+
+def loss_problems(loss: Tensor) -> Iterator[str]:
+    """What keeps a step from being taken: its loss."""
     if not bool(loss.detach().isfinite().all()):
         yield f"The loss is {loss.detach().mean().item()}."
-    else:
-        yield from gradient_problems(model)
+
+
+def step_problems(loss: Tensor, model: nn.Module) -> Iterator[str]:
+    """What keeps a step from being taken, after its backward pass and before the optimiser: a loss or a gradient."""
+    problems = list(loss_problems(loss))
+    yield from problems or gradient_problems(model)
 
 
 def weight_problems(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[str]:

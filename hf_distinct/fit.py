@@ -42,7 +42,7 @@ def check_fit(
     args: TrainingArguments | None = None,
     *further: Iterable[str],
 ) -> None:
-    """Look at all parts of a captioner together, and at what is to be done with it.
+    """Check that all parts of a captioner fit together, and what it is used for.
 
     It costs one pass of the captioner over two small pictures.
 
@@ -50,7 +50,7 @@ def check_fit(
         model: the captioner, adapters included.
         tokenizer: its tokenizer.
         image_processor: its image processor.
-        args: how it is to be trained, by reinforcement or not; none: it is to write only.
+        args: how it will be trained, by reinforcement learning or not; None: it will only write captions.
         further: sentences about other things that do not fit, e.g. of `launch_problems`.
 
     Raises:
@@ -87,15 +87,16 @@ def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator
     ends = end_ids(model)
     if tokenizer.eos_token_id not in ends:
         yield (
-            f"The captioner ends its captions with token {', '.join(map(str, ends))}, the tokenizer those that "
-            f"people wrote with {tokenizer.eos_token_id}. Set eos_token_id on both of the model's configs."
+            f"The captioner ends its captions with token {', '.join(map(str, ends))}, but the tokenizer ends "
+            f"reference captions with {tokenizer.eos_token_id}. Set eos_token_id in both of the model's configs."
         )
     decoder: Any = model.decoder
     known, rows = max(tokenizer.get_vocab().values()) + 1, _rows(decoder.get_input_embeddings())
     if known > rows:
         yield (
-            f"The tokenizer has {len(tokenizer)} tokens (the last is {known - 1}), the decoder embeddings of {rows}. "
-            f"Call model.decoder.resize_token_embeddings({known}), or load the tokenizer that belongs to the model."
+            f"The tokenizer has {len(tokenizer)} tokens (the last is {known - 1}), but the decoder has embeddings of "
+            f"{rows}. Call model.decoder.resize_token_embeddings({known}), or load the tokenizer that belongs to the "
+            "model."
         )
     head = decoder.get_output_embeddings()
     if head is not None and _rows(head) != rows:
@@ -188,8 +189,8 @@ def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | 
     allowed = min(longest, of_rollouts or longest)
     if least > allowed:
         yield (
-            f"The captioner's generation config wants captions of at least {least} tokens (min_length, "
-            f"min_new_tokens), where {allowed} are allowed: no caption could end. Lower it, or raise max_length."
+            f"The captioner's generation config asks for captions of at least {least} tokens (min_length, "
+            f"min_new_tokens) but allows only {allowed}: no caption could end. Lower the one, or raise max_length."
         )
 
 
@@ -210,8 +211,9 @@ def launch_problems(args: TrainingArguments) -> Iterator[str]:
     if args.n_gpu > 1:
         yield (
             f"This process sees {args.n_gpu} GPUs, and the Trainer would split each batch among them by "
-            f"nn.DataParallel, which hf_distinct does not support. Start one process a GPU: `accelerate launch "
-            f"--multi_gpu --num_processes {args.n_gpu} SCRIPT ...`; or show it a single one: `CUDA_VISIBLE_DEVICES=0`."
+            "nn.DataParallel, which hf_distinct does not support. Start one process for each GPU: `accelerate launch "
+            f"--multi_gpu --num_processes {args.n_gpu} SCRIPT ...`; or make only one visible: "
+            "`CUDA_VISIBLE_DEVICES=0`."
         )
 
 
@@ -227,7 +229,7 @@ def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[st
 
 @torch.no_grad()
 def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImageProcessor) -> Iterator[str]:
-    """What stands in the way of pictures, on their way from the image processor to the first words.
+    """What keeps pictures from passing from the image processor to the first words.
 
     Tried on two small pictures: errors of image processors and models are many, and theirs to word.
     """
@@ -261,15 +263,15 @@ def _encoder_problems(model: VisionEncoderDecoderModel, encoder: Any, pixels: Te
         return
     if hidden.dim() != 3:
         yield (
-            f"The encoder makes {tuple(hidden.shape[1:])} of a picture, where the decoder reads a row of vectors "
-            "(positions, width). Flatten its map of positions."
+            f"The encoder turns a picture into {tuple(hidden.shape[1:])}, but the decoder reads a sequence of vectors "
+            "(positions, width). Flatten the encoder's feature map."
         )
         return
     width = model.config.encoder.hidden_size
     if hidden.shape[2] != width:
         yield (
-            f"The encoder gives vectors of {hidden.shape[2]} numbers, but model.config.encoder.hidden_size is "
-            f"{width}, which the decoder is built for."
+            f"The encoder gives vectors of {hidden.shape[2]} numbers, but the decoder is built for "
+            f"model.config.encoder.hidden_size={width}."
         )
         return
     yield from _decoder_problems(model, hidden[:1])
@@ -296,6 +298,6 @@ def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Itera
         )
     if (logits[0, 0] - logits[1, 0]).abs().max() > 1e3 * unlike:
         yield (
-            "The decoder looks ahead: what it says of the first token depends on the second. Set is_decoder=True in "
-            "its config."
+            "The decoder looks ahead: its logits for the first token depend on the second. Set is_decoder=True in its "
+            "config."
         )

@@ -75,7 +75,7 @@ class Gallery:
         return found
 
     def captioned(self, *systems: Sequence[str | None]) -> tuple[Gallery, list[list[str]]]:
-        """The gallery of the pictures of which every system says something, and what each says of them.
+        """The gallery of the pictures that every system captioned, and the captions of each system.
 
         Args:
             systems: one caption an image each, or None, as `hf_distinct.RLCaptionTrainer.caption` gives for pictures

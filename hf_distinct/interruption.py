@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,19 +31,13 @@ class Interruption:
     def watched(self) -> Iterator[None]:
         """Note the signals inside this context, and restore the earlier handlers after it.
 
-        Python allows signal handlers only in the main thread. In other threads only the launcher is watched.
+        Outside of the main thread only the launcher is watched.
         """
         self._received = 0
         # A parent that is no launcher may be a shell, which is free to go.
         self._launcher = os.getppid() if was_launched() else None
-        main = threading.current_thread() is threading.main_thread()
-        heeded = [each for each in SIGNALS if main and signal.getsignal(each) is not signal.SIG_IGN]
-        before = {each: signal.signal(each, self._note) for each in heeded}
-        try:
+        with _handled(self._note, SIGNALS):
             yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
     @property
     def asked(self) -> int:
@@ -60,6 +54,50 @@ class Interruption:
         if number == signal.SIGINT and self._received == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         self._received = number
+
+
+class Signalled(SystemExit):
+    """Ends the process with the status that a shell gives a signal: 143 for SIGTERM, 129 for SIGHUP.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def ended_from_inside() -> Iterator[None]:
+    """Let signals raise `Signalled` inside this context, so that files are closed and child processes end first.
+
+    Ctrl-C raises KeyboardInterrupt as ever. A signal that was ignored before stays ignored. Child processes that
+    inherit the handlers end on SIGTERM, and leave all else to their parent.
+    """
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Signalled(number)
+        if number == signal.SIGTERM:
+            os._exit(128 + number)
+
+    with _handled(end, [each for each in SIGNALS if each != signal.SIGINT]):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Handle those of the signals that are not ignored, in the main thread: Python allows handlers in no other."""
+    main = threading.current_thread() is threading.main_thread()
+    heeded = [each for each in signals if main and signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handler) for each in heeded}
+    try:
+        yield
+    finally:
+        for each, earlier in before.items():
+            signal.signal(each, earlier)
 
 
 def was_launched() -> bool:

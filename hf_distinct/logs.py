@@ -21,7 +21,7 @@ def show_logs(*names: str, main_process: bool = True) -> None:
 
     Args:
         names: further loggers to show from ``INFO`` on, such as the recipe's own.
-        main_process: whether this process speaks for all; the others show errors only, and pictures that go bad.
+        main_process: whether this is the main process; the others show only errors, and pictures that go bad.
     """
     screen = logging.StreamHandler()
     screen.setFormatter(PlainFormatter("%(message)s"))

@@ -1,4 +1,4 @@
-"""What a checkpoint was made with, and what of it a resumed run cannot take up, or takes up differently."""
+"""What a checkpoint was made with, and what of it a resumed run cannot restore, or restores differently."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refusals(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
     Args:
         then: `origin_of` the run that wrote the checkpoint.
-        now: `origin_of` the run that is to take it up.
+        now: `origin_of` the run that will resume from it.
     """
     if then["scorer"] != now["scorer"] and _keeps_embeddings(now):
         yield (
@@ -86,13 +86,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     """Sentences on differences with which a run can go on, and on what they mean for it; arguments as `refusals`."""
     if then["dataset"] != now["dataset"]:
         yield (
-            f"its training dataset was another one ({_rows(then)}, and {_rows(now)} now): the run goes on at its step "
-            "in the new one, with optimiser, schedule, discriminator and memory as they were"
+            f"its training dataset was another one ({_rows(then)}, and {_rows(now)} now): the run continues at its "
+            "step in the new one, with optimiser, schedule, discriminator and memory as they were"
         )
     if rewards_differ(then, now):
         yield (
-            f"its rewards were {_sum(then)} and are {_sum(now)} now: what the alarms remember of them is "
-            "left out, and all else is taken up"
+            f"its rewards were {_sum(then)} and are {_sum(now)} now: what the alarms remember of them is dropped, and "
+            "all else is restored"
         )
     changed = [
         (name, value, now["settings"][name])
@@ -100,9 +100,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         if name in now["settings"] and name not in _FIXED and value != now["settings"][name]
     ]
     if kept := [f"{name} stays {old!r}, not {new!r}" for name, old, new in changed if name in _OF_OPTIMIZERS]:
-        yield f"these settings are part of an optimiser's state, which is taken up: {', '.join(kept)}"
+        yield f"these settings are part of an optimiser's state, which is restored: {', '.join(kept)}"
     if new := [f"{name} {old!r} -> {new!r}" for name, old, new in changed if name not in _OF_OPTIMIZERS]:
-        yield f"these settings were changed, and act from here on: {', '.join(new)}"
+        yield f"these settings were changed, and take effect from here on: {', '.join(new)}"
 
 
 def rewards_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -11,7 +11,15 @@ from typing import Any
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    Pipeline,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    VisionEncoderDecoderModel,
+)
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
 
@@ -52,7 +60,9 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         OSError: There is no such model.
     """
     if task != TASK:
-        raise ValueError(f"hf_distinct.pipeline knows no task but {TASK!r}; transformers.pipeline may know {task!r}.")
+        raise ValueError(
+            f"hf_distinct.pipeline supports only the task {TASK!r}; transformers.pipeline may support {task!r}."
+        )
     if isinstance(model, (str, os.PathLike)):
         model = shipped_or_named(model)
         if not settings.setdefault("trust_remote_code", False):
@@ -70,6 +80,25 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         transformers.AttentionInterface.register(EXACT_SEGFORMER, _exact_segformer)
         encoder.set_attn_implementation(EXACT_SEGFORMER)
     return found
+
+
+def load_captioner(
+    source: str | os.PathLike[str],
+) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerBase, BaseImageProcessor]:
+    """Load a captioner with its tokenizer and its image processor; code that it brings along is refused, never run.
+
+    Args:
+        source: Id on the Hub, folder, or `"captioner"` (the one that the package ships).
+
+    Raises:
+        ValueError: The model brings code along.
+        OSError: There is no such model, or a part of it is missing.
+    """
+    source = shipped_or_named(source)
+    refuse_code(source)
+    model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return model, tokenizer, load_image_processor(source)
 
 
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:

@@ -1,4 +1,4 @@
-"""All that does not fit, told at once: each ``..._problems`` yields sentences, and `refuse` raises them together."""
+"""All problems in one error: each ``..._problems`` yields sentences, and `refuse` raises them together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import chain
 
 
 def refuse(*problems: Iterable[str]) -> None:
-    """Raise ValueError of all problems that there are: one as it stands, several as a list."""
+    """Raise a ValueError with all problems, if there are any: one as it is, several as a list."""
     found = list(chain(*problems))
     if len(found) == 1:
         raise ValueError(found[0])

@@ -61,7 +61,7 @@ class RecordedRun:
         with open(log, "w") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
         if code:
-            raise ValueError(f"{self.name}: {self.recipe.name} ended with status {code}; {log} tells why.")
+            raise ValueError(f"{self.name}: {self.recipe.name} ended with status {code}; see {log} for the reason.")
         self.finish(made_by)
 
     def finish(self, made_by: dict[str, Any]) -> None:
@@ -78,11 +78,11 @@ class RecordedRun:
         """Whether its results are there, whole, and made by the same; ``tell`` logs why not, where it has been run."""
         if not self._done.is_file():
             if tell and (self.folder / "metrics.json").is_file():
-                logger.info("%s: run again, for what lies in %s was never finished", self.name, self.folder)
+                logger.info("%s: run again, because the results in %s were never completed", self.name, self.folder)
             return False
         why = self._changed()
         if why and tell:
-            logger.info("%s: run again, for %s", self.name, why)
+            logger.info("%s: run again, because %s", self.name, why)
         return not why
 
     def _changed(self) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
-from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    BaseImageProcessor,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -26,8 +24,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distinct.beam_rows import BeamRows
 from hf_distinct.checkpointing import checkpointed_layers
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import ImageError, decode_pixels
-from hf_distinct.data.skips import Skips
 from hf_distinct.finished_rows import DropFinished
 from hf_distinct.gathering import gather_rows
 from hf_distinct.image_sharing import CACHE, ImageCache, share_images
@@ -105,7 +101,7 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
 
 
 def longest_caption(config: GenerationConfig) -> int:
-    """The most tokens after the start token: as `generate` has it, 20 where nobody said any other number."""
+    """The maximum number of tokens after the start token: as in `generate`, 20 if no other number is set."""
     if config.max_new_tokens:
         return config.max_new_tokens
     return 20 if config.max_length in (None, GenerationConfig().max_length) else config.max_length - 1
@@ -126,10 +122,10 @@ def generate_labels(
         generation_config: ``num_return_sequences`` K captions an image; with ``do_sample`` drawn at ``temperature``
             from the whole vocabulary, by [`MultinomialSampling`].
         logits_processor: as `generate` takes it.
-        cache: a fresh one, if not the usual.
+        cache: a new one; None: the usual one.
 
     Returns:
-        Token ids ``(B * K, L)``, the end token included, -100 behind it.
+        Token ids ``(B * K, L)``, with the end token, and -100 after it.
     """
     states = encoder_hidden_states.detach()
     if cache is None and share_images(model.decoder):
@@ -200,7 +196,7 @@ def rollout_figures(
     """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
 
     Args:
-        labels: ``(N, L)`` of this process; those behind the captions are a stand-in's.
+        labels: ``(N, L)`` of this process; those after the captions belong to a stand-in.
         captions: their texts, at most N.
         ends: the end tokens.
         accelerator: knows the other processes.
@@ -227,109 +223,15 @@ def repeats(labels: Tensor, n: int = 3) -> Tensor:
     return same.triu(diagonal=1).flatten(1).any(dim=1)
 
 
-def write_captions(
-    model: VisionEncoderDecoderModel,
-    tokenizer: PreTrainedTokenizerBase,
-    image_processor: BaseImageProcessor,
-    dataset: Dataset,
-    batch_size: int,
-) -> list[str | ImageError]:
-    """Caption a dataset as ``pipeline("image-to-text")`` does: from its pixels, by the model's own generation config.
-
-    Args:
-        model: the captioner, unwrapped, in eval mode.
-        tokenizer: its tokenizer.
-        image_processor: its image processor.
-        dataset: has ``image``.
-        batch_size: images at a time.
-
-    Returns:
-        One caption a row, in order; in the place of a picture that cannot be decoded its error.
-    """
-    written = write_sequences(model, image_processor, dataset, batch_size)
-    return captions_of(written, tokenizer, token_id(model, "pad_token_id"))
-
-
-def captions_of(
-    written: Sequence[Tensor | ImageError], tokenizer: PreTrainedTokenizerBase, pad: int
-) -> list[str | ImageError]:
-    """The texts of what [`write_sequences`] gave; errors stay where they are."""
-    texts = iter(decode(tokenizer, pad_sequences([each for each in written if isinstance(each, Tensor)], pad)))
-    return [next(texts) if isinstance(each, Tensor) else each for each in written]
-
-
-@torch.no_grad()
-def write_sequences(
-    model: VisionEncoderDecoderModel,
-    image_processor: BaseImageProcessor,
-    dataset: Dataset,
-    batch_size: int,
-    **generation: Any,
-) -> list[Tensor | ImageError]:
-    """As [`write_captions`], in tokens.
-
-    Args:
-        model: see there.
-        image_processor: see there.
-        dataset: see there.
-        batch_size: see there.
-        generation: arguments of ``generate``, which override the model's own generation config.
-
-    Returns:
-        ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
-        of a picture that cannot be decoded its error.
-    """
-    written: list[Tensor | ImageError] = []
-    writer: Any = model
-    # decode=False: datasets would fail on the whole batch.
-    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
-    for start in range(0, len(encoded), batch_size):
-        values = encoded[start : start + batch_size]["image"]
-        found, sequences = decode_pixels(values, image_processor), iter(())
-        if found.images:
-            pixels = torch.stack(found.images).to(model.device)
-            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation).cpu())
-        for place in range(len(values)):
-            reason = found.failures.get(place)
-            written.append(next(sequences) if reason is None else ImageError(reason))
-    return written
-
-
-def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
-    """Rows of tokens, each as long as it is, as one tensor ``(N, L)``; of no rows ``(0, 0)``."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=pad) if rows else torch.empty(0, 0).long()
-
-
-def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> list[str | None]:
-    """What `write_captions` gave, with None in the place of each error; a warning counts and names those.
-
-    Args:
-        said: captions and errors.
-        names: what messages call the rows.
-
-    Raises:
-        ValueError: there is no caption at all.
-    """
-    skips = Skips(f"captions of {len(said)} pictures")
-    for name, each in zip(names, said, strict=True):
-        if isinstance(each, ImageError):
-            skips.add("picture that cannot be read", f"{name}: {each}")
-    captions = [None if isinstance(each, ImageError) else each for each in said]
-    if captions and not any(caption is not None for caption in captions):
-        raise ValueError(f"None of {len(said)} pictures can be read: {skips.summary()}")
-    skips.warn()
-    return captions
-
-
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
     """Logits of given captions in one decoder pass.
 
-    Padding stands behind the end token, where a causal decoder never looks from a real one, so it changes nothing.
+    Padding follows the end token, and a causal decoder never looks at later tokens, so it changes nothing.
 
     Args:
         model: the captioner; the wrapped one where gradients are wanted.
         encoder_hidden_states: ``(B, S, H)``, one row an image.
-        labels: ``(N, L)`` token ids, -100 behind the end; N is a multiple of B, the captions of an image in a row.
+        labels: ``(N, L)`` token ids, -100 after the end; N is a multiple of B, the captions of an image in a row.
 
     Returns:
         ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.

@@ -23,7 +23,7 @@ from hf_distinct.clip_loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, s
 from hf_distinct.names import shipped, shipped_or_named
 
 __all__ = [
-    "ClipScorer", "clean_caption", "encode_token_ids", "load_clip", "save_open_clip", "scorer_problems", "shipped",
+    "ClipScorer", "clean_caption", "encode_token_ids", "save_open_clip", "scorer_problems", "shipped",
     "shipped_or_named",
 ]  # fmt: skip
 
@@ -217,7 +217,7 @@ class ClipScorer:
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def is_cut(self, texts: Sequence[str]) -> Tensor:
-        """Tell which captions are longer than the model reads; it finds two alike that differ only after the cut.
+        """Which captions are longer than the model reads: those that differ only after the cut are equal to it.
 
         Returns:
             ``(n,)`` bool, on the CPU.
@@ -243,9 +243,9 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
     """
     if max_new_tokens > scorer.context_length:
         yield (
-            f"Captions may have max_new_tokens={max_new_tokens} tokens, but the scorer {scorer.name!r} reads "
-            f"{scorer.context_length} and finds captions alike that differ only after them. Lower max_new_tokens, or "
-            "take a scorer with a longer context_length."
+            f"Captions may have max_new_tokens={max_new_tokens} tokens, but the scorer {scorer.name!r} reads only "
+            f"{scorer.context_length}, so captions that differ later get the same reward. Lower max_new_tokens, or "
+            "use a scorer with a longer context_length."
         )
 
 
@@ -253,11 +253,6 @@ def one_line(error: Exception, length: int = 500) -> str:
     """The message of an error without line breaks, cut where it lists hundreds of weights."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= length else message[:length] + " ..."
-
-
-def load_clip(name: str) -> ClipScorer:
-    """[`ClipScorer`] by its old name."""
-    return ClipScorer(name)
 
 
 def save_open_clip(

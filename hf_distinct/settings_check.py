@@ -101,7 +101,7 @@ def settings_problems(
     caption_metrics: Any,
     train_columns: Sequence[str],
 ) -> Iterator[str]:
-    """Sentences on settings that the rest of what a trainer is made of does not bear out.
+    """Sentences on settings that do not fit the trainer's other arguments.
 
     Args:
         args: the settings.
@@ -133,7 +133,10 @@ def _evaluation_problems(args: RLCaptionConfig, eval_dataset: Any, caption_metri
     when = when if args.eval_strategy == "no" else f"eval_strategy={IntervalStrategy(args.eval_strategy).value}"
     for name, value in (("eval_dataset", eval_dataset), ("caption_metrics", caption_metrics)):
         if when and value is None:
-            yield f"{when} needs {name}: pass it to the trainer, or set eval_strategy to 'no' and eval_on_start off."
+            yield (
+                f"{when} needs {name}: pass it to the trainer, or set eval_strategy to 'no' and eval_on_start to "
+                "False."
+            )
     if isinstance(eval_dataset, dict) and not eval_dataset:
         yield "eval_dataset is a dict without any dataset."
     best = "load_best_model_at_end" if args.load_best_model_at_end else None
@@ -145,7 +148,7 @@ def _evaluation_problems(args: RLCaptionConfig, eval_dataset: Any, caption_metri
 
 
 def _metric_problems(metric: str, eval_dataset: Any, caption_metrics: Any) -> Iterator[str]:
-    """What is known of an evaluation's metrics before there is one: of which dataset they are, and ours by name."""
+    """Check the name of a metric before there is an evaluation: its dataset, and our own metrics by name."""
     name = metric.removeprefix("eval_")
     if isinstance(eval_dataset, dict):
         own = [part for part in eval_dataset if name.startswith(f"{part}_")]

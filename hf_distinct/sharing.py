@@ -206,7 +206,7 @@ class SharingTrainer(DurableTrainer):
         if self.args.hub_strategy not in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             return
         if self.is_deepspeed_enabled:
-            logger.warning("hub_strategy: DeepSpeed's checkpoints are pickled and not pushed; the model alone is")
+            logger.warning("hub_strategy: DeepSpeed's checkpoints are pickled and not pushed; only the model is")
             return
         name = LAST_CHECKPOINT if self.args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
         folder = target / name

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
     BaseImageProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
     VisionEncoderDecoderModel,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
 
-from hf_distinct import checkpoints
 from hf_distinct.alarms import AlarmCallback, Bound, bounds
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.images import ImageError
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.evaluation.diversity import unique_share
-from hf_distinct.finite import step_problems, weight_problems
+from hf_distinct.finite import loss_problems
 from hf_distinct.fit import check_fit, decoder_positions
 from hf_distinct.gallery import Gallery
 from hf_distinct.guidance import drop_images
+from hf_distinct.resumable import ResumableTrainer
 from hf_distinct.rollout import (
     caption_logits,
     captioner_in,
     encode,
     generation_ready,
-    write_captions,
 )
 from hf_distinct.workers import fit_trainer
-
-logger = logging.get_logger(__name__)
 
 TRIAL_PICTURES = 2
 UNUSED = {
@@ -67,13 +60,13 @@ def teacher_forcing_problems(args: Seq2SeqTrainingArguments) -> Iterator[str]:
         yield "load_best_model_at_end needs metric_for_best_model, e.g. CIDEr-D: evaluation computes no loss."
 
 
-class TeacherForcing(Seq2SeqTrainer):
+class TeacherForcing(ResumableTrainer):
     """Trains a captioner by cross-entropy on several captions an image, each image encoded once.
 
     What would fail after the training is tried before it: two pictures are captioned. A loss, gradient or weight that
-    is NaN or infinite ends the training; nothing of it is saved. Evaluation captions the gallery, and alarms watch it:
-    they warn of one caption for many pictures, and of captions that break off. An encoder without trainable weights is
-    kept in eval mode, so that its dropout is off and its batch statistics stay.
+    is NaN or infinite in any process ends the training; nothing of it is saved. Evaluation captions the gallery, and
+    alarms watch it: they warn of one caption for many pictures, and of captions that break off. An encoder without
+    trainable weights is kept in eval mode, so that its dropout is off and its batch statistics stay.
 
     Args:
         model: the captioner.
@@ -174,26 +167,20 @@ class TeacherForcing(Seq2SeqTrainer):
         """As the parent's.
 
         Raises:
-            ValueError: the loss or a gradient is NaN or infinite; the step is not taken.
+            ValueError: in every process, the loss or the gradient is NaN or infinite in one; the step is not taken.
         """
         loss = super().training_step(model, *args, **kwargs)
-        if self.accelerator.scaler is None:  # that of fp16 looks for infinities itself, and skips such steps
-            self._refuse(step_problems(loss, model))
-        return loss
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; nothing once the last step is done, where a resumed parent would train one step more."""
-        if self.state.global_step >= self.state.max_steps:
-            return [], None
-        return super().get_batch_samples(*args, **kwargs)
-
-    def _refuse(self, problems: Iterator[str]) -> None:
-        for problem in problems:
+        problem = next(loss_problems(loss), None)
+        if problem is None and self.accelerator.sync_gradients:
+            problem = self._gradient_problem(model)
+        if self._agree(problem is not None):
+            found = next(filter(None, gather_object([problem])))
             raise ValueError(
-                f"Step {self.state.global_step + 1}: {problem} The training has diverged and ends here, and this "
+                f"Step {self.state.global_step + 1}: {found} The training has diverged and ends here, and this "
                 f"captioner is not saved. Lower --learning_rate (now {self.args.learning_rate:g}), or lengthen "
                 "--warmup_steps; --resume_from_checkpoint true goes on from the last checkpoint, if there is one."
             )
+        return loss
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
@@ -215,50 +202,6 @@ class TeacherForcing(Seq2SeqTrainer):
             for bound in self.alarms.bounds
             if bound.watches(name) and (why := bound.broken(name, value, value))
         ]
-
-    # --------------------------------------------------------------------------------------------------- checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; see `hf_distinct.checkpoints.choose` for ``resume_from_checkpoint``.
-
-        Raises:
-            ValueError: there is no checkpoint to resume from, or the training has diverged.
-        """
-        choice = None
-        if self.is_world_process_zero():
-            choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
-        return super().train(broadcast_object_list([choice])[0], *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, seal, and only then remove older ones."""
-        self._refuse(weight_problems(self.model))
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            checkpoints.seal(folder, self.args.world_size)
-            checkpoints.remove_oldest(folder, limit, self.state.best_model_checkpoint)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's; raises ValueError for weights that are NaN or infinite, before anything is written."""
-        self._refuse(weight_problems(self.model))
-        super().save_model(output_dir, _internal_call)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the parent's, but by the names that `from_pretrained` gives; see `hf_distinct.durable`."""
-        model = self.model if model is None else model
-        if not isinstance(model, PreTrainedModel):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._load_best_model()
-        return self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
 class _Epoch(TrainerCallback):

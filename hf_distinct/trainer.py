@@ -10,7 +10,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
@@ -31,15 +31,8 @@ from hf_distinct.appraisal import Appraisal, Appraiser
 from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
-from hf_distinct.data.hard_batches import HardBatchSampler
-from hf_distinct.data.mining import mine_neighbours
-from hf_distinct.data.prepared import (
-    as_captioned,
-    as_evaluated,
-    embeddings_problems,
-    neighbours_problems,
-)
+from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.prepared import as_captioned, as_evaluated_parts, neighbours_problems
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.escaping import plain
 from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
@@ -64,31 +57,11 @@ from hf_distinct.rollout import (
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.settings_check import settings_problems
+from hf_distinct.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
 from hf_distinct.word_limits import forbidden_tokens, left_out
 from hf_distinct.workers import fit_trainer
 
 logger = logging.get_logger(__name__)
-
-
-class _Epoch(TrainerCallback):
-    """Tells those who draw which epoch it is, so that what they draw depends on nothing else."""
-
-    def __init__(self, *drawing: CaptionCollator | HardBatchSampler):
-        self.drawing = drawing
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for each in self.drawing:
-            each.epoch = int(state.epoch or 0)
-
-
-def _evaluated(dataset: Any, name: str) -> Any:
-    """What may be an ``eval_dataset``, in the form of this package's sources."""
-    if isinstance(dataset, dict):
-        return {key: as_evaluated(part, f"{name}[{key!r}]") for key, part in dataset.items()}
-    return None if dataset is None else as_evaluated(dataset, name)
-
-
-HARD_BATCH_NEIGHBOURS = 4
 
 
 class RLCaptionTrainer(EvaluatingTrainer):
@@ -110,7 +83,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
             or a ``DatasetDict``.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor; saved beside it.
-        embeddings: of ``train_dataset`` under ``scorer``, if at hand (see ``embed_dataset``); computed otherwise.
+        embeddings: those of ``train_dataset`` under ``scorer``, if you have them (see ``embed_dataset``); computed
+            otherwise.
         rewards: instead of ``args.reward``: names, functions (those written for TRL too, see
             [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
         caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
@@ -148,7 +122,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
             wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
             args.generation_config = bare.generation_config = with_special_tokens(wanted, bare)
         train_dataset = as_captioned(train_dataset, "train_dataset")
-        eval_dataset = _evaluated(eval_dataset, "eval_dataset")
+        eval_dataset = as_evaluated_parts(eval_dataset, "eval_dataset")
         further = [
             batch_problems(train_dataset, args),
             neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours),
@@ -158,13 +132,10 @@ class RLCaptionTrainer(EvaluatingTrainer):
             ),
         ]  # fmt: skip
         check_fit(model, processing_class, image_processor, args, *further)
-        if "neighbours" in train_dataset.column_names and not (args.pool_neighbours or args.hard_batches):
-            unused = "The column 'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches."
-            logger.warning(unused)
         if unkept := left_out(model.generation_config, args.rollouts):
             logger.warning(
-                "The captioner's generation config asks for %s. Evaluations and the saved captioner do that; rollouts "
-                "do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
+                "The captioner's generation config asks for %s. Evaluations and the saved captioner follow it; "
+                "rollouts do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
             )  # fmt: skip
         fit_trainer(args, image_processor)
         if args.freeze_encoder:
@@ -178,20 +149,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
         self.image_processor = image_processor
         self.caption_metrics = caption_metrics
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
-        if embeddings is None:
-            train_dataset, embeddings = embed_dataset(train_dataset, self.scorer)
-        for problem in embeddings_problems(train_dataset, embeddings, "train_dataset"):
-            raise ValueError(problem)
-        # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
-        train_dataset = train_dataset.cast_column("image", Image(decode=False))
-        if (args.pool_neighbours or args.hard_batches) and "neighbours" not in train_dataset.column_names:
-            count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
-            train_dataset = mine_neighbours(train_dataset, embeddings, count, first_rank=args.neighbour_first_rank)
-        data_seed = args.seed if args.data_seed is None else args.data_seed
-        self.hard_batches = None
-        if args.hard_batches:
-            batch = args.train_batch_size * args.world_size
-            self.hard_batches = HardBatchSampler(train_dataset["neighbours"], batch, data_seed)
+        train_dataset, embeddings = embedded_and_mined(train_dataset, embeddings, self.scorer, args)
+        self.hard_batches = hard_batch_sampler(train_dataset, args)
         collator = CaptionCollator(
             tokenizer=processing_class,
             image_processor=image_processor,
@@ -199,10 +158,9 @@ class RLCaptionTrainer(EvaluatingTrainer):
             image_ids=list(train_dataset["image_id"]),
             captions_per_image=args.references_per_image,
             max_length=min(args.max_reference_length, decoder_positions(model)),
-            seed=data_seed,
+            seed=seed_of_data(args),
             epoch=0,
         )
-        drawing = [collator] if self.hard_batches is None else [collator, self.hard_batches]
         super().__init__(
             model=model,
             args=args,
@@ -210,7 +168,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_Epoch(*drawing), self.alarms, *(callbacks or [])],
+            callbacks=[EpochCallback(collator, self.hard_batches), self.alarms, *(callbacks or [])],
             optimizers=optimizers,
         )
         # The loss is a mean over captions; the Trainer must only divide it by the accumulation steps.
@@ -252,7 +210,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
     # ------------------------------------------------------------------------------------------------------- step
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        """The batches of the next step, as the parent's, without the rows that fill up an epoch's last one."""
+        """The batches of the next step, as the parent's, without the rows that fill up the last batch of an epoch."""
         batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
         return super().get_batch_samples(batches, *args, **kwargs)
 
@@ -281,7 +239,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
         if self.all_finite(loss, appraisal, inputs):
             ends = end_ids(captioner_in(model, self.accelerator))
             figures = rollout_figures(labels, captions, ends, self.accelerator)
-            self._measure(appraisal.figures | terms | figures)
+            for name, value in (appraisal.figures | terms | figures).items():
+                self.meter.add(name, value)
             first = captions[:: self.args.num_rollouts]
             self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
         else:
@@ -418,13 +377,9 @@ class RLCaptionTrainer(EvaluatingTrainer):
         accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
         self.log({"discriminator/pretrain_steps": steps, "discriminator/pretrain_accuracy": accuracy})
         if self.is_world_process_zero():
-            logger.info("It now tells %.0f %% of rollouts and reference captions apart.", 100 * accuracy)
+            logger.info("The discriminator now tells %.0f %% of rollouts from reference captions.", 100 * accuracy)
 
     # ----------------------------------------------------------------------------------------------------- metrics
-
-    def _measure(self, figures: dict[str, Tensor]) -> None:
-        for name, value in figures.items():
-            self.meter.add(name, value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes; show samples, watch."""

@@ -3,11 +3,12 @@
     python recipes/ablation.py --jobs 2                                           # on emoji scenes
     python recipes/ablation.py recipes/configs/ablation_coco.yaml --output_dir outputs/ablation_coco
 
-The YAML file names the rows: what each changes in the settings of recipes/train.py. Beside them stands what the
-captioner that all begin with can do by decoding alone (guidance, the best of n samples). A run is not repeated while
-the settings, split, seed, files and version that made it are the same; if one has changed, it is run again. Leaves
-in OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each system
-(captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side.
+The YAML file names the rows: what each changes in the settings of recipes/train.py. They are compared with what their
+common initial captioner reaches by decoding alone (guidance, the best of n samples). A run is not repeated while the
+settings, split, seed, files and version that made it are the same; if one has changed, it is run again. The recipe
+writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each
+system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side. A signal that stops
+the recipe also stops its runs; completed runs are not repeated.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import yaml
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.data.settings import DatasetSettings
@@ -32,6 +35,7 @@ from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.recorded_run import RecordedRun
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
+from hf_distinct.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
 
 RECIPES = Path(__file__).parent
@@ -59,12 +63,16 @@ logger = logging.getLogger("ablation")
 class Settings:
     """Which rows, how often."""
 
-    plan: str = field(default=str(PLAN), metadata={"help": "YAML file; recipes/configs/ablation.yaml shows the form."})
-    output_dir: str = field(default="outputs/ablation", metadata={"help": "Where runs, table and plots go."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each row is run with each."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run; none: all."})
+    plan: str = field(
+        default=str(PLAN), metadata={"help": "YAML file with the rows; recipes/configs/ablation.yaml shows the form."}
+    )
+    output_dir: str = field(default="outputs/ablation", metadata={"help": "Folder for runs, table and plots."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds with each of which every row is run."}
+    )
+    only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run. Default: all."})
     split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
     )
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
 
@@ -124,11 +132,11 @@ class Ablation:
             if name not in self.rows:
                 yield f"{plan} has no row {name!r}; it has {', '.join(self.rows)}."
         for name in others.keys() & ours.keys():
-            yield f"{plan}: the row {name!r} is among others and among ours; call one of them otherwise."
+            yield f"{plan}: the row {name!r} is among others and among ours; rename one of them."
         folders: dict[Path, str] = {}
         for name in self.rows:
             if (other := folders.setdefault(self._folder(name), name)) != name:
-                yield f"{plan}: the rows {other!r} and {name!r} would share a folder; call one of them otherwise."
+                yield f"{plan}: the rows {other!r} and {name!r} would share a folder; rename one of them."
         if not drawn and not self.common.get("model_name_or_path"):
             yield (
                 f"{plan}: settings name no model_name_or_path, the captioner that all rows begin with; the one that "
@@ -191,6 +199,8 @@ class Ablation:
         def add(name: str, kind: Kind, metrics: Mapping[str, float], prefix: str = "") -> None:
             figures = found.setdefault(name, (kind, {}))[1]
             for figure, value in metrics.items():
+                if value is None:  # NaN
+                    continue
                 figures.setdefault(prefix + figure, []).append(value)
 
         reports = {place: self._read(run) for place, run in self.trainings.items()}
@@ -227,18 +237,19 @@ class Ablation:
         seed = self.settings.seeds[0]
         for prefix, end in self.galleries.items():
             folder = self.output / "captions" / f"{self.settings.split}{end}"
-            folder.mkdir(parents=True, exist_ok=True)
             for model in ("captioner", "dropped"):
                 run = self.decodings.get((seed, model, prefix))
                 for file in (run.folder / "captions").glob("*.json") if run and run.is_done() else ():
                     if name := self._way(model, file.stem):
                         said = read_coco_results(file)
-                        write_coco_results(folder / f"{name}.json", list(said), list(said.values()))
+                        with own_files(folder, f"{name}.json") as (path,):
+                            write_coco_results(path, list(said), list(said.values()))
             for row in self.rows:
                 if self.trainings[row, seed].is_done():
                     said = json.loads((self.trainings[row, seed].folder / "captions.json").read_text())
                     for name, when in (("teacher forcing", "before"), (row.replace("/", " "), "after")):
-                        write_coco_results(folder / f"{name}.json", said["image_id"][prefix], said[when][prefix])
+                        with own_files(folder, f"{name}.json") as (path,):
+                            write_coco_results(path, said["image_id"][prefix], said[when][prefix])
 
 
 def cell(system: System, figure: str) -> str:
@@ -276,6 +287,23 @@ def margins(systems: list[System]) -> str:
     return "\n".join([head, "|---|---|---|---|---|---|", *lines]) + "\n"
 
 
+def run_all(runs: Sequence[Future[None]]) -> None:
+    """Wait for runs. The first error cancels those that have not begun; a signal also ends those that are at work."""
+    try:
+        for run in as_completed(runs):
+            run.result()
+    except BaseException as error:
+        for run in runs:
+            run.cancel()
+        told: set[int] = set()
+        while not isinstance(error, Exception) and wait(runs, timeout=0.2).not_done:
+            for child in psutil.Process().children():
+                if child.pid not in told:
+                    told.add(child.pid)
+                    child.terminate()  # a training leaves a checkpoint
+        raise
+
+
 def main() -> None:
     """Run the rows; write tables, plots and captions."""
     argv = sys.argv[1:]
@@ -284,14 +312,15 @@ def main() -> None:
     (settings,) = parse_settings(Settings, argv=argv, description=__doc__)
     show_logs("ablation")
     ablation = Ablation(settings)
+    run_lock.claim(ablation.output)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1)
     with ThreadPoolExecutor(settings.jobs) as pool:
         for part in ablation.runs():
-            for _ in pool.map(lambda run: run(threads), part):
-                pass
+            run_all([pool.submit(run, threads) for run in part])
     systems = ablation.systems()
     output = ablation.output
-    (output / "ablation.md").write_text("\n".join(filter(None, (table(systems), margins(systems)))))
+    tables = "\n".join(filter(None, (table(systems), margins(systems))))
+    write_text(output / "ablation.md", tables)
     found = {
         each.name: {
             "kind": each.kind,
@@ -299,11 +328,12 @@ def main() -> None:
         }
         for each in systems
     }
-    (output / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
-    for ending in ("png", "svg"):
-        write_frontier_plot(systems, output / f"frontier.{ending}")
+    write_json(output / "ablation.json", found, indent=1)
     ablation.write_captions()
-    print((output / "ablation.md").read_text())
+    for plot in ("frontier.png", "frontier.svg"):
+        with or_warn(plot), own_files(output, plot) as (path,):
+            write_frontier_plot(systems, path)
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -63,13 +63,16 @@ TOLERANCE = 1e-4  # of two losses, relative to the mean log-probability of a tok
 class Settings:
     """What is measured."""
 
-    size: Literal["small", "base"] = field(default="small", metadata={"help": "The captioner and its CLIP."})
+    size: Literal["small", "base"] = field(default="small", metadata={"help": "Size of the captioner and its CLIP."})
     rollouts: Literal["beam", "sample", "both"] = field(
-        default="both", metadata={"help": "Five beams of an image, of which the best counts; or five samples."}
+        default="both",
+        metadata={"help": "How captions are written: the best of five beams, or five samples, of each image."},
     )
-    repetitions: int = field(default=10, metadata={"help": "Turns of the four ways."})
-    images: int | None = field(default=None, metadata={"help": "Of a batch; none: 32, and 8 of the base size."})
-    output: str | None = field(default=None, metadata={"help": "A JSON file for all that was measured."})
+    repetitions: int = field(default=10, metadata={"help": "Number of times that each way is measured."})
+    images: int | None = field(
+        default=None, metadata={"help": "Number of images in a batch. Default: 32, or 8 with the size base."}
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file for all that was measured."})
 
 
 # ----------------------------------------------------------------------------------------------------- the reference

@@ -8,7 +8,6 @@ from typing import Any
 import open_clip
 import torch
 from transformers import (
-    AutoTokenizer,
     GPT2Config,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
@@ -16,16 +15,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_distinct import ClipScorer, shipped
+from hf_distinct import ClipScorer
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.pipelines import load_image_processor
+from hf_distinct.pipelines import load_captioner
 
 
 def small_models(folder: Path) -> tuple[Any, ...]:
     """Captioner, tokenizer, image processor and scorer: the shipped ones."""
-    source = shipped("captioner")
-    captioner, tokenizer = VisionEncoderDecoderModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    return captioner, tokenizer, load_image_processor(source), ClipScorer(shipped("scorer"))
+    return *load_captioner("captioner"), ClipScorer("scorer")
 
 
 def base_models(folder: Path) -> tuple[Any, ...]:

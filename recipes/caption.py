@@ -5,29 +5,31 @@
 
 Writes OUT/captions.jsonl, a line for each picture in the order of their names, and OUT/captions.html, a page that can
 be moved and sent: it holds small copies of the pictures, at most 1,000. Pictures that cannot be read are named and
-left out. Files of these names that lie there already are kept under other names.
+left out. Files of these names that no recipe wrote stay: the new ones get a number. If the run is stopped, what it has
+written so far is in OUT/captions.unfinished.jsonl.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.images import ImageError, picture_files
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.scorer import load_clip, shipped
+from hf_distinct.results import or_warn, own_files
+from hf_distinct.scorer import ClipScorer, shipped
 
 SHOWN = 1000  # about 5 MB
 logger = logging.getLogger("caption")
@@ -37,28 +39,33 @@ logger = logging.getLogger("caption")
 class Settings:
     """Which pictures, by which captioner."""
 
-    folder: str = field(metadata={"help": "Folder of the pictures; those in folders below it are captioned too."})
+    folder: str = field(metadata={"help": "Folder of the pictures; folders below it are included."})
     model: str | None = field(
         default=None,
-        metadata={
-            "help": "The captioner: a folder, or a Hub id; none: the shipped one, of emoji scenes."
-        },
+        metadata={"help": "The captioner: a folder or a Hub id. Default: the shipped one, for emoji scenes."},
     )
-    output_dir: str = field(default="outputs/captions", metadata={"help": "Where captions.jsonl and .html go."})
+    output_dir: str = field(
+        default="outputs/captions", metadata={"help": "Folder for captions.jsonl and captions.html."}
+    )
     num_samples: int = field(
-        default=0, metadata={"help": "Number of captions to sample of each picture; 0: the one best caption."}
+        default=0, metadata={"help": "Number of captions to sample for each picture. 0: only the best caption."}
     )
     rerank_with: str | None = field(
         default=None,
-        metadata={"help": "The CLIP that chooses among samples: NAME:TAG, a folder, or a shipped one's name."},
+        metadata={
+            "help": "The CLIP that chooses among the samples: NAME:TAG, a folder, or the name of a shipped one."
+        },
     )
     guidance: float = field(
         default=1.0,
-        metadata={"help": "Above 1: says more of the picture (1.5 to 3), if taught by warm_up.py --drop_images 0.5."},
+        metadata={
+            "help": "Guidance strength; above 1 (1.5 to 3), a captioner trained by warm_up.py --drop_images 0.5 "
+            "says more."
+        },
     )
     batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
     num_workers: int = field(
-        default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that read pictures beside the captioner."}
+        default=min(8, os.cpu_count() or 1), metadata={"help": "Number of processes that read pictures."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
 
@@ -66,7 +73,7 @@ class Settings:
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if not self.num_samples:
             yield from unused_settings(self, ("seed",), "without --num_samples: nothing is drawn")
             if self.rerank_with:
@@ -86,13 +93,24 @@ def parse() -> Settings:
     return parse_settings(Settings, argv=argv, description=__doc__)[0]
 
 
-def keep(file: Path) -> None:
-    """Give a file that lies there already the first free name: captions.1.jsonl, captions.2.jsonl, ..."""
-    if file.exists():
-        names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
-        other = next(name for name in names if not name.exists())
-        file.rename(other)
-        logger.info("%s was there already: it is now %s", file, other.name)
+def write_lines(
+    captioned: Iterable[tuple[Path, str | list[str] | ImageError]], path: Path, folder: Path
+) -> list[tuple[Path, str | list[str]]]:
+    """Write a line for each picture that can be read, and return them; whatever ends it early, the lines stay."""
+    rows: list[tuple[Path, str | list[str]]] = []
+    with open(path, "w", encoding="utf-8") as lines, logging_redirect_tqdm():
+        try:
+            for picture, said in captioned:
+                if isinstance(said, ImageError):
+                    logger.warning("left out: %s", said)
+                    continue
+                key = "caption" if isinstance(said, str) else "captions"
+                lines.write(json.dumps({"file_name": picture.relative_to(folder).as_posix(), key: said}) + "\n")
+                rows.append((picture, said))
+        except BaseException:
+            logger.warning("not finished: the captions of %d pictures are in %s", len(rows), path)
+            raise
+    return rows
 
 
 def main() -> None:
@@ -100,8 +118,9 @@ def main() -> None:
     settings = parse()
     show_logs("caption")
     folder, output = Path(settings.folder), Path(settings.output_dir)
+    run_lock.claim(output)
     pictures = picture_files(folder)
-    scorer = load_clip(settings.rerank_with) if settings.rerank_with else None
+    scorer = ClipScorer(settings.rerank_with) if settings.rerank_with else None
     captioner = Captioner(settings.model or shipped("captioner"), scorer)
     stream = captioner.stream(
         pictures,
@@ -112,26 +131,19 @@ def main() -> None:
         num_workers=settings.num_workers,
         progress=True,
     )
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("captions.jsonl", "captions.html"):
-        keep(output / name)
-    rows: list[tuple[Path, str | list[str]]] = []
-    with open(output / "captions.jsonl", "w", encoding="utf-8") as lines, logging_redirect_tqdm():
-        for path, said in zip(pictures, stream, strict=True):
-            if isinstance(said, ImageError):
-                logger.warning("left out: %s", said)
-                continue
-            key = "caption" if isinstance(said, str) else "captions"
-            lines.write(json.dumps({"file_name": path.relative_to(folder).as_posix(), key: said}) + "\n")
-            rows.append((path, said))
+    unfinished = output / "captions.unfinished.jsonl"
+    rows = write_lines(zip(pictures, stream, strict=True), unfinished, folder)
     if not rows:
         raise ValueError(f"none of the {len(pictures)} pictures in {folder} can be read")
+    with own_files(output, "captions.jsonl") as (lines_path,):
+        unfinished.replace(lines_path)
     shown = rows[:: -(-len(rows) // SHOWN)]
     some = f"{len(shown)} of {len(rows)} pictures; captions.jsonl has all." if len(shown) < len(rows) else ""
     title = f"Captions of {folder.resolve().name}"
-    write_caption_sheet(shown, output / "captions.html", title=title, root=folder, remark=some)
+    with or_warn("captions.html"), own_files(output, "captions.html") as (sheet_path,):
+        write_caption_sheet(shown, sheet_path, title=title, root=folder, remark=some)
     left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
-    print(f"{len(rows)} pictures{left_out}: {output / 'captions.jsonl'}, {output / 'captions.html'}")
+    print(f"{len(rows)} pictures{left_out}: {lines_path}, captions.html")
 
 
 if __name__ == "__main__":

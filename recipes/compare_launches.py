@@ -36,13 +36,15 @@ class Settings:
     """Which launches, and how long."""
 
     launches: list[str] = field(
-        default_factory=list, metadata={"help": "Names of files in recipes/accelerate; none: all."}
+        default_factory=list, metadata={"help": "Names of files in recipes/accelerate. Default: all."}
     )
-    processes: int = field(default=2, metadata={"help": "Of each launch but one_process."})
-    steps: int = field(default=12, metadata={"help": "Of each run."})
-    batch: int = field(default=32, metadata={"help": "Images of a step, over all processes."})
-    precision: Literal["float32", "bf16", "fp16"] = field(default="float32", metadata={"help": "Of the captioner."})
-    output_dir: str = field(default="outputs/launches", metadata={"help": "Where runs and the table go."})
+    processes: int = field(default=2, metadata={"help": "Number of processes of each launch except one_process."})
+    steps: int = field(default=12, metadata={"help": "Number of steps of each run."})
+    batch: int = field(default=32, metadata={"help": "Number of images per step, over all processes."})
+    precision: Literal["float32", "bf16", "fp16"] = field(
+        default="float32", metadata={"help": "Precision of the captioner."}
+    )
+    output_dir: str = field(default="outputs/launches", metadata={"help": "Folder for runs and the table."})
 
 
 def train(launch: str, settings: Settings) -> list[dict[str, float]]:

@@ -50,17 +50,22 @@ SECONDS_OF_A_COMPARISON = 342.7 * 2 / 118_287**2  # on one core
 class Settings:
     """The trainings to estimate, and what is assumed of GPUs."""
 
-    report: str = field(metadata={"help": "What benchmark.py --output wrote; its sampled rollouts are taken."})
+    report: str = field(metadata={"help": "Report that benchmark.py --output wrote; its sampled rollouts are used."})
     images: list[int] = field(
-        default_factory=lambda: [113_287, 10_000_000], metadata={"help": "Training images: COCO's, and ten million."}
+        default_factory=lambda: [113_287, 10_000_000],
+        metadata={"help": "Numbers of training images: COCO's, and ten million."},
     )
-    gpus: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "How many GPUs."})
-    epochs: int = field(default=3, metadata={"help": "Of a training."})
-    batch: int = field(default=16, metadata={"help": "Images of a step on one GPU."})
-    tokens: int = field(default=20, metadata={"help": "Of the longest caption of a batch."})
-    workers: int = field(default=8, metadata={"help": "Processor cores of a GPU, which decode pictures."})
-    sustained_tflops: float = field(default=50.0, metadata={"help": "Assumed of a GPU, over all of a step."})
-    bandwidth: float = field(default=20.0, metadata={"help": "Assumed between any two GPUs, in GB/s."})
+    gpus: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "Numbers of GPUs."})
+    epochs: int = field(default=3, metadata={"help": "Number of epochs of a training."})
+    batch: int = field(default=16, metadata={"help": "Number of images per step and GPU."})
+    tokens: int = field(default=20, metadata={"help": "Number of tokens of the longest caption in a batch."})
+    workers: int = field(
+        default=8, metadata={"help": "Number of processor cores for each GPU, which decode pictures."}
+    )
+    sustained_tflops: float = field(
+        default=50.0, metadata={"help": "TFLOP per second that a GPU is assumed to sustain over a step."}
+    )
+    bandwidth: float = field(default=20.0, metadata={"help": "Bandwidth assumed between any two GPUs, in GB/s."})
 
 
 def median_seconds(work: Callable[[], Any], times: int = 7) -> float:

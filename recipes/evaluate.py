@@ -1,19 +1,18 @@
-"""Measure captioners, or captions that anyone made, side by side.
+"""Measure captioners, or captions from any source, side by side.
 
     python recipes/evaluate.py --model outputs/quickstart captioner                       # on emoji scenes
     python recipes/evaluate.py --model user/name --dataset coco/dataset_coco.json --image_root coco
     python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
 
-Captions for a part of the images are measured on that part, and so is all that stands beside them; the table tells of
-how many. Ends with a table on the screen, which has people's captions too, and leaves OUT/metrics.json (figures of
-each system, named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired
-differences between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html, pictures with what each
-system says of them.
+If captions cover only a part of the images, all systems are measured on that part, and the table says how many images
+it has. The recipe prints a table, with people's captions too, and writes OUT/metrics.json (figures of each system,
+named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences
+between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html (pictures with the captions of each
+system).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.captioning import Captioner
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
@@ -40,7 +40,8 @@ from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.scorer import load_clip, shipped_or_named
+from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.scorer import ClipScorer, shipped_or_named
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 CLIPS = {"judge": "judge", "scorer": "scorer"}
@@ -57,47 +58,62 @@ class Settings(DatasetSettings):
 
     model: list[str] = field(
         default_factory=list,
-        metadata={"help": "Captioners: folders or Hub ids; `captioner` is the shipped one."},
+        metadata={"help": "Captioners to measure: folders, Hub ids, or `captioner`, the shipped one."},
     )
     captions: list[str] = field(
-        default_factory=list, metadata={"help": 'COCO results JSON: [{"image_id", "caption"}], a file a system.'}
+        default_factory=list,
+        metadata={"help": 'COCO results to measure, one JSON file for each system: [{"image_id", "caption"}].'},
     )
     references: str | None = field(
         default=None,
-        metadata={"help": "COCO captions JSON; with it no pictures are needed, and nothing of CLIP is measured."},
+        metadata={
+            "help": "COCO captions JSON with the references of --captions. No pictures are read then, and no "
+            "CLIP measures."
+        },
     )
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where figures and captions go."})
-    split: str = field(default="test", metadata={"help": "Which split of the dataset."})
-    test_size: int | None = field(default=None, metadata={"help": "Measure on the first so many images; none: all."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for figures and captions."})
+    split: str = field(default="test", metadata={"help": "Split of the dataset to measure on."})
+    test_size: int | None = field(
+        default=None, metadata={"help": "Number of images to measure on, from the first. Default: all."}
+    )
     scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one for "
-            "emoji scenes, and no figures of a CLIP for other pictures."
+            "help": "A CLIP that measures: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default: a shipped one for emoji scenes, none for other pictures."
         },
     )
-    judge: str | None = field(default=None, metadata={"help": "Another CLIP, which training never saw; same forms."})
+    judge: str | None = field(
+        default=None, metadata={"help": "Another CLIP that measures and that training never saw, in the same forms."}
+    )
     clip_prompt: str = field(
-        default="", metadata={"help": 'What CLIPScore puts before captions; published: "A photo depicts ".'}
+        default="",
+        metadata={"help": 'Text that CLIPScore puts before each caption. Published figures use "A photo depicts ".'},
     )
-    num_neighbours: int = field(default=5, metadata={"help": "Similar images mined for each; 0: none."})
+    num_neighbours: int = field(
+        default=5,
+        metadata={"help": "Number of similar images mined for each image, to measure retrieval among them. 0: none."},
+    )
     train_captions: str | None = field(
-        default=None, metadata={"help": "COCO captions JSON of the training, for novelty; none: the split `train`."}
+        default=None,
+        metadata={"help": "COCO captions JSON of the training captions, for novelty. Default: the split `train`."},
     )
-    language_model: str | None = field(default=None, metadata={"help": "A causal language model, for perplexity."})
-    java_metrics: list[str] = field(default_factory=list, metadata={"help": "METEOR, SPICE: where Java is."})
+    language_model: str | None = field(
+        default=None, metadata={"help": "Causal language model that measures perplexity: a Hub id or a folder."}
+    )
+    java_metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics that need Java: METEOR, SPICE."})
     guidance: list[float] = field(
         default_factory=list,
-        metadata={"help": "Caption by each --model again, with guidance of each of these strengths."},
+        metadata={"help": "Guidance strengths with which each --model captions again."},
     )
     best_of: list[int] = field(
         default_factory=list,
-        metadata={"help": "And by the best of each of these numbers of samples, which the scorer chooses."},
+        metadata={"help": "Numbers of samples from which each --model captions again: the scorer chooses the best."},
     )
-    seed: int = field(default=0, metadata={"help": "Of those samples."})
-    resamples: int = field(default=1000, metadata={"help": "Draws of the bootstrap."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
+    resamples: int = field(default=1000, metadata={"help": "Number of bootstrap draws."})
+    batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
 
     def __post_init__(self) -> None:
         """Refuse what does not go together; raises ValueError."""
@@ -105,7 +121,7 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         yield from self.model_problems({}, CLIPS)
         if not self.model and not self.captions:
             yield "There is nothing to measure: give --model, --captions, or both."
@@ -129,7 +145,7 @@ class Settings(DatasetSettings):
                 yield f"{name}={value} should be at least 1."
         for name in self.java_metrics:
             if name not in JAVA:
-                yield f"java_metrics: there are METEOR and SPICE, not {name!r}."
+                yield f"java_metrics: {name!r} is unknown; choose METEOR, SPICE or both."
 
     @property
     def clips(self) -> set[str]:
@@ -174,7 +190,7 @@ def prepare(settings: Settings) -> Measured:
     captions = {file: match_image_ids(read_coco_results(file), image_ids, file) for file in settings.captions}
     part = captioned(dataset, captions)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    clips = {role: load_clip(models[role]).to(device) for role in CLIPS if role in models}
+    clips = {role: ClipScorer(models[role]).to(device) for role in CLIPS if role in models}
     gallery = Gallery(part, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
     return Measured(gallery, [caption for own in training for caption in own], captions, len(dataset))
 
@@ -315,7 +331,7 @@ def main() -> None:
     for name in settings.java_metrics:
         check_java(name)  # better now than after the captioning
     output = Path(settings.output_dir)
-    (output / "captions").mkdir(parents=True, exist_ok=True)
+    run_lock.claim(output)
     judge = LanguageModel(settings.language_model) if settings.language_model else None
     measured = prepare(settings)
     gallery = measured.gallery
@@ -324,7 +340,8 @@ def main() -> None:
     drawn: dict[str, dict[str, np.ndarray]] = {}
     systems = collect(settings, gallery, measured.captions)
     for system, captions in systems.items():
-        write_coco_results(output / "captions" / f"{system}.json", gallery.dataset["image_id"][:], captions)
+        with own_files(output, f"captions/{system}.json") as (path,):
+            write_coco_results(path, gallery.dataset["image_id"][:], captions)
         statistics = gallery.statistics(captions)
         if measured.training:
             statistics["novelty"] = mean_of(novel(captions, measured.training))
@@ -334,8 +351,6 @@ def main() -> None:
         for name, (value, each) in java_figures(settings.java_metrics, captions, gallery).items():
             values[system][name], statistics[name] = value, each
         drawn[system] = resample(statistics, images, settings.resamples)
-    if "image" in gallery.dataset.column_names:
-        write_sheet(output / "captions.html", systems, gallery)
     found = compare(values, drawn)
     counts = dict.fromkeys(values, images)
     statistics, counts[PEOPLE] = people(gallery)
@@ -347,8 +362,11 @@ def main() -> None:
         | {name: int(value) if name in COUNTS else value for name, value in figures.items()}
         for system, figures in values.items()
     }
-    (output / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
-    (output / "intervals.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    write_json(output / "metrics.json", written)
+    write_json(output / "intervals.json", found)
+    if "image" in gallery.dataset.column_names:
+        with or_warn("captions.html"), own_files(output, "captions.html") as (path,):
+            write_sheet(path, systems, gallery)
     report(written, found, next(iter(systems)))
     of_all = f" of {measured.total}" if images < measured.total else ""
     print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
@@ -361,7 +379,7 @@ def report(
     names = dict.fromkeys(name for of in metrics.values() for name in of)
     print(format_table({name: {system: of[name] for system, of in metrics.items() if name in of} for name in names}))
     if PEOPLE not in metrics:
-        print("There is no column of people: each image has a single caption, and no other to hold it against.")
+        print("There is no column of people: each image has a single caption, and none to compare it with.")
     for pair, figures in found.items():
         if pair.startswith(f"{first} - "):
             decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}

@@ -1,18 +1,17 @@
-"""Embed captioned pictures with CLIP, see whether that CLIP knows them, and mine similar images: before training.
+"""Before training: embed captioned pictures with CLIP, check that this CLIP knows them, and mine similar images.
 
     python recipes/mine.py --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
     accelerate launch recipes/mine.py ...                                # several processes share the embedding
     accelerate launch recipes/train.py --dataset captions.json --image_root images \
         --scorer ViT-B-32:openai --mined mined --pool_neighbours 2       # training takes it all from there
 
-The scorer is checked on the validation split, which recipes/train_clip.py does not train on. Leaves in OUT the
-embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html: images
-beside their neighbours. Killed and started again, it goes on where it was.
+The scorer is checked on the validation split, which recipes/train_clip.py does not train on. The recipe writes to OUT
+the embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html
+(images next to their neighbours). If it is interrupted, the same command continues where it stopped.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
@@ -37,7 +37,8 @@ from hf_distinct.problems import refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SIZE, SheetPicture, write_neighbour_sheet
 from hf_distinct.reporting.picture import fit_image
-from hf_distinct.scorer import ClipScorer, load_clip
+from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.scorer import ClipScorer
 
 SCORER = {"scorer": "scorer"}
 """The setting that names the CLIP, and the shipped one that speaks of emoji scenes by default."""
@@ -56,34 +57,46 @@ class Settings(DatasetSettings):
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP: an open_clip NAME:TAG, a folder, or a shipped one's name; none: the shipped one, for "
-            "emoji scenes only."
+            "help": "The CLIP that embeds: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default: the shipped scorer, for emoji scenes only."
         },
     )
-    output_dir: str = field(default="outputs/mined", metadata={"help": "Where everything goes."})
-    batch_size: int = field(default=64, metadata={"help": "Images embedded at a time."})
+    output_dir: str = field(
+        default="outputs/mined", metadata={"help": "Folder for embeddings, neighbours and statistics."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Number of images embedded at a time."})
     num_workers: int = field(
         default=min(8, os.cpu_count() or 1),
-        metadata={"help": "Processes that decode images, beside each that embeds."},
+        metadata={"help": "Number of processes that decode images, for each one that embeds."},
     )
-    num_neighbours: int = field(default=2, metadata={"help": "Neighbours of each image; the paper: 2."})
-    first_rank: int = field(default=1, metadata={"help": "Rank of the first of them; the paper: 4 (and 5)."})
-    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar are no neighbours."})
-    max_similarity: float = field(default=0.999, metadata={"help": "Images more similar are near duplicates: none."})
+    num_neighbours: int = field(default=2, metadata={"help": "Number of neighbours of each image (the paper: 2)."})
+    first_rank: int = field(default=1, metadata={"help": "Rank of the first neighbour (the paper: 4, then 5)."})
+    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar than this are not neighbours."})
+    max_similarity: float = field(
+        default=0.999, metadata={"help": "Images more similar than this are near duplicates, not neighbours."}
+    )
     via: Literal["images", "captions"] = field(
-        default="images", metadata={"help": "Similar to the image itself, or (the paper's code) to its caption."}
+        default="images",
+        metadata={
+            "help": "What neighbours are similar to: the image itself, or its caption (as in the paper's code)."
+        },
     )
     search: Literal["auto", "exact", "ivf"] = field(
-        default="auto", metadata={"help": "Compare all, or search in trained cells; auto: cells for large data."}
+        default="auto",
+        metadata={
+            "help": "How to search: compare all images, or search in trained cells. `auto`: cells for large data."
+        },
     )
-    min_recall: float = field(default=0.95, metadata={"help": "Share of the true nearest that cells have to find."})
+    min_recall: float = field(
+        default=0.95, metadata={"help": "Fraction of the true nearest images that the search in cells must find."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         yield from self.model_problems(SCORER)
         if self.search == "exact":
             yield from unused_settings(self, ("min_recall",), "with --search exact, which finds all")
@@ -188,8 +201,10 @@ def main() -> None:
     process = PartialState(cpu=not torch.accelerator.is_available())
     show_logs(main_process=process.is_main_process)
     output = Path(settings.output_dir)
+    if process.is_main_process:
+        run_lock.claim(output)
     name = settings.models(SCORER)["scorer"]
-    scorer = load_clip(name).to(process.device)
+    scorer = ClipScorer(name).to(process.device)
     splits = load_splits(settings)
     dataset, embeddings = embed_dataset(
         splits["train"], scorer, output, settings.batch_size, settings.strict, settings.num_workers
@@ -209,9 +224,10 @@ def main() -> None:
         "split of the gallery": checked.split,
         **found.statistics(),
     }
-    (output / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
+    write_json(output / STATISTICS, statistics)
     summary = report(checked, statistics)
-    write_neighbour_sheet(sheet_rows(dataset, found), output / SHEET, summary=summary)
+    with or_warn(SHEET), own_files(output, SHEET) as (path,):
+        write_neighbour_sheet(sheet_rows(dataset, found), path, summary=summary)
     print(summary)
     print(f"\nembeddings, {FILE}, {STATISTICS}, {SHEET}: {os.path.relpath(output)}")
 

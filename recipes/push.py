@@ -1,11 +1,11 @@
-"""Push what a recipe left behind to the Hub, or to whatever HF_ENDPOINT names.
+"""Push what a recipe wrote to the Hub, or to the server that HF_ENDPOINT names.
 
     python recipes/push.py outputs/quickstart user/name                  # a captioner, with its card and all it needs
     python recipes/push.py outputs/quickstart user/name --private true --revision experiment
     python recipes/push.py outputs/mined user/name --repo_type dataset   # embeddings and neighbours of recipes/mine.py
 
-It is one commit: cut off, it leaves the repository as it was; the same command then goes on. A second push sends only
-what changed. The token is that of HF_TOKEN, or of `hf auth login`.
+A push is one commit. If it is interrupted, the repository stays as it was, and the same command continues. A second
+push sends only what changed. The token is that of HF_TOKEN, or of `hf auth login`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,28 @@ from hf_distinct.scorer import shipped_or_named
 class Settings:
     """What goes where."""
 
-    output_dir: str = field(metadata={"help": "The folder that a recipe left behind (or the first word)."})
-    repo_id: str = field(metadata={"help": "Where to: user/name, made if it does not exist (or the second word)."})
-    repo_type: Literal["model", "dataset"] = field(
-        default="model", metadata={"help": "model: a captioner; dataset: what recipes/mine.py left behind."}
+    output_dir: str = field(metadata={"help": "Folder that a recipe wrote (or the first argument)."})
+    repo_id: str = field(
+        metadata={
+            "help": "Repository to push to, as user/name; created if it does not exist (or the second argument)."
+        }
     )
-    private: bool = field(default=False, metadata={"help": "Nobody else may see it."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, made if it does not exist; none: main."})
+    repo_type: Literal["model", "dataset"] = field(
+        default="model",
+        metadata={"help": "What is pushed: `model` for a captioner, `dataset` for what recipes/mine.py wrote."},
+    )
+    private: bool = field(
+        default=False, metadata={"help": "Create a private repository; a public one of this name is refused."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch to push to, created if it does not exist. Default: main."}
+    )
     include_discriminator: bool = field(
-        default=False, metadata={"help": "The discriminator goes along, as discriminator.safetensors."}
+        default=False, metadata={"help": "Push the discriminator too, as discriminator.safetensors."}
     )
     include_scorer: str | None = field(
         default=None,
-        metadata={"help": "This scorer's weights go along, as scorer/: a folder of train_clip.py, or a shipped one."},
+        metadata={"help": "Scorer to push too, as scorer/: a folder of train_clip.py, or the name of a shipped one."},
     )
 
 

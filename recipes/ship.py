@@ -16,12 +16,11 @@ from typing import Any
 
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.model_card import Sample, write_model_card
-from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import write_captions
+from hf_distinct.pipelines import load_captioner
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
@@ -70,11 +69,8 @@ def copy_model(source: Path, target: Path) -> None:
 def samples_of(folder: Path, count: int = 6) -> list[Sample]:
     """Scenes of the validation split that it was measured on, and what the captioner says of them."""
     scenes = emoji_scenes("validation", 1000, VALIDATION_SEED).select(range(0, 1000, -(-1000 // count)))
-    model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
-    captions = write_captions(
-        model, AutoTokenizer.from_pretrained(folder), load_image_processor(folder),
-        scenes, batch_size=count,
-    )  # fmt: skip
+    model, tokenizer, image_processor = load_captioner(folder)
+    captions = write_captions(model.eval(), tokenizer, image_processor, scenes, batch_size=count)
     said = zip(scenes["image"], map(str, captions), scenes["captions"], strict=True)
     return [Sample(image, {"the captioner": caption, "a person": people[0]}) for image, caption, people in said]
 

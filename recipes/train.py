@@ -1,4 +1,4 @@
-"""Train a captioner to say what singles an image out.
+"""Train a captioner to say what sets an image apart.
 
     accelerate launch recipes/train.py                                        # the quickstart, on emoji scenes
     accelerate launch recipes/train.py recipes/configs/quickstart.yaml --max_steps 400
@@ -14,7 +14,6 @@ OUT a captioner that `pipeline("image-to-text", model=OUT)` loads.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -26,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import AutoTokenizer, VisionEncoderDecoderModel, set_seed
+from transformers import set_seed
 
-from hf_distinct import RLCaptionConfig, RLCaptionTrainer
+from hf_distinct import RLCaptionConfig, RLCaptionTrainer, run_lock
 from hf_distinct.arguments import Told, changed_settings, clear_errors, parse_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
@@ -45,11 +44,11 @@ from hf_distinct.hub import hub_token, pull, push_folder
 from hf_distinct.logs import show_logs
 from hf_distinct.model_card import Sample
 from hf_distinct.names import is_shipped
-from hf_distinct.pipelines import load_image_processor, save_tokenizer
+from hf_distinct.pipelines import load_captioner, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
-from hf_distinct.safe_loading import refuse_code
-from hf_distinct.scorer import ClipScorer, load_clip
+from hf_distinct.results import or_warn, output_problems, own_files, write_json
+from hf_distinct.scorer import ClipScorer
 
 CONFIGS = Path(__file__).parent / "configs"
 EMOJI = {"train_size": 4000, "scenes_seed": 0}
@@ -69,50 +68,57 @@ class Settings(DatasetSettings):
     mined: str | None = field(
         default=None,
         metadata={
-            "help": "Where recipes/mine.py left the embeddings and neighbours of this dataset: a folder, or the "
-            "user/name that recipes/push.py pushed it to."
+            "help": "What recipes/mine.py wrote for this dataset: a folder, or the user/name to which recipes/push.py "
+            "pushed it."
         },
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The captioner: a folder, a Hub id, or a shipped one's name. None: on emoji, `captioner`."},
+        metadata={
+            "help": "The captioner to train: a folder, a Hub id, or the name of a shipped one. Default on emoji "
+            "scenes: `captioner`."
+        },
     )
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, or a shipped one's name. None: on emoji "
-            "scenes, `scorer`."
+            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
+            "Default on emoji scenes: `scorer`."
         },
     )
     judge: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIP that training never sees, in the same forms. None: on emoji scenes, `judge`; else none."
+            "help": "A CLIP that training never sees and that measures retrieval, in the same forms. Default on emoji "
+            "scenes: `judge`; otherwise none."
         },
     )
     train_size: int | None = field(
-        default=None, metadata={"help": f"Emoji scenes to train on. None: {EMOJI['train_size']}."}
+        default=None, metadata={"help": f"Number of emoji scenes to train on. Default: {EMOJI['train_size']}."}
     )
-    test_size: int = field(default=1000, metadata={"help": "Pictures to measure on (of each gallery)."})
+    test_size: int = field(default=1000, metadata={"help": "Number of pictures to measure on, in each gallery."})
     eval_size: int | None = field(
         default=None,
         metadata={
-            "help": "Pictures of the validation split to measure on during the training, with --eval_strategy. None: "
+            "help": "Number of validation pictures to measure on during the training, with --eval_strategy. Default: "
             f"{EVAL_SIZE}."
         },
     )
     split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "What is measured: choose settings on `validation`, report on `test`."}
+        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
     )
     scenes_seed: int | None = field(
-        default=None, metadata={"help": f"Which emoji scenes. None: {EMOJI['scenes_seed']}."}
+        default=None, metadata={"help": f"Seed of the emoji scenes. Default: {EMOJI['scenes_seed']}."}
     )
     data_license: str | None = field(
-        default=None, metadata={"help": "Licence of the dataset, for the card; that of the emoji scenes is known."}
+        default=None, metadata={"help": "Licence of the dataset, for the model card; not needed for emoji scenes."}
     )
     emissions: float | None = field(
         default=None,
-        metadata={"help": "Grams of CO2 of the training, for the card; none: what CodeCarbon measured, if it ran."},
+        metadata={
+            "help": "Grams of CO2 that the training emitted, for the model card. Default: what CodeCarbon "
+            "measured, if it ran."
+        },
     )
 
 
@@ -123,12 +129,13 @@ def default_file(told: Told) -> Path:
 
 
 def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[str]:
-    """What of the recipe's own settings does nothing, or cannot be done, beside the others; one sentence each."""
+    """A sentence for each of the recipe's own settings that has no effect, or is not possible, with the others."""
     for name in ("train_size", "test_size", "eval_size"):
         if (value := getattr(settings, name)) is not None and value < 2:
             yield f"{name}={value} must be at least 2."
     if settings.eval_size is not None and config.eval_strategy == "no":
         yield f"eval_size={settings.eval_size} does nothing without --eval_strategy steps or epoch."
+    yield from output_problems(str(config.output_dir), {"model_name_or_path": settings.model_name_or_path})
     best = config.metric_for_best_model or ""
     if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
         yield f"metric_for_best_model={best} is measured by a judge: name one with --judge."
@@ -160,14 +167,17 @@ def take_mined(
     first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
     if "neighbour_first_rank" in config.changed and first != found.first_rank:
         raise ValueError(
-            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine anew with "
+            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine again with "
             f"--first_rank {first}."
         )
     train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
     else:
-        logger.info(f"The neighbours in {settings.mined} ({ranks}) are not used; --pool_neighbours says how many are.")
+        logger.info(
+            f"The neighbours in {settings.mined} ({ranks}) are not used; to use them, set --pool_neighbours to "
+            "their number."
+        )
     return train, embeddings
 
 
@@ -217,7 +227,7 @@ def contrast_rows(
 
 
 def check_output(config: RLCaptionConfig) -> None:
-    """Find out before the training whether its result can be written, and pushed."""
+    """Find out before the training whether its result can be written, and pushed; keep the folder for this run."""
     output = Path(str(config.output_dir))
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -225,6 +235,8 @@ def check_output(config: RLCaptionConfig) -> None:
             pass
     except OSError as error:
         raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
+    if config.process_index == 0:
+        run_lock.claim(output)  # now, and not when the training begins after an hour of embedding
     if config.push_to_hub:
         hub_token(config.hub_token)
 
@@ -240,14 +252,10 @@ def main() -> None:
     check_output(config)
 
     source = names.pop("model_name_or_path")
-    refuse_code(source)
-    captioner = VisionEncoderDecoderModel.from_pretrained(source)
-    # Code that a download brings along is not run; left unset, transformers would ask, and wait for an answer.
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    image_processor = load_image_processor(source)
+    captioner, tokenizer, image_processor = load_captioner(source)
     check_fit(captioner, tokenizer, image_processor, config)  # better now than after the embedding
     with unsplit(config):
-        clips = {role: load_clip(name).to(config.device) for role, name in names.items()}
+        clips = {role: ClipScorer(name).to(config.device) for role, name in names.items()}
 
     train, validation, tests = load_data(settings)
     if settings.mined is not None:
@@ -282,8 +290,12 @@ def main() -> None:
     said_before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     push, config.push_to_hub = config.push_to_hub, False  # from here on once, at the end, with all that was measured
+    output = Path(str(config.output_dir))
     trainer.save_model(config.output_dir)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_tokenizer(tokenizer, output)
+        image_processor.save_pretrained(output)
     said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return
@@ -294,16 +306,14 @@ def main() -> None:
         if found is not gallery:
             galleries[prefix] = found
             people |= {prefix + k: v for k, v in found.people().items()}
-    output = Path(str(config.output_dir))
-    save_tokenizer(tokenizer, output)
-    image_processor.save_pretrained(output)
-    report(trainer, galleries, {"before": before, "after": after}, people, output)
+    metrics = report(trainer, galleries, {"before": before, "after": after}, people, output)
     if push:
         address = push_folder(
             output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
             token=config.hub_token, commit_message="End of training",
         )  # fmt: skip
         print(address)  # noqa: T201
+    show(trainer, metrics, output)
 
 
 def report(
@@ -312,14 +322,33 @@ def report(
     captions: dict[str, dict[str, list[str]]],
     people: dict[str, float],
     output: Path,
-) -> None:
-    """Measure captions by system and gallery; write figures, contrast sheet and card; print the table."""
+) -> dict[str, dict[str, float]]:
+    """Measure captions by system and gallery; write captions and figures, then sheet and card, which may fail."""
+    ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
+    write_json(output / "captions.json", {"image_id": ids, **captions}, indent=1)
     metrics = {system: measure(of_system, galleries) for system, of_system in captions.items()} | {"people": people}
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
-    (output / "captions.json").write_text(json.dumps({"image_id": ids, **captions}, indent=1) + "\n")
+    write_json(output / "metrics.json", metrics)
+    sheet: list[ContrastRow] = []
+    with or_warn("contrast.html"), own_files(output, "contrast.html", "contrast.png") as paths:
+        sheet = make_sheet(galleries, captions, *paths)
+    with or_warn("The card README.md"):
+        trainer.write_card(
+            output,
+            metrics={system: {k: values[k] for k in SHOWN if k in values} for system, values in metrics.items()},
+            samples=[
+                Sample(row.image, {"before": row.before, "after": row.after, "a person": row.reference})
+                for row in sheet
+            ],
+        )
+    return metrics
+
+
+def make_sheet(
+    galleries: dict[str, Gallery], captions: dict[str, dict[str, list[str]]], html: Path, png: Path
+) -> list[ContrastRow]:
+    """Write the contrast sheet, as a page and as a picture; returns its rows."""
     ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
         row
@@ -327,15 +356,13 @@ def report(
         for row in contrast_rows(gallery, captions["before"][prefix], captions["after"][prefix], ranked_by, 6)
     ]
     subtitle = f"ranks under the {ranked_by}, greedy captions"
-    write_contrast_sheet(sheet, output / "contrast.html", output / "contrast.png", subtitle=subtitle)
+    write_contrast_sheet(sheet, html, png, subtitle=subtitle)
+    return sheet
+
+
+def show(trainer: RLCaptionTrainer, metrics: dict[str, dict[str, float]], output: Path) -> None:
+    """Print the table."""
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
-    trainer.write_card(
-        output,
-        metrics={system: {k: values[k] for k in shown if k in values} for system, values in metrics.items()},
-        samples=[
-            Sample(row.image, {"before": row.before, "after": row.after, "a person": row.reference}) for row in sheet
-        ],
-    )
     columns = {"people": metrics["people"], **metrics}
     rows = {name: {system: values[name] for system, values in columns.items() if name in values} for name in shown}
     print(format_table(rows, list(columns)))  # noqa: T201  the one thing this script is run for

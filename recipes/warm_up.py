@@ -23,21 +23,24 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
-    Seq2SeqTrainingArguments,
     VisionEncoderDecoderModel,
     ViTImageProcessor,
     set_seed,
 )
 
+from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.gallery import Gallery
+from hf_distinct.launching import LaunchedArguments
 from hf_distinct.logs import show_logs
-from hf_distinct.pipelines import load_image_processor, save_tokenizer
+from hf_distinct.pipelines import load_captioner, load_image_processor, save_tokenizer
 from hf_distinct.problems import refuse
+from hf_distinct.results import output_problems, write_json
 from hf_distinct.rollout import rollout_config
+from hf_distinct.safe_loading import refuse_code
 from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.teacher_forcing import TeacherForcing
 
@@ -76,35 +79,42 @@ class Settings(DatasetSettings):
     """
 
     encoder: str | None = field(
-        default=None, metadata={"help": "Published image encoder (a Hub id or a folder); none: a small new one."}
+        default=None, metadata={"help": "Published image encoder: a Hub id or a folder. Default: a small new one."}
     )
     decoder: str | None = field(
-        default=None, metadata={"help": "Published language model (a Hub id or a folder); none: a small new one."}
+        default=None, metadata={"help": "Published language model: a Hub id or a folder. Default: a small new one."}
     )
     encoder_config: str = field(
-        default=json.dumps(SMALL_ENCODER), metadata={"help": "The new encoder, as JSON of its transformers config."}
+        default=json.dumps(SMALL_ENCODER), metadata={"help": "Transformers config of a new encoder, as JSON."}
     )
-    decoder_layers: int = field(default=2, metadata={"help": "Layers of the new decoder, a GPT-2 of width 128."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Continue training this captioner."})
+    decoder_layers: int = field(
+        default=2, metadata={"help": "Number of layers of a new decoder, a GPT-2 of width 128."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Captioner to continue training: a folder or a Hub id."}
+    )
     freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the decoder only; the encoder's dropout and batch statistics rest."}
+        default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights and uses no dropout."}
     )
     train_size: int = field(default=40000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
         default="people",
         metadata={
-            "help": "Captions of emoji scenes: as people write, more detailed, or with all six facts.",
+            "help": "Style of emoji captions: as people write, more detailed, or with all six facts.",
             "choices": list(CAPTION_STYLES),
         },
     )
-    captions_per_image: int = field(default=5, metadata={"help": "Captions of each image in a step."})
+    captions_per_image: int = field(default=5, metadata={"help": "Number of captions of each image in a step."})
     drop_images: float = field(
         default=0.0,
         metadata={"help": "Fraction of captions trained without their picture, which guidance needs (0.5)."},
     )
     max_caption_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a caption, end token included; none: 24, or the captioner's own number."},
+        metadata={
+            "help": "Maximum number of tokens in a caption, with the end token. Default: 24, or the captioner's "
+            "own number."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -112,15 +122,15 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot act beside the others, or has no value that can."""
+        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if self.model_name_or_path is not None:
             parts = ("encoder", "decoder", "encoder_config", "decoder_layers")
             yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")
         else:
             if self.encoder is not None:
-                yield from unused_settings(self, ("encoder_config",), "with --encoder: it is of a new encoder")
+                yield from unused_settings(self, ("encoder_config",), "with --encoder: it belongs to a new encoder")
             if self.decoder is not None:
-                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it is of a new decoder")
+                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it belongs to a new decoder")
         if not 0 <= self.drop_images < 1:
             yield f"drop_images={self.drop_images} should be a fraction from 0 to less than 1."
         for name, least in (("train_size", 1), ("captions_per_image", 1), ("decoder_layers", 1)):
@@ -135,28 +145,34 @@ class Settings(DatasetSettings):
         return not self.encoder is self.decoder is self.model_name_or_path is None
 
 
-@dataclass
-class Training(Seq2SeqTrainingArguments):
-    """Seq2SeqTrainingArguments with defaults that suit the small captioner."""
+@dataclass(repr=False)
+class Training(LaunchedArguments):
+    """Training arguments with defaults that suit the small captioner."""
 
-    output_dir: str = field(default="outputs/captioner", metadata={"help": "Where the captioner goes."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and process."})
-    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Images captioned at a time."})
+    output_dir: str = field(default="outputs/captioner", metadata={"help": "Folder for the captioner."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Number of images per step and process."})
+    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Number of images captioned at a time."})
     learning_rate: float | None = field(  # type: ignore[assignment]  # settled before anything reads it
         default=None,
         metadata={
-            "help": f"Peak learning rate; none: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
+            "help": f"Peak learning rate. Default: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
             "pretrained parts."
         },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear learning rate warm-up."})
+    warmup_steps: int = field(
+        default=100, metadata={"help": "Number of steps in which the learning rate rises linearly."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    max_steps: int = field(default=2500, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=2500, metadata={"help": "Number of optimiser steps."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Experiment trackers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads every column."})
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the collator reads every column."}
+    )
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
@@ -167,10 +183,8 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
     """
     model: Any
     if settings.model_name_or_path is not None:
-        source = settings.model_name_or_path
-        model = VisionEncoderDecoderModel.from_pretrained(source)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        image_processor = load_image_processor(source)
+        tokenizer: Any
+        model, tokenizer, image_processor = load_captioner(settings.model_name_or_path)
     else:
         encoder, image_processor = build_encoder(settings)
         decoder, tokenizer = build_decoder(settings, captions)
@@ -189,15 +203,13 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
 def build_encoder(settings: Settings) -> tuple[Any, Any]:
     """Image encoder and image processor."""
     if settings.encoder is not None:
-        return AutoModel.from_pretrained(settings.encoder, trust_remote_code=False), load_image_processor(
-            settings.encoder
-        )
+        refuse_code(settings.encoder)
+        encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
+        return encoder, load_image_processor(settings.encoder)
     config = json.loads(settings.encoder_config)
     size = config.get("image_size", IMAGE_SIZE)
     height, width = size if isinstance(size, list) else (size, size)
-    processor = ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3
-    )
+    processor = ViTImageProcessor(size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)), processor
 
 
@@ -205,6 +217,7 @@ def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
     """Language model with cross-attention, and its tokenizer."""
     length = settings.max_caption_length or 24
     if settings.decoder is not None:
+        refuse_code(settings.decoder)
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         complete_special_tokens(tokenizer)
         return load_decoder(settings.decoder), tokenizer
@@ -250,6 +263,9 @@ def main() -> None:
     """Train, save, measure."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
     show_logs("warm_up", main_process=training.process_index == 0)
+    refuse(output_problems(training.output_dir, {"model_name_or_path": settings.model_name_or_path}))
+    if training.process_index == 0:
+        run_lock.claim(training.output_dir)
     set_seed(training.seed)
     if training.learning_rate is None:
         training.learning_rate = PRETRAINED_RATE if settings.pretrained else NEW_RATE
@@ -273,12 +289,12 @@ def main() -> None:
     if trainer.is_world_process_zero():
         save_tokenizer(tokenizer, output)
         image_processor.save_pretrained(output)
-        (output / "training_log.json").write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
+        write_json(output / "training_log.json", trainer.state.log_history)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         found = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
         found = {"steps": trainer.state.global_step, **found}
-        (output / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_json(output / "metrics.json", found)
         for told in [*trainer.alarms.told, *trainer.last_alarms(metrics)]:
             print(told)
         print(f"captioner, metrics.json: {training.output_dir}")

@@ -42,6 +42,26 @@ def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.Comp
     return done
 
 
+def run_together(
+    script: str, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]
+) -> None:
+    """Run a script in several processes that need each other, until all have ended well; in any case none is left."""
+    processes = []
+    with TemporaryDirectory() as folder, patch.dict(os.environ, ENVIRONMENT):
+        try:
+            for rank, (own, environment) in enumerate(zip(arguments, environments, strict=True)):
+                told = [f"{folder}/{rank}.{name}" for name in ("stdout", "stderr")]
+                command = [script, *map(str, own)]
+                processes.append(SERVER.Process(target=_become, args=(command, dict(environment), *told)))
+                processes[-1].start()
+            for rank, process in enumerate(processes):
+                process.join(TIMEOUT)
+                assert process.exitcode == 0, Path(folder, f"{rank}.stderr").read_text()
+        finally:
+            for process in processes:
+                process.kill()
+
+
 def _fork(command: Sequence[str], environment: Mapping[str, str], stdout: str, stderr: str) -> int:
     """Run a script with its arguments; returns its status. What it says is added to the files."""
     process = SERVER.Process(target=_become, args=(list(command), dict(environment), stdout, stderr))
@@ -59,7 +79,7 @@ def _become(command: list[str], environment: dict[str, str], *told: str) -> None
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = command
-    sys.path.insert(0, str(RECIPES))
+    sys.path.insert(0, str(Path(command[0]).parent))
     subprocess.run = _run_from_recipe  # type: ignore[assignment]
     try:
         runpy.run_path(command[0], run_name="__main__")

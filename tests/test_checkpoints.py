@@ -79,7 +79,7 @@ def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
         (lambda: Path("/dev/full").write_text("x"), "No space left on device", "The disk is full: make room, then"),
         (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "enforce fail", "but the disk may be full: make room"),
         (lambda: Path("/nowhere/x").write_text("x"), "No such file or directory: '/nowhere/x'", "Mend that, then"),
-        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then go"),
+        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then con"),
     ],
     ids=["full", "torch", "folder", "safetensors"],
 )
@@ -117,7 +117,7 @@ def test_bytes_that_changed_are_noticed_in_every_file(tmp_path, caplog, name):
     content[len(content) // 2] ^= 1
     (damaged / name).write_bytes(content)
     assert checkpoints.choose("true", tmp_path) == str(before)
-    assert f"checkpoint-2 is torn and passed over: {name} is not as it was written" in caplog.text
+    assert f"checkpoint-2 is torn and is not used: {name} is not as it was written" in caplog.text
 
 
 def test_a_seal_that_holds_sizes_alone_still_counts(tmp_path):

@@ -66,7 +66,7 @@ def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
         ({"discriminator_lr": 0.0}, "discriminator_lr=0.0 must be positive"),
         ({"baseline": "leave_one_out", "num_rollouts": 1}, "needs num_rollouts of at least 2"),
         ({"baseline": "leave_one_out", "rollouts": "beam"}, "needs num_rollouts of at least 2"),
-        ({"rollouts": "beam", "num_rollouts": 4, "num_beams": 3}, "num_rollouts=4 wants that many of num_beams=3"),
+        ({"rollouts": "beam", "num_rollouts": 4, "num_beams": 3}, "not num_rollouts=4 and num_beams=3: raise"),
         ({"reward": []}, "reward is empty"),
         ({"reward": ["similarity", "cider"], "reward_weights": [1.0]}, "1 reward_weights for 2 rewards"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be off"),

@@ -59,9 +59,9 @@ def test_one_of_several_datasets_is_evaluated_by_its_name(make_trainer):
     trainer = make_trainer(caption_metrics=count, eval_dataset=datasets)
     assert trainer.evaluate("val")["eval_n"] == 3
     assert [trainer.evaluate()[f"eval_{name}_n"] for name in datasets] == [3, 2]
-    with pytest.raises(ValueError, match="has nothing of the name 'vla': it has val, other"):
+    with pytest.raises(ValueError, match="has no dataset named 'vla': it has val, other"):
         trainer.evaluate("vla")
-    with pytest.raises(ValueError, match="has nothing of the name 'val': it is not a dict of datasets"):
+    with pytest.raises(ValueError, match="has no dataset named 'val': it is not a dict of datasets"):
         make_trainer(caption_metrics=count, eval_dataset=tiny.scenes(2)).evaluate("val")
 
 

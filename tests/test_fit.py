@@ -99,7 +99,7 @@ def test_a_tokenizer_without_an_end_token_is_an_error(captioner):
 
 def test_model_and_tokenizer_that_end_differently_are_an_error(captioner):
     captioner.model.generation_config.eos_token_id = [5, 6]
-    assert "ends its captions with token 5, 6, the tokenizer those" in complaint(captioner)
+    assert "ends its captions with token 5, 6, but the tokenizer" in complaint(captioner)
     captioner.model.generation_config.eos_token_id = [5, captioner.tokenizer.eos_token_id]
     check(captioner)
 
@@ -108,7 +108,8 @@ def test_a_tokenizer_larger_than_the_embeddings_is_an_error_with_both_numbers(ca
     rows = captioner.model.config.decoder.vocab_size
     captioner.tokenizer.add_tokens(["zebra", "okapi"])
     found = complaint(captioner)
-    assert f"The tokenizer has {rows + 2} tokens (the last is {rows + 1}), the decoder embeddings of {rows}." in found
+    tokens = f"The tokenizer has {rows + 2} tokens (the last is {rows + 1})"
+    assert f"{tokens}, but the decoder has embeddings of {rows}." in found
     captioner.model.decoder.resize_token_embeddings(rows + 2)  # as the message says
     check(captioner)
 
@@ -187,7 +188,7 @@ def test_lengths_of_the_generation_config_are_held_against_the_positions(caption
     assert "captions of 20 tokens (max_new_tokens=20)" in complaint(captioner)
     generation.max_new_tokens, generation.max_length = None, 14
     generation.min_length = 15
-    assert "captions of at least 14 tokens (min_length, min_new_tokens), where 13 are allowed" in complaint(captioner)
+    assert "captions of at least 14 tokens (min_length, min_new_tokens) but allows only 13" in complaint(captioner)
 
 
 def test_a_caption_of_all_positions_can_be_written_and_scored(captioner, make_trainer):
@@ -257,21 +258,22 @@ def test_an_image_processor_that_keeps_the_shape_of_pictures_is_an_error(caption
 
 def test_an_encoder_of_another_width_than_it_says_is_an_error(captioner):
     captioner.model.config.encoder.hidden_size = 24
-    assert "gives vectors of 32 numbers, but model.config.encoder.hidden_size is 24" in complaint(captioner)
+    message = "gives vectors of 32 numbers, but the decoder is built for model.config.encoder.hidden_size=24"
+    assert message in complaint(captioner)
 
 
 def test_an_encoder_that_gives_a_map_is_an_error(captioner):
     captioner.model.encoder.register_forward_hook(
         lambda model, args, outputs: SimpleNamespace(last_hidden_state=outputs[0][:, 1:].reshape(-1, 4, 4, 32))
     )
-    assert "The encoder makes (4, 4, 32) of a picture" in complaint(captioner)
+    assert "The encoder turns a picture into (4, 4, 32)" in complaint(captioner)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (BertConfig(vocab_size=53, **SMALL), "does not look at pictures: its logits are the same with and without"),
-        (BertConfig(vocab_size=53, **SMALL), "The decoder looks ahead: what it says of the first token"),
+        (BertConfig(vocab_size=53, **SMALL), "The decoder looks ahead: its logits for the first token"),
         (BertConfig(vocab_size=53, is_decoder=True, **SMALL), "It needs cross-attention (add_cross_attention=True"),
         (GPT2Config(vocab_size=53, n_embd=32, n_layer=1, n_head=2), "It needs cross-attention"),
         (BertConfig(vocab_size=53, is_decoder=True, add_cross_attention=True, **SMALL), ""),

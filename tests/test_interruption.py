@@ -81,3 +81,49 @@ def test_a_parent_that_is_no_launcher_may_go(monkeypatch):
     with interruption.watched():
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert interruption.asked == signal.SIGTERM
+
+
+RECIPE = """
+import os, signal, subprocess, sys, time
+from hf_distinct.arguments import clear_errors
+sys.argv = ["recipe.py"]
+with clear_errors():
+    try:
+        os.kill(os.getpid(), int(os.environ["NUMBER"]))
+        time.sleep(0.1)
+        print("went on")
+    finally:
+        print("closed")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+def test_any_recipe_ends_by_a_signal_from_inside_and_in_one_line(name):
+    number = getattr(signal, name)
+    environment = os.environ | {"NUMBER": str(int(number))}
+    done = subprocess.run([sys.executable, "-c", RECIPE], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "closed\n", f"recipe.py: stopped by {name}\n")
+
+
+def test_a_recipe_under_nohup_goes_on_after_a_hangup():
+    environment = os.environ | {"NUMBER": str(int(signal.SIGHUP))}
+    done = subprocess.run(["nohup", sys.executable, "-c", RECIPE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "went on\nclosed\n" in done.stdout
+
+
+CHILD = """
+import os, signal, time
+from hf_distinct.interruption import ended_from_inside
+with ended_from_inside():
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGUSR1)  # its parent's business
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_of_a_recipe_ends_on_sigterm_without_its_parents_clean_up():
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("143\n", "")

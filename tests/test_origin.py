@@ -91,7 +91,7 @@ def test_what_stays_in_the_optimisers_is_told(make_trainer, said):
     assert "learning_rate stays 0.01, not 0.5" in said.text and resumed.optimizer.param_groups[0]["lr"] == 0.01
     assert "discriminator_lr stays 7e-05, not 0.5" in said.text
     assert resumed.discriminator.optimizer.param_groups[0]["lr"] == 7e-5
-    assert "these settings were changed, and act from here on: num_rollouts 2 -> 3" in said.text
+    assert "these settings were changed, and take effect from here on: num_rollouts 2 -> 3" in said.text
 
 
 @pytest.mark.parametrize("change", [{"optim": "sgd"}, {"freeze_encoder": True}], ids=str)

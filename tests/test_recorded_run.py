@@ -66,7 +66,7 @@ def test_a_run_is_repeated_and_says_why_where_anything_has_changed(make, tmp_pat
     make(**settings)(threads=1)
     assert make(**settings).is_done()
     (line,) = [record.getMessage() for record in caplog.records if "run again" in record.getMessage()]
-    assert line.startswith("row, seed 0: run again, for ")
+    assert line.startswith("row, seed 0: run again, because ")
 
 
     assert re.search(told, line)
@@ -77,13 +77,13 @@ def test_what_was_never_finished_is_not_done(make, tmp_path, caplog):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "metrics.json").write_text('{"before": {"judge/t2i_R@1": 1.0,')
     make()(threads=1)
-    assert "was never finished" in caplog.text
+    assert "were never completed" in caplog.text
     assert make().is_done()
 
 
 def test_a_run_that_fails_is_not_done_and_leaves_no_older_result(make, tmp_path):
     make()(threads=1)
-    with pytest.raises(ValueError, match=r"row, seed 0: recipe.py ended with status 1; .*log.txt tells why"):
+    with pytest.raises(ValueError, match=r"row, seed 0: recipe.py ended with status 1; see .*log.txt for the reason"):
         make(seed=13)(threads=1)
     assert not make(seed=13).is_done()
     assert not make().is_done()

@@ -15,7 +15,6 @@ from hf_distinct.scorer import (
     ClipScorer,
     clean_caption,
     encode_token_ids,
-    load_clip,
     save_open_clip,
     scorer_problems,
     shipped,
@@ -231,8 +230,8 @@ def test_a_model_that_is_not_shipped():
 
 
 def test_a_shipped_clip_loads_by_its_short_name_and_others_by_theirs(folder):
-    assert load_clip("scorer").name == shipped("scorer")
-    assert load_clip(str(folder)).name == str(folder)
+    assert ClipScorer("scorer").name == shipped("scorer")
+    assert ClipScorer(str(folder)).name == str(folder)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
+from hf_distinct import checkpoints
+from hf_distinct.finite import LEAST_SCALE, scaler_problems
 from hf_distinct.gallery import Gallery
 from hf_distinct.teacher_forcing import UNUSED, TeacherForcing, teacher_forcing_problems
 
@@ -125,7 +132,7 @@ def test_a_captioner_that_cannot_caption_is_found_out_at_the_start(tiny_models, 
     def narrow(model: Any) -> None:
         model.decoder.transformer.wte = torch.nn.Embedding(1, 32)
 
-    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, the decoder embeddings of 1."):
+    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, but the decoder has embeddings of 1."):
         make(tiny_models, tmp_path, adapt=narrow)
 
 
@@ -183,6 +190,91 @@ def test_nothing_is_trained_beyond_the_last_step(tiny_models, tmp_path):
     again.train("true")
     assert again.state.global_step == 2
     assert not tiny.moved(tiny.weights(done.model), again.model)
+
+# ---------------------------------------------------------------------------------------------------------- stopping
+
+
+class Sender(TrainerCallback):
+    """Sends a signal to this process when a step begins."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.both_ends
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_leaves_a_checkpoint_from_which_the_training_goes_on_as_if_nothing_had_been(
+    tiny_models, tmp_path, caplog, name
+):
+    whole = make(tiny_models, tmp_path / "whole", max_steps=4)
+    whole.train()
+    stopped = make(tiny_models, tmp_path / "stopped", max_steps=4)
+    stopped.add_callback(Sender(getattr(signal, name), 2))
+    with pytest.raises(SystemExit) as left:
+        stopped.train()
+    assert left.value.code == 128 + getattr(signal, name)
+    assert f"stopped by {name} after step 2" in caplog.text
+    assert checkpoints.choose("true", tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-2")
+    resumed = make(tiny_models, tmp_path / "stopped", max_steps=4)
+    resumed.train("true")
+    assert not tiny.moved(tiny.weights(whole.model), resumed.model)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tiny_models, tmp_path):
+    held = "import sys; from hf_distinct.run_lock import claim; claim(sys.argv[1]); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another run is at work in this folder"):
+            make(tiny_models, tmp_path).train()
+        other.communicate("\n")
+    make(tiny_models, tmp_path).train()
+
+
+def test_a_checkpoint_that_brings_code_is_refused(tiny_models, tmp_path):
+    make(tiny_models, tmp_path, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["decoder"]["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    checkpoints.seal(checkpoint, 1)
+    with pytest.raises(ValueError, match="checkpoint-2.*asks for code of its own"):
+        make(tiny_models, tmp_path, max_steps=3).train("true")
+
+
+def test_fp16_that_finds_no_scale_ends_the_training():
+    scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE)
+    assert list(scaler_problems(scaler)) == []
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler.scale(weight * torch.nan).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.item() == 1.0
+    assert list(scaler_problems(scaler)) == ["The gradient is NaN or infinite at every scale of the loss."]
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_divergence_in_any_of_the_accumulated_batches_ends_the_step(tiny_models, tmp_path, bad):
+    class Diverging(TeacherForcing):
+        calls = 0
+
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            weight = next(model.parameters())
+            poison = (weight.flatten()[0] * 0).sqrt() if self.calls == 2 + bad else 0  # a finite loss
+            return super().compute_loss(model, *args, **kwargs) + poison
+
+    for precision in ({}, {"bf16": True}):
+        settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, **precision}
+        trainer = make(tiny_models, tmp_path, kind=Diverging, **settings)
+        with pytest.raises(ValueError, match=r"Step 2: The gradient of .* is NaN.*--learning_rate \(now 0.01\)"):
+            trainer.train()
 
 
 # ------------------------------------------------------------------------------------------------------------- alarms

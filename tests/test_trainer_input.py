@@ -114,13 +114,13 @@ def test_what_is_no_data_set_is_a_clear_error(make_trainer):
 
 def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
     mined = tiny.scenes(6).add_column("neighbours", [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' holds 2 a row"):
+    with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' holds 2 in each row"):
         make_trainer(dataset=mined, pool_neighbours=1)
     with pytest.raises(ValueError, match="row 3 has the neighbour 4, and there are 4 rows"):
         make_trainer(dataset=mined.select(range(4)), pool_neighbours=2)
     assert not caplog.records
     make_trainer(dataset=mined)
-    assert "'neighbours' of train_dataset is not used: set pool_neighbours or hard_batches" in caplog.text
+    assert "'neighbours' of train_dataset is not used. To use it, set pool_neighbours" in caplog.text
     trainer = make_trainer(dataset=mined, pool_neighbours=2, max_steps=1)
     trainer.train()
     assert tiny.a_batch(trainer)["neighbour_mask"].tolist() == [[True, True]] * 4
@@ -128,10 +128,10 @@ def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
 
 def test_embeddings_of_other_captions_are_a_clear_error(make_trainer, tiny_models):
     dataset, embeddings = embed_dataset(tiny.scenes(6), ClipScorer(str(tiny_models / "scorer")))
-    with pytest.raises(ValueError, match="The embeddings are of 6 images, and train_dataset has 5 rows"):
+    with pytest.raises(ValueError, match="The embeddings belong to 6 images, but train_dataset has 5 rows"):
         make_trainer(dataset=dataset.select(range(5)), embeddings=embeddings)
     shorter = dataset.map(lambda row: {"captions": row["captions"][:-1]})
-    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, its embeddings are of 5"):
+    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, but its embeddings belong to 5"):
         make_trainer(dataset=shorter, embeddings=embeddings)
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import open_clip
 import torch
 from datasets import Dataset
@@ -222,13 +222,12 @@ def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
     """
     number, root = str(len(arguments)), str(Path(hf_distinct.__file__).parents[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    processes = []
-    for rank, own in enumerate(arguments):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-        command = [sys.executable, script, str(rank), *map(str, own)]
-        environment = {**os.environ, **shared, **place}
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    finish(processes)
+    ranks = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+        for rank in range(len(arguments))
+    ]
+    environments = [{**os.environ, **shared, **place} for place in ranks]
+    forked.run_together(script, [[rank, *own] for rank, own in enumerate(arguments)], environments)
 
 
 def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> None:

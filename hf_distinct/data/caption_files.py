@@ -164,5 +164,5 @@ def _in_splits(records: Records, names: list[str], lists: dict[str, str], table:
         else:
             others[name] = None
     for name in others:
-        table.skips.note("image that is left out, as no list of a split names it", name)
+        table.skips.note("image that is in no list of a split", name)
     return kept

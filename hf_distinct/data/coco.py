@@ -190,7 +190,7 @@ def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: 
             annotation_id = take_id(annotation, "id", where)
             first, *content = seen.setdefault(annotation_id, (index, image_id, repr(texts)))
             if content != [image_id, repr(texts)]:
-                raise ValueError(f"{where}: annotation id {annotation_id!r} stands at annotations[{first}] already.")
+                raise ValueError(f"{where}: annotation id {annotation_id!r} is already used at annotations[{first}].")
             if first != index:
                 table.skips.add("repeated annotation", annotation_id)
                 continue

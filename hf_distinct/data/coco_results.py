@@ -40,7 +40,7 @@ def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
         where = f"{json_path}: row {index}"
         image_id = take_id(row, "image_id", where)
         if image_id in found:
-            raise ValueError(f"{where}: image {image_id} has a caption already; give one an image.")
+            raise ValueError(f"{where}: image {image_id} has a caption already; give one caption for each image.")
         found[image_id] = _caption(row, image_id, where, skips) or ""
     skips.warn()
     return found
@@ -80,8 +80,8 @@ def match_image_ids(captions: Mapping[str, str], image_ids: Sequence[str], sourc
     some = f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
     if not found:
         raise ValueError(
-            f"{source}: none of its {len(unknown)} images is among the {len(known)} of the test set: its image ids "
-            f"are {some}, those of the test set {', '.join(image_ids[:3])}, ..."
+            f"{source}: none of its {len(unknown)} images is among the {len(known)} of the test set. Its image ids "
+            f"are {some}; those of the test set are {', '.join(image_ids[:3])}, ..."
         )
     if unknown:
         logger.warning(

@@ -130,10 +130,15 @@ class CaptionCollator:
             return
         place = row["row"]
         if not 0 <= place < len(self.embeddings) or self.image_ids[place] != image_id:
-            raise ValueError(f"Row {place} of the embeddings is not image {image_id!r}: they are of another data set.")
+            raise ValueError(
+                f"Row {place} of the embeddings is not image {image_id!r}: they belong to another data set."
+            )
         begin, end = self.embeddings.caption_offsets[place : place + 2].tolist()
         if end - begin != num_captions:
-            raise ValueError(f"Image {image_id!r} has {num_captions} captions, its embeddings are of another number.")
+            raise ValueError(
+                f"Image {image_id!r} has {num_captions} captions, but its embeddings belong to another "
+                "number of captions."
+            )
 
     def _draw(self, row: dict[str, Any]) -> list[int]:
         """Return the places of the G captions drawn among the row's captions."""

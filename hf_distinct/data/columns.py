@@ -179,8 +179,8 @@ def _check_columns(rows: Dataset, source: str, image_column: str, caption_column
             )
         if setting == "caption_column" and not _holds_texts(rows.features[name], field):
             raise ValueError(
-                f"{source}: column {column!r} should hold a text or a list of texts, it is {rows.features[name]}. Set "
-                "--caption_column to another one, or to COLUMN.FIELD where it holds structs."
+                f"{source}: column {column!r} should hold a text or a list of texts, but it is {rows.features[name]}. "
+                "Set --caption_column to another column, or to COLUMN.FIELD if it holds structs."
             )
 
 

@@ -87,7 +87,9 @@ class EmbeddingCache:
         except (OSError, ValueError, KeyError) as error:
             # Moved, not removed: another process may be reading it, and nothing that is cached is lost in silence.
             broken = self.folder.with_name(f"{self.folder.name}.broken-{uuid.uuid4().hex[:8]}")
-            logger.warning(f"The cached embeddings are unusable, moved to {broken} and computed anew: {error}")
+            logger.warning(
+                f"The cached embeddings are unusable. They were moved to {broken} and are computed again: {error}"
+            )
             with contextlib.suppress(FileNotFoundError):  # another process has moved it
                 self.folder.rename(broken)
             return None
@@ -121,7 +123,7 @@ class EmbeddingCache:
                 return
             if isinstance(error, OSError):
                 raise
-            logger.warning(f"A part of the embeddings is computed anew: {error}")
+            logger.warning(f"A part of the embeddings is computed again: {error}")
             return
         finally:
             shutil.rmtree(merged, ignore_errors=True)  # gone already, if all went well

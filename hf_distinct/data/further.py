@@ -1,4 +1,4 @@
-"""Further columns of a source: what the rewards can read beside the captions."""
+"""Further columns of a source, which the rewards can read in addition to the captions."""
 
 from __future__ import annotations
 

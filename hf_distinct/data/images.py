@@ -34,9 +34,9 @@ SCALE_DOWN = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it
 # As much as the largest picture that PIL lets through takes when it is not compressed.
 MAX_FILE_BYTES = 2**30
 # What RGB cannot hold.
-SEE_THROUGH = "transparent picture (what lies under its transparent pixels shows, often black)"
+SEE_THROUGH = "transparent picture (the colour under its transparent pixels shows, often black)"
 DEEP = "grey picture of more than 8 bits (values are cut off at 0 and 255, fractions are lost)"
-MANY = "animated or multi-page picture (the first one is seen)"
+MANY = "animated or multi-page picture (only the first frame is seen)"
 
 
 class ImageError(ValueError):
@@ -56,9 +56,9 @@ def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     found = [path for path in files if path.suffix.lower() in endings]
     if not found:
-        raise ValueError(f"{folder} holds no pictures: of {len(files)} files, none has a name that ends like one")
+        raise ValueError(f"{folder} holds no pictures: of {len(files)} files, none has the file ending of a picture")
     if len(found) < len(files):
-        logger.info(f"{folder}: of {len(files)} files, {len(found)} have names that end like pictures")
+        logger.info(f"{folder}: of {len(files)} files, {len(found)} have the file ending of a picture")
     return found
 
 
@@ -177,8 +177,8 @@ def warn_of_losses(source: str, losses: Iterable[tuple[str, str]]) -> None:
         counted.add(lost, name)
     if counted.names:
         logger.warning(
-            f'{source}: pictures lose something in RGB, here as in pipeline("image-to-text"): {counted.summary()}. '
-            "Convert them to 8-bit RGB yourself to choose what is seen."
+            f'{source}: pictures lose something in RGB, as they do in pipeline("image-to-text"): {counted.summary()}. '
+            "To choose what is kept, convert them to 8-bit RGB yourself."
         )
 
 
@@ -275,6 +275,6 @@ def _convert(image: Image.Image) -> tuple[Image.Image, str | None]:
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
     if height in AMBIGUOUS_HEIGHTS:
         raise ValueError(
-            f"{width} x {height} pixels: image processors take a height of {height} for colour channels. Enlarge it"
+            f"{width} x {height} pixels: image processors mistake a height of {height} for colour channels. Enlarge it"
         )
     return converted, lost_in_rgb(image)

@@ -74,8 +74,8 @@ def write_portable(folder: Path, target: Path) -> None:
         statistics, manifest = portable_values([statistics, manifest])
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"{str(folder)!r} is not a folder that recipes/mine.py left behind when it was done ({error}): let it run "
-            "to its end."
+            f"{str(folder)!r} is not a folder that recipes/mine.py has completed ({error}): let that recipe run to "
+            "its end."
         ) from error
     embeddings = target / name
     embeddings.mkdir()

@@ -75,10 +75,17 @@ def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, stri
 
 
 def as_evaluated(dataset: Any, name: str, needs: Sequence[str] = ("image",), strict: bool = False) -> Dataset:
-    """As `as_captioned`, for a data set that is captioned and measured: pictures are enough, nobody is a neighbour."""
+    """As `as_captioned`, for a data set that is captioned and measured: it needs only pictures, and no neighbours."""
     if isinstance(dataset, Dataset) and "neighbours" in dataset.column_names:
         dataset = dataset.remove_columns("neighbours")
     return as_captioned(dataset, name, needs, strict)
+
+
+def as_evaluated_parts(dataset: Any, name: str) -> Any:
+    """As `as_evaluated`, for what may be an ``eval_dataset``: one data set, several in a dict by name, or None."""
+    if isinstance(dataset, dict):
+        return {key: as_evaluated(part, f"{name}[{key!r}]") for key, part in dataset.items()}
+    return None if dataset is None else as_evaluated(dataset, name)
 
 
 def as_pictures(dataset: Any, name: str, needs: Sequence[str] = ("image",)) -> Dataset:
@@ -117,14 +124,14 @@ def dataset_problems(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED) 
         return
     if dataset.format["type"] == "custom":
         yield (
-            f"{name} has a transform (set_transform or with_transform), which would change what some of its readers "
-            "see and not others. Take it off with dataset.reset_format(), and use dataset.map instead."
+            f"{name} has a transform (set_transform or with_transform), which would apply to some of its readers and "
+            "not to others. Remove it with dataset.reset_format(), and use dataset.map instead."
         )
     missing = [each for each in needs if each not in dataset.column_names]
     for each in missing:
         yield (
             f"{name} has no column {each!r} ({ADD_TO[each]}); it has {', '.join(dataset.column_names) or 'none'}. "
-            f"Rename the one you mean: dataset.rename_column(..., {each!r})."
+            f"Rename the right one: dataset.rename_column(..., {each!r})."
         )
     if not len(dataset) and not missing:
         yield f"{name} has no rows."
@@ -132,7 +139,7 @@ def dataset_problems(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED) 
 
 
 def _kind(dataset: Any) -> str:
-    """What somebody gave instead of a data set, and what to do with it."""
+    """What was given instead of a data set, and what to do with it."""
     if isinstance(dataset, dict):
         how = "Choose one of its splits" if isinstance(dataset, DatasetDict) else "Choose one of its values"
         return f"a {type(dataset).__name__} of {', '.join(map(repr, dataset)) or 'nothing'}. {how}."
@@ -244,7 +251,7 @@ def _replace(dataset: Dataset, name: str, values: Any, feature: Any) -> Dataset:
 
 
 def select(dataset: Dataset, rows: Sequence[int], name: str) -> Dataset:
-    """Select rows, unless that would leave a column `neighbours` behind that speaks of other rows.
+    """Select rows, unless a column `neighbours` would then refer to other rows.
 
     Raises:
         ValueError: There is such a column, and rows are left out.
@@ -254,7 +261,7 @@ def select(dataset: Dataset, rows: Sequence[int], name: str) -> Dataset:
     if "neighbours" in dataset.column_names:
         raise ValueError(
             f"{name}: {len(dataset) - len(rows)} of {len(dataset)} rows are left out, and the column 'neighbours' "
-            "counts all of them. Remove it (dataset.remove_columns('neighbours')): training mines anew."
+            "counts all of them. Remove it (dataset.remove_columns('neighbours')): training then mines again."
         )
     return dataset.select(rows)
 
@@ -294,16 +301,19 @@ def embeddings_problems(dataset: Dataset, embeddings: CaptionEmbeddings, name: s
         embeddings: What was given with it.
         name: What the data set is called in messages.
     """
-    advice = "Give the two that embed_dataset returned."
+    advice = "Pass the dataset and the embeddings that embed_dataset returned together."
     if len(embeddings) != len(dataset):
-        yield f"The embeddings are of {len(embeddings)} images, and {name} has {len(dataset)} rows. {advice}"
+        yield f"The embeddings belong to {len(embeddings)} images, but {name} has {len(dataset)} rows. {advice}"
     elif "row" not in dataset.column_names or not _counts_rows(dataset):
         yield f"The column 'row' of {name} should count its rows from 0, which the embeddings follow. {advice}"
     else:
         counts = np.array([len(texts) for texts in _column(dataset, "captions")])
         embedded = np.diff(embeddings.caption_offsets.numpy())
         for row in np.flatnonzero(counts != embedded)[:1].tolist():
-            yield f"Row {row} of {name} has {counts[row]} captions, its embeddings are of {embedded[row]}. {advice}"
+            yield (
+                f"Row {row} of {name} has {counts[row]} captions, but its embeddings belong to {embedded[row]}. "
+                f"{advice}"
+            )
 
 
 def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterator[str]:
@@ -318,7 +328,7 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
         return
     feature: Any = dataset.features["neighbours"]
     inner = feature.feature if isinstance(feature, (List, LargeList)) else None
-    mend = "Remove it (dataset.remove_columns('neighbours')): training mines anew."
+    mend = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
     if not (isinstance(inner, Value) and "int" in inner.dtype):
         yield f"{name}: the column 'neighbours' should hold lists of row numbers; it is {feature}. {mend}"
         return
@@ -331,18 +341,18 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
     for place in np.flatnonzero((named < 0) | (named >= len(dataset)))[:1].tolist():
         yield (
             f"{name}: row {rows[place]} has the neighbour {named[place]}, and there are {len(dataset)} rows: the "
-            f"column 'neighbours' is of another data set. {mend}"
+            f"column 'neighbours' belongs to another data set. {mend}"
         )
         return
     for place in np.flatnonzero(named == rows)[:1].tolist():
-        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' is of other rows. {mend}"
+        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' belongs to other rows. {mend}"
         return
     longest = int(np.bincount(rows, minlength=1).max(initial=0))
     if wanted and longest != min(wanted, len(dataset) - 1):
         yield (
-            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' holds {longest} a row. Set "
-            f"pool_neighbours={longest}, or remove the column (dataset.remove_columns('neighbours')): training mines "
-            "anew."
+            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' holds {longest} in each row. Set "
+            f"pool_neighbours={longest}, or remove the column (dataset.remove_columns('neighbours')): training then "
+            "mines again."
         )
 
 

@@ -1,4 +1,4 @@
-"""DatasetSettings: which captioned pictures a recipe reads, and which models may speak of them."""
+"""DatasetSettings: which captioned pictures a recipe reads, and which models fit them."""
 
 from __future__ import annotations
 
@@ -33,25 +33,32 @@ class DatasetSettings:
     """Which captioned pictures; a recipe's own settings inherit from it.
 
     Raises:
-        ValueError: a setting that says how to read pictures, beside the emoji scenes, which are drawn; or one that
-            chooses emoji scenes, beside pictures that are read.
+        ValueError: if a setting says how to read pictures and the dataset is emoji scenes, which are drawn; or if one
+            chooses emoji scenes and the dataset is read.
     """
 
     dataset: str = field(
         default="emoji_scenes",
-        metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
+        metadata={
+            "help": "What to read: emoji_scenes, or captioned pictures in any form that recipes/README.md lists."
+        },
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder of the pictures that a caption file names."}
+    )
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
+        default=None, metadata={"help": "Column that holds the pictures, if it is not called image."}
     )
     caption_column: str | None = field(
-        default=None, metadata={"help": "Column or key of the captions, or COLUMN.FIELD where they are structs."}
+        default=None, metadata={"help": "Column or key that holds the captions, or COLUMN.FIELD if they are structs."}
     )
     dataset_config: str | None = field(
-        default=None, metadata={"help": "Which configuration of a dataset that has several, such as languages."}
+        default=None,
+        metadata={"help": "Configuration of a dataset that has several, for example one for each language."},
     )
-    strict: bool = field(default=False, metadata={"help": "Stop at the first bad row instead of leaving it out."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop with an error at the first bad row instead of leaving it out."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("image_root", "image_column", "caption_column", "dataset_config"):
@@ -81,10 +88,10 @@ class DatasetSettings:
         )
 
     def models(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Which models may speak of these pictures: a folder or a name, by the setting that names it.
+        """Which models fit these pictures: a folder or a name, by the setting that names it.
 
-        Of emoji scenes a shipped model speaks where none is named. It knows nothing else: of other pictures only those
-        models speak that were named, and a shipped one among them gets a warning.
+        For emoji scenes a shipped model is used if you name none. It knows nothing else: for other pictures only those
+        models are used that you name, and a shipped one among them causes a warning.
 
         Args:
             needed: settings that name a model, each with the shipped model (e.g. ``"scorer"``) it means by default.
@@ -109,13 +116,11 @@ class DatasetSettings:
         """Log a warning if a setting names a model that hf_distinct ships, and the pictures are no emoji scenes."""
         if not self.drawn and is_shipped(model):
             logger.warning(
-                f"--{setting} names {Path(model).name}, which hf_distinct ships and which knows emoji scenes only: "
-                f"unless {self.dataset} holds such pictures, what it says of them means nothing."
+                f"--{setting} names the shipped model {Path(model).name}, which knows emoji scenes only: unless "
+                f"{self.dataset} holds such pictures, its results mean nothing."
             )
 
-    def model_problems(
-        self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None
-    ) -> Iterator[str]:
+    def model_problems(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> Iterator[str]:
         """What is wrong with the settings that name models, one sentence each; see `models`."""
         missing = [f"--{name} ({MODELS[name]})" for name in needed if not getattr(self, name)]
         if missing and not self.drawn:

@@ -249,7 +249,7 @@ class SimilarityIndex:
             wanted = about.pop(ALGORITHM, None)  # indexes of the first version have none
             search_kind = SearchKind(**about)
             if wanted is not None and digest(Path(path)) != wanted:
-                raise ValueError("its bytes have changed since it was written; remove it, and it is made anew")
+                raise ValueError("its bytes have changed since it was written; remove it, and a new one is made")
             self._holder.load_faiss_index(NAME, str(path))  # checks the number of entries
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"{str(path)!r} is no index of these {len(self.entries)} embeddings: {error}") from error
@@ -259,8 +259,8 @@ class SimilarityIndex:
                 return
         self._holder.drop_index(NAME)
         raise ValueError(
-            f"{str(path)!r} is an index of other embeddings than these: of another data set, of other pictures or "
-            "under another scorer. Remove it, and it is made anew."
+            f"{str(path)!r} is an index of other embeddings: the data set, the pictures or the scorer differ. Remove "
+            "it, and a new one is made."
         )
 
     def _knows_its_entries(self) -> bool:

@@ -226,12 +226,12 @@ class CaptionTable:
             self._rows[image_id] = self._files[file] = row
         elif first.file != file:
             raise ValueError(
-                f"{self.skips.source}: image id {image_id!r} stands twice: {first.where} ({first.file!r}, "
+                f"{self.skips.source}: image id {image_id!r} appears twice: {first.where} ({first.file!r}, "
                 f"{first.split}) and {where} ({file!r}, {split}). Give each image an id of its own, in one split."
             )
         elif first.split != split:
             raise ValueError(
-                f"{self.skips.source}: the image {file!r} stands twice: {first.where} ({first.split}) and {where} "
+                f"{self.skips.source}: the image {file!r} appears twice: {first.where} ({first.split}) and {where} "
                 f"({split}). Put it into one split."
             )
         else:

@@ -1,4 +1,4 @@
-"""A folder of pictures with a text file beside each, as tools that fine-tune image generators have them."""
+"""A folder of pictures with a text file next to each, as tools that fine-tune image generators use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT_ENDINGS = (".txt", ".caption", ".captions")
 
 
 def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> DatasetDict:
-    """Load pictures with a text file beside each: `dogs/rex.jpg` and `dogs/rex.txt`, one caption a line.
+    """Load pictures with a text file next to each: `dogs/rex.jpg` and `dogs/rex.txt`, one caption per line.
 
     Args:
         folder: It holds the pictures, at any depth. The text file of a picture has its name and ends in .txt, .caption
@@ -52,7 +52,7 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
 
 
 def holds_texts(folder: Path) -> bool:
-    """Whether there is a picture in a folder, or below it, that has a text file beside it."""
+    """Whether a picture in a folder, or below it, has a text file next to it."""
     try:
         return any(text_file_of(picture) for picture in picture_files(folder))
     except ValueError:

@@ -106,6 +106,7 @@ def caption_statistics(
         statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
     if not seem_english([text for own in references for text in own]):
         logger.warning_once(
-            "The captions seem not to be English: bad_endings knows English words alone, so its figure says nothing."
+            "The captions do not seem to be English: bad_endings knows only English words, so its figure means "
+            "nothing."
         )
     return statistics | {"bad_endings": mean_of(bad_endings(captions)), "repeats": mean_of(repeats(captions))}

@@ -83,12 +83,13 @@ class CallableReward:
             RuntimeError: if the function fails; its own error is the cause.
         """
         values, applies = self.begin(batch)()
-        return values.masked_fill(~applies, math.nan)
+        return values.masked_fill(~applies.to(values.device), math.nan)
 
     def begin(self, batch: RewardBatch) -> Callable[[], tuple[Tensor, Tensor]]:
         """Call the function, and return what waits for its result: the values and where they apply, (N,) each.
 
-        See `__call__` for what both raise. Values are 0 where the reward does not apply.
+        See `__call__` for what both raise. Values are 0 where the reward does not apply. Where it applies is on the
+        CPU, so that the host can look at it without waiting for a GPU.
         """
         for problem in self.problems(batch.columns):
             raise ValueError(problem)
@@ -103,9 +104,9 @@ class CallableReward:
                 with _named(self.name):
                     values = waiting.result()
             numbers = _as_floats(values, batch.captions, self.name)
-            device = batch.text_embeds.device
-            applies = torch.tensor([number is not None for number in numbers], dtype=torch.bool, device=device)
-            return torch.tensor([number or 0.0 for number in numbers], dtype=torch.float32, device=device), applies
+            floats = torch.tensor([number or 0.0 for number in numbers], dtype=torch.float32)
+            applies = torch.tensor([number is not None for number in numbers], dtype=torch.bool)
+            return floats.to(batch.text_embeds.device), applies
 
         return finish
 
@@ -159,7 +160,7 @@ def evaluate_rewards(rewards: Sequence[Reward], batch: RewardBatch) -> list[tupl
     """Call rewards with one batch, the asynchronous ones at the same time.
 
     Returns:
-        For each reward its values, 0 where it does not apply, and where it applies: (N,) each.
+        For each reward its values, 0 where it does not apply, and where it applies, on the CPU: (N,) each.
 
     Raises:
         ValueError: a reward does not give N values.
@@ -178,7 +179,7 @@ def _begin(reward: Reward, batch: RewardBatch) -> Callable[[], tuple[Tensor, Ten
         raise ValueError(
             f"reward {reward.name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption"
         )
-    return lambda: (values, torch.ones_like(values, dtype=torch.bool))
+    return lambda: (values, torch.ones(len(batch), dtype=torch.bool))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hf_distinct import Captioner, emoji_scenes
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.images import ImageError, decode_image, picture_files
 from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS
-from hf_distinct.scorer import ClipScorer, load_clip, shipped
+from hf_distinct.scorer import ClipScorer, shipped
 
 SAMPLES = 10
 FOUND, EXAMPLES = 10, 20
@@ -111,7 +111,7 @@ def captioners_of(settings: Settings, scorer: ClipScorer) -> dict[str, Callable[
 
 def build(settings: Settings) -> gr.Blocks:
     """The app: two captions side by side, and a search."""
-    scorer = load_clip(settings.scorer)
+    scorer = ClipScorer(settings.scorer)
     gallery = Gallery(pictures_of(settings), scorer)
     captioners = captioners_of(settings, scorer)
 

@@ -113,7 +113,7 @@ def test_lists_of_splits_beside_the_tokens(pictures, tmp_path, caplog):
         "test": {"2.jpg": ["caption 2", "caption 6"]},
     }  # fmt: skip
     assert captions(load_captions(text)) == captions(load_captions(text, strict=True)) == expected
-    assert "1 x image that is left out, as no list of a split names it ('3.jpg')" in caplog.text
+    assert "1 x image that is in no list of a split ('3.jpg')" in caplog.text
 
 
 def test_carved_splits_never_part_a_picture(pictures, tmp_path):

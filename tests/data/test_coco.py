@@ -147,7 +147,7 @@ def broken(change) -> dict:
             r"images\[1\]: a caption is an object without .*; it has the fields tokens, imgid, sentid",
         ),
         (broken(lambda images: images[1].update(cocoid=None)), r"images\[1\]: 'cocoid' should be text or an integer"),
-        (broken(lambda images: images[1].update(cocoid=522000)), r"'522000' stands twice: .*images\[0\].*images\[1\]"),
+        (broken(lambda images: images[1].update(cocoid=522000)), r"'522000' appears twice.*images\[0\].*images\[1\]"),
     ],
 )
 def test_karpathy_of_the_wrong_shape(document, message, pictures, write_json, tmp_path):
@@ -181,11 +181,11 @@ def test_repeated_karpathy_item_is_one_row(pictures, write_json, tmp_path):
         (lambda document: document["images"][1].pop("id"), r"images\[1\]: 'id' .* is missing"),
         (
             lambda document: document["images"][1].update(id=522000),
-            r"'522000' stands twice: .*images\[0\].*images\[1\]",
+            r"'522000' appears twice.*images\[0\].*images\[1\]",
         ),
         (
             lambda document: document["annotations"][3].update(id=0),
-            r"annotations\[3\]: annotation id '0' stands at annotations\[0\] already",
+            r"annotations\[3\]: annotation id '0' is already used at annotations\[0\]",
         ),
         (lambda document: document["images"].clear(), "there are no images in it"),
         (

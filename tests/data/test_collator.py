@@ -218,7 +218,7 @@ def test_rows_that_do_not_fit(embedded, tokenizer, image_processor):
         (good | {"captions": []}, "Image 'id0' has no captions"),
         (good | {"row": 1}, "Row 1 of the embeddings is not image 'id0'"),
         (good | {"row": 4}, "Row 4 of the embeddings is not image 'id0'"),
-        (good | {"captions": ["a"]}, "Image 'id0' has 1 captions, its embeddings"),
+        (good | {"captions": ["a"]}, "Image 'id0' has 1 captions, but its embeddings"),
         (good | {"neighbours": [4]}, "neighbour is row 4, but only 4 rows"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -53,7 +53,7 @@ def test_columns_of_other_names(save):
     for settings, message in [
         ({"image_column": "pic"}, r"no column 'pic'; set --image_column to one of photo, text, n\."),
         ({"caption_column": "words"}, "no column 'words'; set --caption_column to one of"),
-        ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, it is Value"),
+        ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, but it is"),
         ({"image_column": "n", "caption_column": "text"}, "the image column should hold images"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -155,7 +155,7 @@ def test_a_column_names_a_split_that_nobody_knows(save):
 
 def test_a_label_is_no_caption(save):
     path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
-    with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, it is ClassLabel"):
+    with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, but it is ClassLabel"):
         load_captions(path, caption_column="label")
 
 

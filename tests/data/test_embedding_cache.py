@@ -86,7 +86,7 @@ def test_a_broken_part_is_computed_anew(dataset, scorer, tmp_path, caplog):
     cache.parts.path(1).write_bytes(b"half of a part")
     _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
     assert torch.equal(found.image_embeds, expected.image_embeds)
-    assert "A part of the embeddings is computed anew" in caplog.text
+    assert "A part of the embeddings is computed again" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["image_embeds.npy", "caption_embeds.npy", "caption_offsets.npy"])

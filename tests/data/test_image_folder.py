@@ -74,8 +74,8 @@ def test_other_keys_become_columns(folder, caplog):
         (line(1, captions={"words": "a"}), "line 3: a caption is an object without .*; it has the fields words"),
         (line(1, split="hard"), "line 3: unknown split 'hard'"),
         (line(1, image_id=1.5), "line 3: 'image_id' should be text or an integer, found float"),
-        (line(1, image_id="pets/0.png"), r"stands twice: .*line 1 .*line 3"),
-        (line(0, split="test"), r"0\.png' stands twice: .*line 1 \(train\) .*line 3 \(test\)\. Put it into one split"),
+        (line(1, image_id="pets/0.png"), r"appears twice: .*line 1 .*line 3"),
+        (line(0, split="test"), r"0\.png' appears twice: .*line 1 \(train\) .*line 3 \(test\)\. Put it into one"),
     ],
 )
 def test_a_broken_line_is_named(second, message, folder):

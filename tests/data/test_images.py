@@ -267,7 +267,7 @@ def test_extreme_shapes_are_refused():
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 1), (3, 3), (9, 3)])
 def test_a_height_that_image_processors_take_for_colours_is_refused(size):
-    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels: .* take a height of {size[1]} for colour"):
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels: .* mistake a height of {size[1]} for colour"):
         decode_image(Image.new("RGB", size))
 
 

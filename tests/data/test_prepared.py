@@ -172,13 +172,13 @@ def test_embeddings_are_those_of_the_rows():
     fitting = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 2, 3]))
     assert not list(embeddings_problems(given, fitting, "train_dataset"))
     (problem,) = embeddings_problems(given.select([0]), fitting, "train_dataset")
-    assert "of 2 images, and train_dataset has 1 rows" in problem
+    assert "to 2 images, but train_dataset has 1 rows" in problem
     for wrong in (given.remove_columns("row"), given.select([1, 0])):
         (problem,) = embeddings_problems(wrong, fitting, "train_dataset")
         assert "'row' of train_dataset should count its rows" in problem
     other = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 1, 3]))
     (problem,) = embeddings_problems(given, other, "train_dataset")
-    assert problem.startswith("Row 0 of train_dataset has 2 captions, its embeddings are of 1.")
+    assert problem.startswith("Row 0 of train_dataset has 2 captions, but its embeddings belong to 1.")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_embeddings_are_those_of_the_rows():
         ([[1], [0]], 1, None),
         ([[1], []], 1, None),  # an image may have fewer
         ([[1], [0]], 5, None),  # there are no more
-        ([[1, 1], [0]], 1, "pool_neighbours=1, but its column 'neighbours' holds 2 a row. Set pool_neighbours=2"),
+        ([[1, 1], [0]], 1, "pool_neighbours=1, but its column 'neighbours' holds 2 in each row. Set pool"),
         ([[1], [2]], 0, "row 1 has the neighbour 2, and there are 2 rows"),
         ([[-1], [0]], 0, "row 0 has the neighbour -1"),
         ([[1], [1]], 0, "row 1 is its own neighbour"),

@@ -92,8 +92,9 @@ def test_a_shipped_model_that_is_named_for_other_pictures_gets_a_warning(caplog)
         found = Settings("example", **names).models(NEEDED, OPTIONAL)
     assert found == {**names, "scorer": str(SHIPPED / "scorer")}
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("--model_name_or_path names captioner, which hf_distinct ships")
-    assert second.startswith("--scorer names scorer") and "knows emoji scenes only: unless example holds" in second
+    assert first.startswith("--model_name_or_path names the shipped model captioner, which knows emoji")
+    assert second.startswith("--scorer names the shipped model scorer")
+    assert "knows emoji scenes only: unless example holds" in second
 
 
 def test_a_folder_with_the_name_of_a_shipped_model(tmp_path, monkeypatch):

@@ -91,8 +91,8 @@ def test_same_id_and_file_merges_new_captions(picture):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("2.png", "train", r"id '1' stands twice: row 1 .*row 2"),
-        ("1.png", "test", r"1\.png' stands twice: row 1 \(train\) and row 2 \(test\)"),
+        ("2.png", "train", r"id '1' appears twice: row 1 .*row 2"),
+        ("1.png", "test", r"1\.png' appears twice: row 1 \(train\) and row 2 \(test\)"),
     ],
 )
 def test_same_id_elsewhere_is_an_error_that_names_both_rows(name, split, message, picture):

@@ -62,7 +62,7 @@ def test_bad_endings_say_that_they_are_english(caplog):
     logging.warning_once.cache_clear()
     german = ["ein Mann sitzt an einem Tisch in der Küche und liest eine Zeitung"] * 20
     caption_metrics(german, [[text] for text in german])
-    assert "seem not to be English" in caplog.text
+    assert "do not seem to be English" in caplog.text
     caplog.clear()
     english = ["a man sits at the table and reads"] * 40
     caption_metrics(english, [[text] for text in english])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,32 @@ def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_pat
     plain = out / "decoding" / "seed4" / "captioner" / "captions" / "captioner.json"
     for file in (plain, out / "captions" / "test" / "teacher forcing.json"):
         assert list(read_coco_results(file).values()) == said["before"][""]
+
+
+STOPPED = """
+import os, runpy, signal, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+import psutil
+from hf_distinct.interruption import ended_from_inside
+run_all, ended = runpy.run_path(sys.argv[1])["run_all"], []
+def stop():
+    while not psutil.Process().children():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+try:
+    with ended_from_inside(), ThreadPoolExecutor(1) as pool:
+        runs = [pool.submit(lambda: ended.append(subprocess.run(["sleep", "300"]).returncode)) for _ in range(2)]
+        threading.Thread(target=stop).start()
+        run_all(runs)
+finally:
+    print(ended, runs[1].cancelled())
+"""
+
+
+def test_a_signal_ends_the_runs_that_are_at_work_and_begins_no_other() -> None:
+    command = [sys.executable, "-c", STOPPED, str(forked.RECIPES / "ablation.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "[-15] True\n", "")
 
 
 def test_what_is_wrong_is_named(recipe: ModuleType, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """recipes/caption.py as a person runs it."""
 
 import json
+import runpy
 
 import forked
+import pytest
 import tiny
 
 import hf_distinct
@@ -30,7 +32,21 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     assert lines[1]["caption"] in sheet and str(tmp_path) not in sheet  # it is the same wherever it is moved
     said = (output / "captions.jsonl").read_text()
     (output / "captions.jsonl").write_text("mine")
-    for number in (1, 2):
+    for _ in range(2):
         done = forked.run("caption.py", folder, *flags)
-        assert f"captions.jsonl was there already: it is now captions.{number}.jsonl" in done.stderr
-    assert [(output / f"captions{end}.jsonl").read_text() for end in (".1", ".2", "")] == ["mine", said, said]
+        assert "is not what a recipe wrote. It stays, and the new file is captions.1.jsonl" in done.stderr
+    assert [(output / f"captions{end}.jsonl").read_text() for end in ("", ".1")] == ["mine", said]
+    assert not list(output.glob("captions.2.*")) + list(output.glob("*unfinished*"))
+
+
+def test_what_was_captioned_before_a_signal_stays(tmp_path, caplog):
+    recipe = runpy.run_path(str(forked.RECIPES / "caption.py"))
+
+    def stopped():
+        yield tmp_path / "a.png", "a dog"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recipe["write_lines"](stopped(), tmp_path / "lines", tmp_path)
+    assert json.loads((tmp_path / "lines").read_text()) == {"file_name": "a.png", "caption": "a dog"}
+    assert f"not finished: the captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text

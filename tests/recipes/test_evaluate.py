@@ -136,7 +136,7 @@ def test_what_does_not_go_together(tmp_path):
     (tmp_path / "ours.json").write_text(json.dumps([{"image_id": "none", "caption": "a bus"}]))
     files = ["--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json"]
     error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr
-    assert "ours.json: none of its 1 images is among the 3 of the test set: its image ids are none, those of" in error
+    assert "ours.json: none of its 1 images is among the 3 of the test set. Its image ids are none; those of" in error
     (tmp_path / "ours.json").write_text(json.dumps([{"image_id": 2, "caption": "a bus"}]))
     (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     files = ["--captions", tmp_path / "ours.json", tmp_path / "theirs.json", *files[2:]]

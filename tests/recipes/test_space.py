@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import hf_distinct
-from hf_distinct.scorer import load_clip, shipped
+from hf_distinct.scorer import ClipScorer, shipped
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "recipes" / "space"
@@ -68,7 +68,7 @@ def gallery() -> list[Image.Image]:
 def test_a_picture_gets_its_captions_before_and_after_and_the_places_they_find_it_at(
     served, gallery, tiny_models, tmp_path
 ):
-    scorer, row = load_clip("truth_scorer"), 9
+    scorer, row = ClipScorer("truth_scorer"), 9
     gallery[row].save(tmp_path / "a.png")
     found = served.predict(gradio_client.handle_file(tmp_path / "a.png"), api_name="/describe")
     said = [hf_distinct.caption(gallery[row], model) for model in (shipped("captioner"), tiny_models / "captioner")]
@@ -79,7 +79,7 @@ def test_a_picture_gets_its_captions_before_and_after_and_the_places_they_find_i
 
 
 def test_a_caption_finds_the_nearest_pictures(served, gallery):
-    scorer, caption = load_clip("truth_scorer"), tiny.scenes(1)["captions"][0][0]
+    scorer, caption = ClipScorer("truth_scorer"), tiny.scenes(1)["captions"][0][0]
     cosines = embedded(scorer, gallery) @ scorer.encode_texts([caption])[0]
     found = served.predict(caption, api_name="/find")
     best = cosines.topk(len(found))
@@ -105,7 +105,7 @@ def test_a_gallery_of_ones_own_and_no_captioner_after(tmp_path, gallery, capsys)
     assert [each.tobytes() for each in app["pictures_of"](settings)] == [each.tobytes() for each in gallery[:2]]
     settings.size = 4
     assert len(app["pictures_of"](settings)) == 3 and "a.png" in capsys.readouterr().out
-    scorer = load_clip("truth_scorer")
+    scorer = ClipScorer("truth_scorer")
     before, chosen = app["captioners_of"](settings, scorer).values()
     assert before(gallery[:2]) == hf_distinct.caption(gallery[:2], shipped("captioner"))
     best = hf_distinct.caption(gallery[:2], shipped("captioner"), num_samples=10, rerank_with=scorer)

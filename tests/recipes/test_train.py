@@ -13,12 +13,14 @@ from typing import Any
 import forked
 import numpy as np
 import pytest
+import tiny
 import torch
 from datasets import Dataset
 
-from hf_distinct import RLCaptionConfig, emoji_scenes
+from hf_distinct import ClipScorer, RLCaptionConfig, emoji_scenes
 from hf_distinct.arguments import parse_settings
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.gallery import Gallery
 
 EMOJI = {"train_size": 12, "test_size": 4, "eval_size": 3}
 # Settings that show in what is loaded: with which others, and a value that makes a difference.
@@ -173,3 +175,30 @@ def test_one_process_embeds_for_all(run_processes, tiny_models, tmp_path):
     (ids, places, embeds), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert ids == [f"{n}.png" for n in (0, 1, 3, 4, 5)] and places == list(range(5)) and len(embeds) == 5
     assert other[:2] == [ids, places] and torch.equal(other[2], embeds)
+
+
+def test_a_sheet_or_a_card_that_fails_costs_no_figures(recipe, tiny_models, tmp_path, monkeypatch, caplog):
+    class NoCard:
+        def write_card(self, *_, **__):
+            raise RuntimeError("no card")
+
+    def no_sheet(*_, **__):
+        raise OSError("no font")
+
+    monkeypatch.setattr(recipe, "write_contrast_sheet", no_sheet)
+    rows = tiny.scenes(4)
+    gallery = Gallery(rows, {"scorer": ClipScorer(str(tiny_models / "scorer"))})
+    said = [own[0] for own in rows["captions"]]
+    metrics = recipe.report(NoCard(), {"": gallery}, {"before": {"": said}, "after": {"": said}}, {}, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "captions.json").read_text())["after"][""] == said
+    told = [record.getMessage() for record in caplog.records if "could not be made" in record.getMessage()]
+    assert [each.split(":")[0] for each in told] == [
+        "contrast.html could not be made", "The card README.md could not be made"
+    ]  # fmt: skip
+
+
+def test_a_captioner_is_not_trained_over_itself(recipe, tmp_path):
+    config = RLCaptionConfig(output_dir=str(tmp_path), use_cpu=True)
+    settings = recipe.Settings(model_name_or_path=str(tmp_path))
+    assert any("the model there would be overwritten" in each for each in recipe.setting_problems(settings, config))

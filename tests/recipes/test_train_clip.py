@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import random
+import signal
 import sys
 from collections import Counter
 from functools import partial
@@ -43,18 +45,14 @@ ROW = {"scene": Scene(("dog", "banana"), ("big", "small"), "left of", "red").to_
 
 
 def test_in_a_drill_the_kind_of_lie_chooses_the_caption(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(
-        None, None, recipe.Settings(hard_negatives=True, kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0)
-    )
+    images = recipe.CaptionedImages(None, None, kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0)
     rng = random.Random(0)  # kinds: relation, size, swap, shuffle, drop, cut
     drawn = Counter(images.draw(ROW, rng)[1] == FULL.replace("left", "right") for _ in range(800))
     assert drawn[True] / 800 == pytest.approx(0.75, abs=0.05)  # though only one of the captions has a relation
 
 
 def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(
-        None, None, recipe.Settings(hard_negatives=True, kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0)
-    )
+    images = recipe.CaptionedImages(None, None, kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0)
     rng = random.Random(0)
     drawn = [images.draw(ROW, rng) for _ in range(800)]
     assert sum(caption == BARE for caption, _ in drawn) / 800 == pytest.approx(0.5, abs=0.05)
@@ -69,9 +67,7 @@ def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> 
 
 def test_a_caption_that_offers_no_negative_has_none(recipe: ModuleType) -> None:
     for drill in (0.0, 1.0):
-        images = recipe.CaptionedImages(
-            None, None, recipe.Settings(hard_negatives=True, kind_weights=[1, 0, 0, 0, 0, 0], drill=drill)
-        )
+        images = recipe.CaptionedImages(None, None, kind_weights=[1, 0, 0, 0, 0, 0], drill=drill)
         assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ("dogs", "")
 
 
@@ -92,6 +88,25 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
         assert "The training has diverged and ends here, and this model is not saved" in failed.stderr
         assert {file.name: file.read_bytes() for file in (tmp_path / "tuned").iterdir()} == good
     assert ClipScorer(str(tmp_path / "tuned")).fingerprint != ClipScorer(str(tmp_path / "new")).fingerprint
+
+
+def test_a_signal_leaves_the_model_of_its_step(recipe: ModuleType, tmp_path: Path, monkeypatch: Any, caplog) -> None:
+    plain, calls = recipe.loss_of, []
+
+    def loss_of(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return plain(*args)
+
+    monkeypatch.setattr(recipe, "loss_of", loss_of)
+    flags = ["--train_size", 16, "--batch_size", 8, "--max_steps", 9, "--vision_cfg", TOWER, "--output_dir", tmp_path]
+    monkeypatch.setattr("sys.argv", ["train_clip.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as left:
+        recipe.main()
+    assert left.value.code == 128 + signal.SIGUSR1 and len(calls) == 2
+    assert f"stopped by SIGUSR1 after step 2 of 9: {tmp_path} has the model of this step." in caplog.text
+    ClipScorer(str(tmp_path))
 
 
 def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
@@ -126,10 +141,10 @@ def test_pictures_that_cannot_be_decoded_are_named_and_replaced(recipe: ModuleTy
     kinds = {"image": ImageFeature(decode=False), "captions": [Value("string")], "image_id": Value("string")}
     rows = {"image": files, "captions": scenes["captions"], "image_id": list("abcd")}
     dataset = Dataset.from_dict(rows, features=Features(kinds))
-    images = recipe.CaptionedImages(dataset, lambda image: image.size, recipe.Settings())
+    images = recipe.CaptionedImages(dataset, lambda image: image.size)
     assert [images[number][0] for number in range(4)] == [(64, 64)] * 4
     assert "image 'b' cannot be trained on" in caplog.text
-    broken = recipe.CaptionedImages(dataset.select([1]), None, recipe.Settings())
+    broken = recipe.CaptionedImages(dataset.select([1]), None)
     with pytest.raises(
         ValueError, match="20 pictures one after the other cannot be decoded, the last one is image 'b'"
     ):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -23,9 +24,10 @@ from transformers import (
     ViTModel,
 )
 
+from hf_distinct import checkpoints
 from hf_distinct.data import load_captions
+from hf_distinct.dataset_captions import write_captions
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import write_captions
 
 CAPTIONS = ["a red dog", "a blue cat on a mat"]
 
@@ -152,3 +154,23 @@ def test_pretrained_parts_are_trained_at_a_lower_rate(recipe) -> None:
     assert not recipe.Settings().pretrained
     for part in ("encoder", "decoder", "model_name_or_path"):
         assert recipe.Settings(**{part: "x"}).pretrained
+
+
+def test_two_processes_without_a_gpu_train_one_captioner(run_processes, tmp_path) -> None:
+    flags = ["--train_size", 32, "--per_device_train_batch_size", 4, "--max_steps", 1, "--save_steps", 1]
+    two = forked.RECIPES.parent / "tests" / "distributed" / "recipe_in_two.py"
+    run_processes(str(two), *[["warm_up.py", *flags, "--save_strategy", "steps", "--output_dir", tmp_path]] * 2)
+    assert checkpoints.processes_of(tmp_path / "checkpoint-1") == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 1
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_found_out(recipe, tmp_path, monkeypatch) -> None:
+    recipe.Training(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="asked for 2 processes, and this one finds 1"):
+        recipe.Training(output_dir=str(tmp_path), use_cpu=True)
+
+
+def test_a_token_is_neither_shown_nor_saved(recipe, tmp_path) -> None:
+    training = recipe.Training(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret")
+    assert "hf_secret" not in repr(training) and b"hf_secret" not in pickle.dumps(training)

@@ -1,0 +1,85 @@
+"""The rows that a trainer with rewards draws from: their embeddings, their similar images, and their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, Image
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
+from hf_distinct.data.hard_batches import HardBatchSampler
+from hf_distinct.data.mining import mine_neighbours
+from hf_distinct.data.prepared import embeddings_problems
+from hf_distinct.scorer import ClipScorer
+
+logger = logging.get_logger(__name__)
+
+HARD_BATCH_NEIGHBOURS = 4
+
+
+def embedded_and_mined(
+    dataset: Dataset, embeddings: CaptionEmbeddings | None, scorer: ClipScorer, args: RLCaptionConfig
+) -> tuple[Dataset, CaptionEmbeddings]:
+    """Give each row what the settings need: its embeddings under the scorer, and its similar images.
+
+    Args:
+        dataset: as `hf_distinct.data.prepared.as_captioned` returns it.
+        embeddings: of the dataset, if they are at hand; computed otherwise.
+        scorer: the CLIP that embeds.
+        args: the settings.
+
+    Returns:
+        The dataset, with ``neighbours`` where the settings use them and with pictures that are not decoded; and its
+        embeddings.
+
+    Raises:
+        ValueError: if the embeddings belong to other rows.
+    """
+    used, given = args.pool_neighbours or args.hard_batches, "neighbours" in dataset.column_names
+    if given and not used:
+        logger.warning(
+            "The column 'neighbours' of train_dataset is not used. To use it, set pool_neighbours or hard_batches."
+        )
+    if embeddings is None:
+        dataset, embeddings = embed_dataset(dataset, scorer)
+    for problem in embeddings_problems(dataset, embeddings, "train_dataset"):
+        raise ValueError(problem)
+    # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
+    dataset = dataset.cast_column("image", Image(decode=False))
+    if used and not given:
+        count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
+        dataset = mine_neighbours(dataset, embeddings, count, first_rank=args.neighbour_first_rank)
+    return dataset, embeddings
+
+
+def hard_batch_sampler(dataset: Dataset, args: RLCaptionConfig) -> HardBatchSampler | None:
+    """The order of the rows if ``args.hard_batches`` is set; else None, and the Trainer shuffles."""
+    if not args.hard_batches:
+        return None
+    return HardBatchSampler(dataset["neighbours"], args.train_batch_size * args.world_size, seed_of_data(args))
+
+
+def seed_of_data(args: RLCaptionConfig) -> int:
+    """``data_seed``, or ``seed`` if there is none."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+class EpochCallback(TrainerCallback):
+    """Sets the epoch of what draws, so that its draw depends on nothing else and a resumed run draws the same.
+
+    Args:
+        drawing: collators and samplers; None is skipped.
+    """
+
+    def __init__(self, *drawing: CaptionCollator | Sampler | None) -> None:
+        self.drawing: list[Any] = [each for each in drawing if each is not None]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set it."""
+        for each in self.drawing:
+            each.epoch = int(state.epoch or 0)
