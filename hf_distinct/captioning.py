@@ -27,7 +27,7 @@ from hf_distinct.fit import check_fit
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.names import shipped_or_named
 from hf_distinct.pipelines import load_image_processor
-from hf_distinct.rollout import decode, generate_labels, rollout_config
+from hf_distinct.rollout import ONE_CAPTION, decode, generate_labels, rollout_config
 from hf_distinct.safe_loading import refuse_code
 from hf_distinct.scorer import ClipScorer, scorer_problems
 
@@ -163,7 +163,7 @@ class Captioner:
         if batch.pixel_values is None:
             return []
         if not num_samples:
-            how: dict[str, Any] = {"do_sample": False, "num_return_sequences": 1}
+            how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
             tokens = self.model.generate(
                 batch.pixel_values.to(self.device), **how, logits_processor=LogitsProcessorList(guides)
             )

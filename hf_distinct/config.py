@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -181,11 +182,13 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
             ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
             ("discriminator_pretrain_steps", 0), ("no_repeat_ngram_size", 0), ("max_new_tokens", 1),
-            ("max_reference_length", 2), ("log_samples", 0),
+            ("max_reference_length", 2), ("log_samples", 0), ("generation_num_beams", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name}={value} must be at least {least}")
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least {least}, and finite")
+            if isinstance(value, float) and name not in ("wtf_weight", "kl_weight"):
+                raise ValueError(f"{name}={value} must be an integer")
         if self.rollouts == "beam" and self.num_rollouts > self.num_beams:
             raise ValueError(
                 f"rollouts='beam' with num_rollouts={self.num_rollouts} wants that many of num_beams={self.num_beams} "
@@ -205,6 +208,8 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
             )
         if self.baseline == "leave_one_out" and self.num_rollouts < 2:
             raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2")
+        if isinstance(self.reward, str):
+            self.reward = [self.reward]
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
@@ -213,6 +218,9 @@ class RLCaptionConfig(Seq2SeqTrainingArguments):
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: set as many of both, not "
                 f"reward_weights {weights} for reward {rewards}"
             )
+        for weight in self.reward_weights or ():
+            if not math.isfinite(weight):
+                raise ValueError(f"reward_weights: {weight} is no finite number")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
 

@@ -37,6 +37,9 @@ from hf_distinct.narrow_products import narrow_products
 from hf_distinct.packing import Packing
 from hf_distinct.word_limits import WORD_LIMITS
 
+ONE_CAPTION = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""Arguments of ``generate`` by which it gives one row of tokens a picture, whatever a generation config asks for."""
+
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
     """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
@@ -273,7 +276,7 @@ def write_sequences(
         image_processor: see there.
         dataset: see there.
         batch_size: see there.
-        generation: arguments of ``generate``, which override the model's own generation config.
+        generation: arguments of ``generate``, which override the model's own generation config; none of `ONE_CAPTION`.
 
     Returns:
         ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
@@ -288,7 +291,7 @@ def write_sequences(
         found, sequences = decode_images(values), iter(())
         if found.images:
             pixels = to_pixel_values(found.images, image_processor).to(model.device)
-            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation).cpu())
+            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation, **ONE_CAPTION).cpu())
         for place in range(len(values)):
             reason = found.failures.get(place)
             written.append(next(sequences) if reason is None else ImageError(reason))
