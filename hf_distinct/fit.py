@@ -297,6 +297,9 @@ def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImag
 
     Tried on two small pictures: errors of image processors and models are many, and theirs to word.
     """
+    if image_processor is None:
+        yield "The captioner needs an image processor: pass it as image_processor."
+        return
     grey = [Image.new("RGB", size, (128, 128, 128)) for size in TRIAL_SIZES]
     try:
         pixels = to_pixel_values(grey, image_processor)

@@ -81,6 +81,12 @@ def _evaluated(dataset: Any, name: str) -> Any:
     return None if dataset is None else as_evaluated(dataset, name)
 
 
+def _scorer(given: Any) -> ClipScorer:
+    if not isinstance(given, (ClipScorer, str, os.PathLike)):
+        raise ValueError(f"scorer should be a ClipScorer or the name of one, not a {type(given).__name__}.")
+    return given if isinstance(given, ClipScorer) else ClipScorer(given)
+
+
 HARD_BATCH_NEIGHBOURS = 4
 
 
@@ -136,6 +142,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
+        if not isinstance(args, RLCaptionConfig):
+            raise ValueError(f"args should be an RLCaptionConfig, not a {type(args).__name__}.")
         if args.generation_config is not None:  # before all else that reads it; the parent loads a config as it is
             bare = getattr(model, "get_base_model", lambda: model)()  # which adapters wrap
             wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
@@ -144,7 +152,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         captioned = attempt(problems, as_captioned, train_dataset, "train_dataset")
         eval_dataset = attempt(problems, _evaluated, eval_dataset, "eval_dataset") or eval_dataset
         with unsplit(args):
-            clip = attempt(problems, ClipScorer, scorer) if isinstance(scorer, (str, os.PathLike)) else scorer
+            clip = attempt(problems, _scorer, scorer)
         found = attempt(problems, found_rewards, args.reward if rewards is None else rewards)
         problems += training_problems(
             args, train_dataset=captioned, eval_dataset=eval_dataset, scorer=clip, rewards=found,

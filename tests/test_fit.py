@@ -14,6 +14,7 @@ from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Seq2SeqTrainingArguments,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTImageProcessor,
@@ -350,6 +351,23 @@ def test_parts_that_cannot_be_had_are_said_beside_the_others(tiny_models, tmp_pa
         "reward 'cidr' is unknown",
     ):  # fmt: skip
         assert words in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scorer": None}, "scorer should be a ClipScorer or the name of one, not a NoneType."),
+        ({"args": Seq2SeqTrainingArguments(use_cpu=True)}, "args should be an RLCaptionConfig, not a Seq2Seq"),
+        ({"image_processor": None}, "The captioner needs an image processor: pass it as image_processor."),
+    ],
+)
+def test_a_part_of_another_kind_is_named(tiny_models, tmp_path, wrong, message):
+    model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
+    args = RLCaptionConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True)
+    given = {"args": args, "scorer": tiny_models / "scorer", "image_processor": image_processor, **wrong}
+    with pytest.raises(ValueError) as caught:
+        RLCaptionTrainer(model, train_dataset=tiny.scenes(), processing_class=tokenizer, **given)
+    assert message in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------- how it writes
