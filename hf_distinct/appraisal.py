@@ -269,7 +269,9 @@ class Appraiser:
         tokenizer: Any = self.tokenizer
         if not texts:
             return []
-        return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        # verbose: it would warn of texts longer than the captioner writes, which people may write.
+        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids, tokenizer.eos_token_id] for ids in found]
 
     def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The texts and images of the global batch, with those that memory holds; and remember them."""

@@ -142,3 +142,10 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
     assert problem.startswith("A contrastive reward needs something to contrast with")
     assert list(contrast_problems(["cider"], alone)) == []
     assert list(contrast_problems(["contrastive"], RLCaptionConfig(memory_batches=1, use_cpu=True))) == []
+
+
+def test_tokens_of_a_persons_long_caption_need_no_warning(make_trainer, caplog):
+    trainer = make_trainer(rewards=[lambda completion_ids: [float(len(ids)) for ids in completion_ids]])
+    (ids,) = trainer.appraiser._token_ids(["a red dog " * 10])
+    assert len(ids) == 31 and ids[-1] == trainer.processing_class.eos_token_id
+    assert "longer than the specified maximum" not in caplog.text
