@@ -22,6 +22,7 @@ from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.gathering import gather_rows, own_part
 from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
 from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
+from hf_distinct.rewards.resolve import BUILT_IN_REWARDS
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
@@ -68,9 +69,10 @@ class Appraiser:
         scorer: embeds what the captioner writes.
         discriminator: gives D, and takes one update for each batch.
         accelerator: knows the other processes.
-        rewards: what `hf_distinct.rewards.resolve_reward` takes; none: ``args.reward``.
+        rewards: what `hf_distinct.rewards.resolve_reward` takes, and `reward_problems` has no objection to; none:
+            ``args.reward``.
         references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
-        columns: names of the dataset's columns; with them, a reward that asks for another one is refused at once.
+        columns: names of the dataset's columns, to say which of them rewards do not see.
         tokenizer: the captioner's, for rewards that ask for ``completion_ids``.
 
     Attributes:
@@ -78,10 +80,6 @@ class Appraiser:
         reward_weights: w_k.
         baseline: what is subtracted from R, "auto" being decided.
         memory: what the pools held of the last ``args.memory_batches`` batches.
-
-    Raises:
-        ValueError: if a reward is unknown or asks for a column that is not there, two have the same name, rewards and
-            weights do not match, or a contrastive reward would have nothing to contrast with.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class Appraiser:
         accelerator: Accelerator,
         rewards: Sequence[str | Callable[..., Any] | Reward] | None = None,
         references_corpus: Sequence[list[str]] | None = None,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.args = args
@@ -113,32 +111,18 @@ class Appraiser:
             for spec in (args.reward if rewards is None else rewards)
         ]
         self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
-        if len(self.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"{len(self.reward_weights)} reward_weights for {len(self.rewards)} rewards: give one "
-                "weight for each reward."
-            )
-        if columns is not None:
-            for problem in reward_problems(self.rewards, [name for name in columns if name not in OWN_COLUMNS]):
-                raise ValueError(problem)
-            for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
-                if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
-                    logger.warning(
-                        "rewards do not see the dataset's column %r, because an argument has this name: "
-                        "rename the column",
-                        name,
-                    )
+        for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
+            if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
+                logger.warning(
+                    "rewards do not see the dataset's column %r, because an argument has this name: "
+                    "rename the column",
+                    name,
+                )
         self._wants_ids = tokenizer is not None and any(
             isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
         )
         self.baseline = self._choose_baseline()
         self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
-        images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
-        if self._contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
-            raise ValueError(
-                "A contrastive reward needs something to contrast with, and the batch has one image: raise "
-                "per_device_train_batch_size, or set pool_neighbours or memory_batches."
-            )
 
     @property
     def needs_greedy(self) -> bool:
@@ -306,7 +290,9 @@ class Appraiser:
         tokenizer: Any = self.tokenizer
         if not texts:
             return []
-        return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        # verbose: it would warn of texts longer than the captioner writes, which people may write.
+        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids, tokenizer.eos_token_id] for ids in found]
 
     def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The texts and images of the global batch, with those that memory holds; and remember them."""
@@ -345,14 +331,34 @@ class Appraiser:
         self.memory.extend(state["memory"])
 
 
-def reward_problems(rewards: Sequence[Reward], columns: Sequence[str]) -> Iterator[str]:
+Rewards = str | Callable[..., Any] | Reward | Sequence[str | Callable[..., Any] | Reward]
+
+
+def found_rewards(rewards: Rewards) -> list[str | Reward]:
+    """One reward or several, each found where it is named; those of this package stay names: they need the captions.
+
+    Raises:
+        ValueError: see `hf_distinct.rewards.resolve_reward`; or there is none.
+    """
+    several: Any = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    if not several:
+        raise ValueError("rewards is empty; give at least one, e.g. 'contrastive'.")
+    return [each if each in BUILT_IN_REWARDS else resolve_reward(each) for each in several]
+
+
+def reward_problems(
+    rewards: Sequence[str | Reward], columns: Sequence[str], weights: Sequence[float] | None = None
+) -> Iterator[str]:
     """Say what keeps these rewards from being used together, or with a dataset.
 
     Args:
-        rewards: as `hf_distinct.rewards.resolve_reward` gives them.
-        columns: names of the columns that reach the rewards.
+        rewards: as `found_rewards` gives them.
+        columns: names of the dataset's columns.
+        weights: of the rewards, if there are any.
     """
-    names = Counter(reward.name for reward in rewards)
+    if weights is not None and len(weights) != len(rewards):
+        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set as many of both."
+    names = Counter(reward if isinstance(reward, str) else reward.name for reward in rewards)
     for name, count in names.items():
         if count > 1:
             yield (
@@ -363,7 +369,23 @@ def reward_problems(rewards: Sequence[Reward], columns: Sequence[str]) -> Iterat
             yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
     for reward in rewards:
         if isinstance(reward, CallableReward):
-            yield from reward.problems(columns)
+            yield from reward.problems([name for name in columns if name not in OWN_COLUMNS])
+
+
+def contrast_problems(rewards: Sequence[str | Reward], args: RLCaptionConfig) -> Iterator[str]:
+    """Say whether a contrastive reward would have nothing to contrast with.
+
+    Args:
+        rewards: as `found_rewards` gives them.
+        args: the settings of pools and batches.
+    """
+    contrasts = any(str(each).startswith("contrastive") or isinstance(each, ContrastiveReward) for each in rewards)
+    images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
+    if contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
+        yield (
+            "A contrastive reward needs something to contrast with, and the batch has one image: raise "
+            "per_device_train_batch_size, or set pool_neighbours or memory_batches."
+        )
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from hf_distinct.fit import check_fit
 from hf_distinct.guidance import ImageGuidance
 from hf_distinct.names import shipped_or_named
 from hf_distinct.pipelines import load_captioner
-from hf_distinct.rollout import decode, generate_labels, rollout_config
+from hf_distinct.rollout import ONE_CAPTION, decode, generate_labels, rollout_config
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.workers import TRIAL, fitting_workers, share
 
@@ -159,7 +159,7 @@ class Captioner:
         if batch.pixel_values is None:
             return []
         if not num_samples:
-            how: dict[str, Any] = {"do_sample": False, "num_return_sequences": 1}
+            how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
             tokens = self.model.generate(
                 batch.pixel_values.to(self.device), **how, logits_processor=LogitsProcessorList(guides)
             )

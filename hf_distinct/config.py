@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -225,11 +226,13 @@ class RLCaptionConfig(LaunchedArguments):
             ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
             ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
             ("discriminator_pretrain_steps", 0), ("no_repeat_ngram_size", 0), ("max_new_tokens", 1),
-            ("max_reference_length", 2), ("log_samples", 0),
+            ("max_reference_length", 2), ("log_samples", 0), ("generation_num_beams", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name}={value} must be at least {least}")
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least {least}, and finite")
+            if isinstance(value, float) and name not in ("wtf_weight", "kl_weight"):
+                raise ValueError(f"{name}={value} must be an integer")
         if self.rollouts == "beam" and self.num_rollouts > self.num_beams:
             raise ValueError(
                 f"rollouts='beam' needs at least as many beams as rollouts, not num_rollouts={self.num_rollouts} and "
@@ -249,6 +252,8 @@ class RLCaptionConfig(LaunchedArguments):
             )
         if self.baseline == "leave_one_out" and self.num_rollouts < 2:
             raise ValueError("baseline='leave_one_out' needs num_rollouts of at least 2")
+        if isinstance(self.reward, str):
+            self.reward = [self.reward]
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
@@ -257,6 +262,9 @@ class RLCaptionConfig(LaunchedArguments):
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: set as many of both, not "
                 f"reward_weights {weights} for reward {rewards}"
             )
+        for weight in self.reward_weights or ():
+            if not math.isfinite(weight):
+                raise ValueError(f"reward_weights: {weight} is no finite number")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be off: the rewards read columns that the model does not")
 

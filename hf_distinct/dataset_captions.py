@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, VisionEnco
 
 from hf_distinct.data.images import ImageError, decode_pixels
 from hf_distinct.data.skips import Skips
-from hf_distinct.rollout import decode, token_id
+from hf_distinct.rollout import ONE_CAPTION, decode, token_id
 
 
 def write_captions(
@@ -62,7 +62,7 @@ def write_sequences(
         image_processor: see there.
         dataset: see there.
         batch_size: see there.
-        generation: arguments of ``generate``, which override the model's own generation config.
+        generation: arguments of ``generate``, which override the model's own generation config; none of `ONE_CAPTION`.
 
     Returns:
         ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
@@ -77,7 +77,7 @@ def write_sequences(
         found, sequences = decode_pixels(values, image_processor), iter(())
         if found.images:
             pixels = torch.stack(found.images).to(model.device)
-            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation).cpu())
+            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation, **ONE_CAPTION).cpu())
         for place in range(len(values)):
             reason = found.failures.get(place)
             written.append(next(sequences) if reason is None else ImageError(reason))

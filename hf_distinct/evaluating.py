@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.prepared import as_evaluated, as_pictures, names_of
 from hf_distinct.dataset_captions import captions_of, pad_sequences, without_errors, write_sequences
-from hf_distinct.rollout import captioner_in, generation_ready, token_id
+from hf_distinct.rollout import ONE_CAPTION, captioner_in, generation_ready, token_id
 from hf_distinct.sharing import SharingTrainer
 
 CaptionMetrics = Callable[[list[str], Dataset], dict[str, float]]
@@ -67,6 +67,8 @@ class EvaluatingTrainer(SharingTrainer):
         a = self.args
         how = {"max_length": a.generation_max_length, "num_beams": a.generation_num_beams} | generation
         how = {name: value for name, value in how.items() if value is not None}
+        if refused := [name for name, value in ONE_CAPTION.items() if how.pop(name, value) != value]:
+            raise ValueError(f"{', '.join(refused)}: a picture gets one caption, and no scores are kept.")
         longest = how.pop("max_length", None)
         if longest is not None and "max_new_tokens" not in how:
             how["max_new_tokens"] = longest - 1  # where the saved config has this one, it would win

@@ -1,4 +1,6 @@
-"""Whether captioner, tokenizer, image processor and settings fit together: found out before anything is embedded.
+"""Whether captioner, tokenizer, image processor, scorer, data, rewards and settings fit together.
+
+All of it is found out before anything is embedded.
 
 Each ``..._problems`` yields sentences, one for each thing that does not fit; [`check_fit`] raises them all at once.
 """
@@ -8,11 +10,12 @@ from __future__ import annotations
 import copy
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -23,9 +26,26 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
+from hf_distinct.appraisal import contrast_problems, reward_problems
 from hf_distinct.data.images import to_pixel_values
+from hf_distinct.data.prepared import embeddings_problems, neighbours_problems
+from hf_distinct.data.skips import NAMES_SHOWN
 from hf_distinct.problems import refuse
-from hf_distinct.rollout import caption_logits, end_ids, gathered, longest_caption, without_adapters
+from hf_distinct.rollout import (
+    ONE_CAPTION,
+    caption_logits,
+    end_ids,
+    gathered,
+    longest_caption,
+    without_adapters,
+)
+from hf_distinct.settings_check import settings_problems
+
+if TYPE_CHECKING:
+    from hf_distinct.config import RLCaptionConfig
+    from hf_distinct.data.embeddings import CaptionEmbeddings
+    from hf_distinct.rewards import Reward
+    from hf_distinct.scorer import ClipScorer
 
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 NAMED_TOKENS = (
@@ -44,19 +64,20 @@ def check_fit(
 ) -> None:
     """Check that all parts of a captioner fit together, and what it is used for.
 
-    It costs one pass of the captioner over two small pictures.
+    It costs one pass of the captioner over two small pictures, and the first two words about them.
 
     Args:
         model: the captioner, adapters included.
         tokenizer: its tokenizer.
         image_processor: its image processor.
         args: how it will be trained, by reinforcement learning or not; None: it will only write captions.
-        further: sentences about other things that do not fit, e.g. of `launch_problems`.
+        further: sentences about other things that do not fit, e.g. those of `training_problems`.
 
     Raises:
         ValueError: something does not fit. The message lists everything that was found.
     """
-    refuse(captioner_problems(model, tokenizer))  # without these nothing else can be looked at
+    if lacks := list(captioner_problems(model, tokenizer)):  # without these nothing else of it can be looked at
+        refuse(lacks, *further)
     captioner = without_adapters(model)
     found = [token_problems(captioner, tokenizer), length_problems(captioner, args)]
     if args is not None:
@@ -64,6 +85,42 @@ def check_fit(
     problems = list(chain(*found, *further))
     # A pass with tokens that the decoder has not would fail for that, and say it less well.
     refuse(problems, picture_problems(captioner, image_processor) if not problems else ())
+
+
+def training_problems(
+    args: RLCaptionConfig,
+    *,
+    train_dataset: Dataset | None,
+    eval_dataset: Any,
+    scorer: ClipScorer | None,
+    rewards: Sequence[str | Reward] | None,
+    caption_metrics: Any,
+    embeddings: CaptionEmbeddings | None = None,
+) -> Iterator[str]:
+    """What a training by reinforcement is made of beside the captioner, and does not bear out the rest.
+
+    Args:
+        args: the settings.
+        train_dataset: as `as_captioned` returns it. It, scorer and rewards are None if there was a problem with them.
+        eval_dataset: a dataset, a dict of them by name, or None.
+        scorer: the CLIP that rewards.
+        rewards: as `found_rewards` returns them.
+        caption_metrics: what an evaluation computes, or None.
+        embeddings: those that were given for ``train_dataset``.
+    """
+    if train_dataset is not None:
+        yield from batch_problems(train_dataset, args)
+        yield from neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours)
+        columns = train_dataset.column_names
+        yield from settings_problems(
+            args, eval_dataset=eval_dataset, caption_metrics=caption_metrics, train_columns=columns
+        )
+        if embeddings is not None:
+            yield from embeddings_problems(train_dataset, embeddings, "train_dataset", scorer)
+        if rewards is not None:
+            yield from reward_problems(rewards, columns, args.reward_weights)
+    if rewards is not None:
+        yield from contrast_problems(rewards, args)
 
 
 def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
@@ -74,6 +131,8 @@ def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) ->
         return
     if tokenizer is None or tokenizer.eos_token_id is None:
         yield "The captioner needs a tokenizer with an end token: pass it as processing_class."
+    elif tokenizer.pad_token_id is None:  # the Trainer would take the captioner's from it, too
+        yield "The captioner's tokenizer has no padding token. Set one: tokenizer.pad_token = tokenizer.eos_token."
     for name in SPECIAL_TOKENS:
         if getattr(model.generation_config, name, None) is None and getattr(model.config, name, None) is None:
             yield (
@@ -113,10 +172,17 @@ def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator
         value = getattr(model.generation_config, name, None)
         value = getattr(model.config, name, None) if value is None and name in SPECIAL_TOKENS else value
         if beyond := sorted({token for token in _flat(value) if not 0 <= token < min(known, rows)}):
+            named = ", ".join([*map(str, beyond[:NAMES_SHOWN]), *(["..."] if len(beyond) > NAMES_SHOWN else [])])
             yield (
-                f"{name} of the captioner names {', '.join(map(str, beyond))}, but its tokenizer has tokens up to "
+                f"{name} of the captioner names {named}, but its tokenizer has tokens up to "
                 f"{known - 1} and its decoder embeddings up to {rows - 1}. Correct model.generation_config.{name}."
             )
+    forbidden = {*_flat(getattr(model.generation_config, "suppress_tokens", None))}
+    if forbidden.issuperset(ends):
+        yield (
+            f"The captioner's generation config suppresses its end token ({', '.join(map(str, ends))}), so that no "
+            "caption could end. Take it out of model.generation_config.suppress_tokens."
+        )
 
 
 def _rows(layer: Any) -> int:
@@ -233,6 +299,9 @@ def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImag
 
     Tried on two small pictures: errors of image processors and models are many, and theirs to word.
     """
+    if image_processor is None:
+        yield "The captioner needs an image processor: pass it as image_processor."
+        return
     grey = [Image.new("RGB", size, (128, 128, 128)) for size in TRIAL_SIZES]
     try:
         pixels = to_pixel_values(grey, image_processor)
@@ -246,7 +315,9 @@ def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImag
     model.eval()
     try:
         with gathered(model):
-            yield from _encoder_problems(model, encoder, pixels.to(weight.device, weight.dtype))
+            pixels = pixels.to(weight.device, weight.dtype)
+            problems = list(_encoder_problems(model, encoder, pixels))
+            yield from problems or _writing_problems(model, pixels)
     finally:
         model.train(training)
 
@@ -301,3 +372,22 @@ def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Itera
             "The decoder looks ahead: its logits for the first token depend on the second. Set is_decoder=True in its "
             "config."
         )
+
+
+def _writing_problems(model: VisionEncoderDecoderModel, pixels: Tensor) -> Iterator[str]:
+    """What of the generation config `generate` cannot do with several pictures: found out by two words about each."""
+    writer: Any = model
+    try:
+        with torch.random.fork_rng(enabled=bool(getattr(model.generation_config, "do_sample", False))):
+            writer.generate(pixels, **ONE_CAPTION, max_new_tokens=2, min_length=0, min_new_tokens=None)
+    except Exception as error:
+        yield (
+            f"The captioner cannot write by its generation config: {' '.join(str(error).split())} (see "
+            f"model.generation_config, which asks for {_asked(writer.generation_config)}.)"
+        )
+
+
+def _asked(config: GenerationConfig) -> str:
+    """What a generation config says beside the special tokens."""
+    said, left_out = config.to_diff_dict(), ("transformers_version", "_from_model_config", *SPECIAL_TOKENS)
+    return ", ".join(f"{name}={value}" for name, value in said.items() if name not in left_out)

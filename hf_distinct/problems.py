@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 
 def refuse(*problems: Iterable[str]) -> None:
@@ -13,3 +16,12 @@ def refuse(*problems: Iterable[str]) -> None:
         raise ValueError(found[0])
     if found:
         raise ValueError("\n- ".join([f"{len(found)} things do not fit together:", *found]))
+
+
+def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made | None:
+    """What a function makes of its arguments; if it raises ValueError, None, and the message joins the problems."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        problems.append(str(error))
+        return None

@@ -33,6 +33,9 @@ from hf_distinct.narrow_products import narrow_products
 from hf_distinct.packing import Packing
 from hf_distinct.word_limits import WORD_LIMITS
 
+ONE_CAPTION = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""Arguments of ``generate`` by which it gives one row of tokens a picture, whatever a generation config asks for."""
+
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
     """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""

@@ -122,6 +122,31 @@ def settings_problems(
         )
 
 
+_IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("rollouts", "beam", ("temperature",)),
+    ("rollouts", "sample", ("num_beams", "no_repeat_ngram_size")),
+    ("pool_neighbours", 0, ("neighbour_first_rank",)),
+    ("discriminator_weight", 0, ("discriminator_lr", "discriminator_pretrain_steps")),
+    ("wtf_weight", 0, ("wtf_policy",)),
+    ("alarms", "off", ("alarm_cider_floor",)),
+)
+"""A setting, its value, and the settings that then do nothing."""
+
+
+def idle_settings(args: RLCaptionConfig) -> Iterator[str]:
+    """Sentences on settings that were told and do nothing beside another one: a reason to warn.
+
+    Args:
+        args: the settings.
+    """
+    for name, value, idle in _IDLE:
+        if getattr(args, name) != value or (name == "pool_neighbours" and args.hard_batches):
+            continue
+        for each in idle:
+            if each in args.changed:
+                yield f"{each}={getattr(args, each)} does nothing with {name}={value}."
+
+
 def _strategy(args: Any) -> str | None:
     """The order of the rows as transformers 5 sets it, unless it is the usual one."""
     strategy = getattr(args, "train_sampling_strategy", "random")

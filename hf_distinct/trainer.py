@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
@@ -27,21 +27,21 @@ from transformers.utils import logging
 from hf_distinct import losses
 from hf_distinct.activations import fuse_gelu
 from hf_distinct.alarms import AlarmCallback
-from hf_distinct.appraisal import Appraisal, Appraiser
+from hf_distinct.appraisal import Appraisal, Appraiser, Rewards, found_rewards
 from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings
-from hf_distinct.data.prepared import as_captioned, as_evaluated_parts, neighbours_problems
+from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.escaping import plain
 from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
-from hf_distinct.fit import batch_problems, check_fit, decoder_positions
+from hf_distinct.fit import check_fit, decoder_positions, training_problems
 from hf_distinct.gathering import own_rows, share, unsplit
 from hf_distinct.greedy import generate_with_greedy
 from hf_distinct.logits_processors import NoRepeatNGrams
 from hf_distinct.metering import Meter, peak_memory
-from hf_distinct.rewards import Reward
+from hf_distinct.problems import attempt
 from hf_distinct.rollout import (
     captioner_in,
     decode,
@@ -56,12 +56,18 @@ from hf_distinct.rollout import (
     token_logits,
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
-from hf_distinct.settings_check import settings_problems
+from hf_distinct.settings_check import idle_settings
 from hf_distinct.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
 from hf_distinct.word_limits import forbidden_tokens, left_out
 from hf_distinct.workers import fit_trainer
 
 logger = logging.get_logger(__name__)
+
+
+def _scorer(given: Any) -> ClipScorer:
+    if not isinstance(given, (ClipScorer, str, os.PathLike)):
+        raise ValueError(f"scorer should be a ClipScorer or the name of one, not a {type(given).__name__}.")
+    return given if isinstance(given, ClipScorer) else ClipScorer(given)
 
 
 class RLCaptionTrainer(EvaluatingTrainer):
@@ -85,7 +91,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         image_processor: the captioner's image processor; saved beside it.
         embeddings: those of ``train_dataset`` under ``scorer``, if you have them (see ``embed_dataset``); computed
             otherwise.
-        rewards: instead of ``args.reward``: names, functions (those written for TRL too, see
+        rewards: instead of ``args.reward``, one or several: names, functions (those written for TRL too, see
             [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
         caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
             [`hf_distinct.caption_metrics`]; figures by name.
@@ -112,26 +118,32 @@ class RLCaptionTrainer(EvaluatingTrainer):
         image_processor: BaseImageProcessor,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         embeddings: CaptionEmbeddings | None = None,
-        rewards: Sequence[str | Callable[..., Any] | Reward] | None = None,
+        rewards: Rewards | None = None,
         caption_metrics: CaptionMetrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
+        if not isinstance(args, RLCaptionConfig):
+            raise ValueError(f"args should be an RLCaptionConfig, not a {type(args).__name__}.")
         if args.generation_config is not None:  # before all else that reads it; the parent loads a config as it is
             bare = getattr(model, "get_base_model", lambda: model)()  # which adapters wrap
             wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
             args.generation_config = bare.generation_config = with_special_tokens(wanted, bare)
-        train_dataset = as_captioned(train_dataset, "train_dataset")
-        eval_dataset = as_evaluated_parts(eval_dataset, "eval_dataset")
-        further = [
-            batch_problems(train_dataset, args),
-            neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours),
-            settings_problems(
-                args, eval_dataset=eval_dataset, caption_metrics=caption_metrics,
-                train_columns=train_dataset.column_names,
-            ),
-        ]  # fmt: skip
-        check_fit(model, processing_class, image_processor, args, *further)
+        problems: list[str] = []
+        captioned = attempt(problems, as_captioned, train_dataset, "train_dataset")
+        eval_dataset = attempt(problems, as_evaluated_parts, eval_dataset, "eval_dataset") or eval_dataset
+        with unsplit(args):
+            clip = attempt(problems, _scorer, scorer)
+        found = attempt(problems, found_rewards, args.reward if rewards is None else rewards)
+        problems += training_problems(
+            args, train_dataset=captioned, eval_dataset=eval_dataset, scorer=clip, rewards=found,
+            caption_metrics=caption_metrics, embeddings=embeddings,
+        )  # fmt: skip
+        check_fit(model, processing_class, image_processor, args, problems)
+        assert captioned is not None and clip is not None
+        train_dataset, self.scorer = captioned, clip.to(args.device)
+        for idle in idle_settings(args):
+            logger.warning(idle)
         if unkept := left_out(model.generation_config, args.rollouts):
             logger.warning(
                 "The captioner's generation config asks for %s. Evaluations and the saved captioner follow it; "
@@ -141,8 +153,6 @@ class RLCaptionTrainer(EvaluatingTrainer):
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         fuse_gelu(model)
-        with unsplit(args):
-            self.scorer = (scorer if isinstance(scorer, ClipScorer) else ClipScorer(scorer)).to(args.device)
         longest = args.max_new_tokens or rollout_config(model).max_new_tokens
         for problem in scorer_problems(self.scorer, min(longest, decoder_positions(model))):
             logger.warning(problem)
@@ -181,7 +191,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
             scorer=self.scorer,
             discriminator=self.discriminator,
             accelerator=self.accelerator,
-            rewards=rewards,
+            rewards=found,
             references_corpus=self.train_dataset["captions"],
             columns=self.train_dataset.column_names,
             tokenizer=processing_class,

@@ -14,7 +14,6 @@ from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
-from hf_distinct.data.prepared import embeddings_problems
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
@@ -29,16 +28,13 @@ def embedded_and_mined(
 
     Args:
         dataset: as `hf_distinct.data.prepared.as_captioned` returns it.
-        embeddings: of the dataset, if they are at hand; computed otherwise.
+        embeddings: of the dataset, if they are at hand and `check_fit` has seen them; computed otherwise.
         scorer: the CLIP that embeds.
         args: the settings.
 
     Returns:
         The dataset, with ``neighbours`` where the settings use them and with pictures that are not decoded; and its
         embeddings.
-
-    Raises:
-        ValueError: if the embeddings belong to other rows.
     """
     used, given = args.pool_neighbours or args.hard_batches, "neighbours" in dataset.column_names
     if given and not used:
@@ -47,8 +43,6 @@ def embedded_and_mined(
         )
     if embeddings is None:
         dataset, embeddings = embed_dataset(dataset, scorer)
-    for problem in embeddings_problems(dataset, embeddings, "train_dataset"):
-        raise ValueError(problem)
     # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
     dataset = dataset.cast_column("image", Image(decode=False))
     if used and not given:

@@ -28,6 +28,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer, run_lock
+from hf_distinct.appraisal import found_rewards
 from hf_distinct.arguments import Told, changed_settings, clear_errors, parse_settings
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
@@ -37,7 +38,7 @@ from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.data.settings import DatasetSettings
-from hf_distinct.fit import check_fit
+from hf_distinct.fit import check_fit, training_problems
 from hf_distinct.gallery import Gallery
 from hf_distinct.gathering import unsplit
 from hf_distinct.hub import hub_token, pull, push_folder
@@ -45,6 +46,7 @@ from hf_distinct.logs import show_logs
 from hf_distinct.model_card import Sample
 from hf_distinct.names import is_shipped
 from hf_distinct.pipelines import load_captioner, save_tokenizer
+from hf_distinct.problems import attempt, refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
 from hf_distinct.results import or_warn, output_problems, own_files, write_json
@@ -246,18 +248,24 @@ def main() -> None:
     settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=default_file)
     set_seed(config.seed)
     show_logs(main_process=config.process_index == 0)
-    if problems := list(setting_problems(settings, config)):
-        raise ValueError(" ".join(problems))
-    names = settings.models({"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"})
+    models = {"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"}
+    refuse(setting_problems(settings, config), settings.model_problems(*models))
+    names = settings.models(*models)
     check_output(config)
 
     source = names.pop("model_name_or_path")
     captioner, tokenizer, image_processor = load_captioner(source)
-    check_fit(captioner, tokenizer, image_processor, config)  # better now than after the embedding
     with unsplit(config):
         clips = {role: ClipScorer(name).to(config.device) for role, name in names.items()}
 
     train, validation, tests = load_data(settings)
+    problems: list[str] = []
+    evaluates, rewards = config.eval_strategy != "no", attempt(problems, found_rewards, config.reward)
+    problems += training_problems(
+        config, train_dataset=train, eval_dataset=validation if evaluates else None, scorer=clips["scorer"],
+        rewards=rewards, caption_metrics=Gallery.measure if evaluates else None,
+    )  # fmt: skip
+    check_fit(captioner, tokenizer, image_processor, config, problems)  # better now than after the embedding
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
@@ -268,13 +276,14 @@ def main() -> None:
         people = {prefix + k: v for prefix, gallery in galleries.items() for k, v in gallery.people().items()}
         pictures = len(galleries[""].dataset)
         ScorerCheck(people["scorer/t2i_R@1"], pictures, pictures).warn(settings.scorer or "the shipped scorer")
-    watched = None if config.eval_strategy == "no" else Gallery(validation, clips, strict=settings.strict)
+    watched = Gallery(validation, clips, strict=settings.strict) if evaluates else None
     trainer = RLCaptionTrainer(
         captioner,
         config,
         scorer=clips["scorer"],
         train_dataset=train,
         embeddings=embeddings,
+        rewards=rewards,
         eval_dataset=None if watched is None else watched.dataset,
         processing_class=tokenizer,
         image_processor=image_processor,

@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from hf_distinct.appraisal import _advantages, reward_problems
+from hf_distinct import RLCaptionConfig
+from hf_distinct.appraisal import _advantages, contrast_problems, found_rewards, reward_problems
 from hf_distinct.rewards import CallableReward, SimilarityReward
 
 R = torch.tensor([[1.0, 2.0, 6.0], [4.0, 0.0, 0.0]])
@@ -109,10 +110,42 @@ def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_train
 
 
 def test_rewards_that_cannot_stand_together():
-    same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(len, "own")]
+    same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(lambda captions: [], "own")]
     told = list(reward_problems(same, ["obj"]))
     assert len(told) == 1 and told[0].startswith("2 rewards are called 'own'")
     for name in ("total", "discriminator"):
         (problem,) = reward_problems([CallableReward(lambda captions: [], name)], [])
         assert f"a reward cannot be called {name!r}" in problem
     assert not list(reward_problems([SimilarityReward()], []))
+
+
+def test_one_reward_may_stand_without_a_list():
+    def brevity(captions):
+        return [1.0] * len(captions)
+
+    (found,) = found_rewards(brevity)
+    assert isinstance(found, CallableReward) and found.name == "brevity"
+    assert found_rewards("cider") == ["cider"]
+    with pytest.raises(ValueError, match="rewards is empty"):
+        found_rewards([])
+
+
+def test_rewards_are_compared_with_their_weights_and_their_pools():
+    assert list(reward_problems(["cider"], [], [1.0])) == []
+    assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
+        "1 reward_weights for 2 rewards: set as many of both.",
+        "2 rewards are called 'cider', and could not be told apart in the log: give them names, by "
+        "CallableReward(function, name).",
+    ]
+    alone = RLCaptionConfig(per_device_train_batch_size=1, use_cpu=True)
+    (problem,) = contrast_problems(["cider", "contrastive_t2i"], alone)
+    assert problem.startswith("A contrastive reward needs something to contrast with")
+    assert list(contrast_problems(["cider"], alone)) == []
+    assert list(contrast_problems(["contrastive"], RLCaptionConfig(memory_batches=1, use_cpu=True))) == []
+
+
+def test_tokens_of_a_persons_long_caption_need_no_warning(make_trainer, caplog):
+    trainer = make_trainer(rewards=[lambda completion_ids: [float(len(ids)) for ids in completion_ids]])
+    (ids,) = trainer.appraiser._token_ids(["a red dog " * 10])
+    assert len(ids) == 31 and ids[-1] == trainer.processing_class.eos_token_id
+    assert "longer than the specified maximum" not in caplog.text

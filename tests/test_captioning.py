@@ -50,6 +50,8 @@ def test_a_captioner_that_would_rather_sample_writes_its_best_caption(pictures, 
     best = captioner(pictures)
     captioner.model.generation_config.update(do_sample=True, num_return_sequences=2)
     assert captioner(pictures) == best
+    captioner.model.generation_config.update(return_dict_in_generate=True, output_scores=True)
+    assert captioner(pictures) == best
 
 
 def test_pictures_read_by_other_processes_get_the_same_captions(captioner, pictures):

@@ -54,6 +54,10 @@ def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
         ({"memory_batches": -1}, "memory_batches=-1 must be at least 0"),
         ({"wtf_weight": -0.5}, "wtf_weight=-0.5 must be at least 0"),
         ({"wtf_weight": math.nan}, "wtf_weight=nan must be at least 0"),
+        ({"kl_weight": math.inf}, "kl_weight=inf must be at least 0, and finite"),
+        ({"num_rollouts": 2.0}, "num_rollouts=2.0 must be an integer"),
+        ({"generation_num_beams": 0}, "generation_num_beams=0 must be at least 1"),
+        ({"reward": ["similarity"], "reward_weights": [math.nan]}, "reward_weights: nan is no finite number"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be at least 0"),
         ({"discriminator_pretrain_steps": -1}, "discriminator_pretrain_steps=-1 must be at least 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be at least 0"),
@@ -125,3 +129,7 @@ def test_it_remembers_what_it_was_told_and_nothing_of_the_machine():
     config = RLCaptionConfig(output_dir="elsewhere", rollouts="beam", reward=["similarity"], learning_rate=1e-5)
     assert config.changed == {"output_dir": "elsewhere", "rollouts": "beam", "reward": ["similarity"]}
     assert config.num_rollouts == 1  # which follows from it, and was not told
+
+
+def test_one_reward_may_stand_without_a_list():
+    assert RLCaptionConfig(reward="cider", use_cpu=True).reward == ["cider"]

@@ -124,3 +124,18 @@ def test_an_evaluation_at_the_start_stays_asked_for_after_an_error(make_trainer)
     with pytest.raises(RuntimeError, match="no"):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.args.eval_on_start and not any("eval_n" in line for line in trainer.state.log_history[1:])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"num_beams": 2, "num_return_sequences": 2}, {"return_dict_in_generate": True, "output_scores": True}],
+    ids=["several captions", "scores"],
+)
+def test_a_picture_gets_one_caption_whatever_the_saved_config_asks_for(make_trainer, asked):
+    trainer, dataset = make_trainer(), tiny.scenes(4)
+    trainer.model.generation_config.num_beams = asked.get("num_beams", 1)
+    one = trainer.caption(dataset)
+    trainer.model.generation_config.update(**asked)
+    assert trainer.caption(dataset) == one and len(set(one)) > 1
+    with pytest.raises(ValueError, match="num_return_sequences: a picture gets one caption"):
+        trainer.predict(dataset, num_beams=2, num_return_sequences=2)

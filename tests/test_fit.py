@@ -14,12 +14,14 @@ from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Seq2SeqTrainingArguments,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTImageProcessor,
 )
 
-from hf_distinct import Captioner, ClipScorer, RLCaptionConfig
+from hf_distinct import Captioner, ClipScorer, RLCaptionConfig, RLCaptionTrainer
+from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.fit import check_fit, decoder_positions, launch_problems
 
 pytestmark = pytest.mark.both_ends  # models and generation configs are what transformers makes of them
@@ -90,6 +92,8 @@ def test_a_captioner_without_a_special_token_is_an_error(captioner, name):
 def test_a_tokenizer_without_an_end_token_is_an_error(captioner):
     captioner.tokenizer.eos_token = None
     assert complaint(captioner).startswith("The captioner needs a tokenizer with an end token")
+    captioner.tokenizer.eos_token, captioner.tokenizer.pad_token = "<end>", None
+    assert "has no padding token. Set one: tokenizer.pad_token = tokenizer.eos_token." in complaint(captioner)
     captioner.tokenizer = None
     assert "pass it as processing_class" in complaint(captioner)
 
@@ -303,6 +307,108 @@ def test_a_trainer_looks_before_it_embeds_anything(make_trainer, monkeypatch):
         with pytest.raises(ValueError, match="(?s)2 things do not fit.*captions of 63 tokens.*12 training images"):
             make_trainer(adapt=too_long, per_device_train_batch_size=13)
     assert calls == []
+
+
+def test_a_trainer_says_at_once_what_of_all_its_parts_does_not_fit(make_trainer):
+    """Captioner, scorer, data, rewards, embeddings and settings, with no picture embedded yet."""
+
+    def too_long(model):
+        model.generation_config.max_length = 64
+        return model
+
+    def needs_style(captions, style):
+        return [1.0] * len(captions)
+
+    embeddings = CaptionEmbeddings(torch.eye(12), torch.eye(60)[:, :12], torch.arange(0, 61, 5))
+    with pytest.raises(ValueError) as caught:
+        make_trainer(
+            adapt=too_long, per_device_train_batch_size=13, eval_strategy="epoch", caption_metrics=len,
+            rewards=[needs_style, "cider"], reward_weights=[1.0], embeddings=embeddings,
+            dataset=tiny.scenes().add_column("row", range(12)),
+        )  # fmt: skip
+    count, *said = str(caught.value).split("\n- ")
+    assert count == "6 things do not fit together:"
+    for part, words in zip(said, (
+        "captions of 63 tokens", "12 training images do not fill one batch of 13", "eval_strategy=epoch needs",
+        "have 12 numbers each, those of the scorer", "1 reward_weights for 2 rewards", "'needs_style' needs 'style'",
+    ), strict=True):  # fmt: skip
+        assert words in part
+
+
+def test_parts_that_cannot_be_had_are_said_beside_the_others(tiny_models, tmp_path):
+    model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
+    model.generation_config.max_length = 64
+    with pytest.raises(ValueError) as caught:
+        RLCaptionTrainer(
+            model,
+            RLCaptionConfig(output_dir=str(tmp_path), reward=["cidr"], use_cpu=True),
+            scorer=str(tmp_path),
+            train_dataset=tiny.scenes().remove_columns("captions"),
+            processing_class=tokenizer,
+            image_processor=image_processor,
+        )
+    said = str(caught.value)
+    for words in (
+        "4 things", "captions of 63 tokens", "no column 'captions'", f"Scorer '{tmp_path}' cannot be loaded",
+        "reward 'cidr' is unknown",
+    ):  # fmt: skip
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scorer": None}, "scorer should be a ClipScorer or the name of one, not a NoneType."),
+        ({"args": Seq2SeqTrainingArguments(use_cpu=True)}, "args should be an RLCaptionConfig, not a Seq2Seq"),
+        ({"image_processor": None}, "The captioner needs an image processor: pass it as image_processor."),
+    ],
+)
+def test_a_part_of_another_kind_is_named(tiny_models, tmp_path, wrong, message):
+    model, tokenizer, image_processor = tiny.load_captioner(tiny_models)
+    args = RLCaptionConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True)
+    given = {"args": args, "scorer": tiny_models / "scorer", "image_processor": image_processor, **wrong}
+    with pytest.raises(ValueError) as caught:
+        RLCaptionTrainer(model, train_dataset=tiny.scenes(), processing_class=tokenizer, **given)
+    assert message in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------- how it writes
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stop_strings": ["and"]},  # generate would want the tokenizer
+        {"prompt_lookup_num_tokens": 3},  # for one picture at a time
+        {"guidance_scale": 1.5},
+        {"decoder_start_token_id": [1]},
+    ],
+)
+def test_a_generation_config_that_cannot_be_followed_is_found_out(captioner, asked):
+    captioner.model.generation_config.update(**asked)
+    said = complaint(captioner)
+    assert said.startswith("The captioner cannot write by its generation config: ")
+    assert "decoder_start_token_id" in said or f"{next(iter(asked))}=" in said
+
+
+def test_a_trial_draws_nothing_from_the_random_numbers_of_a_run(captioner):
+    captioner.model.generation_config.update(do_sample=True, top_k=5)
+    before = torch.get_rng_state()
+    check(captioner)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_captioner_that_may_not_end_is_an_error(captioner):
+    end = captioner.tokenizer.eos_token_id
+    captioner.model.generation_config.suppress_tokens = [5, end]
+    assert f"suppresses its end token ({end}), so that no caption could end" in complaint(captioner)
+    captioner.model.generation_config.eos_token_id = [end, 6]  # the other one may
+    check(captioner)
+
+
+def test_a_long_list_of_tokens_is_cut_short(captioner):
+    captioner.model.generation_config.suppress_tokens = list(range(53, 500))
+    assert "suppress_tokens of the captioner names 53, 54, 55, 56, 57, ..., but" in complaint(captioner)
 
 
 def test_a_captioner_that_is_to_write_is_looked_at_too(captioner, tmp_path):

@@ -328,3 +328,24 @@ def test_what_fits_has_no_problem(settings):
     given = {name: settings.pop(name, None) for name in ("eval_dataset", "caption_metrics")}
     found = settings_problems(RLCaptionConfig(**settings), **given, train_columns=["image"])
     assert list(found) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollouts": "beam", "temperature": 0.7}, "temperature=0.7 does nothing with rollouts=beam."),
+        ({"num_beams": 3}, "num_beams=3 does nothing with rollouts=sample."),
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 does nothing with rollouts=sample."),
+        ({"neighbour_first_rank": 4}, "neighbour_first_rank=4 does nothing with pool_neighbours=0."),
+        ({"discriminator_weight": 0, "discriminator_lr": 1e-3}, "discriminator_lr=0.001 does nothing with"),
+        ({"wtf_weight": 0, "wtf_policy": "raw"}, "wtf_policy=raw does nothing with wtf_weight=0."),
+        ({"alarms": "off", "alarm_cider_floor": 0.5}, "alarm_cider_floor=0.5 does nothing with alarms=off."),
+        ({"neighbour_first_rank": 4, "hard_batches": True}, None),
+        ({"rollouts": "beam", "num_beams": 3}, None),
+        ({"temperature": 0.7}, None),
+    ],
+)
+def test_settings_that_do_nothing_beside_another_are_told(make_trainer, caplog, settings, message):
+    make_trainer(num_rollouts=None, **settings)
+    told = [each.getMessage() for each in caplog.records if "does nothing" in each.getMessage()]
+    assert len(told) == (message is not None) and (message or "") in " ".join(told)

@@ -17,6 +17,7 @@ from hf_distinct.data.table import clean_captions
 
 if TYPE_CHECKING:
     from hf_distinct.data.embeddings import CaptionEmbeddings
+    from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
 
@@ -293,14 +294,23 @@ def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
     return select(dataset, kept, name)
 
 
-def embeddings_problems(dataset: Dataset, embeddings: CaptionEmbeddings, name: str) -> Iterator[str]:
+def embeddings_problems(
+    dataset: Dataset, embeddings: CaptionEmbeddings, name: str, scorer: ClipScorer | None = None
+) -> Iterator[str]:
     """Yield whether given embeddings are not those of a data set's rows and captions.
 
     Args:
         dataset: As `as_captioned` returns it.
         embeddings: What was given with it.
         name: What the data set is called in messages.
+        scorer: The CLIP that they should be of.
     """
+    width = embeddings.image_embeds.shape[1]
+    if scorer is not None and width != scorer.embed_dim:
+        yield (
+            f"The embeddings have {width} numbers each, those of the scorer {scorer.name!r} {scorer.embed_dim}: they "
+            "are of another CLIP. Embed the pictures with this scorer (embed_dataset)."
+        )
     advice = "Pass the dataset and the embeddings that embed_dataset returned together."
     if len(embeddings) != len(dataset):
         yield f"The embeddings belong to {len(embeddings)} images, but {name} has {len(dataset)} rows. {advice}"

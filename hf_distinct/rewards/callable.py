@@ -72,6 +72,7 @@ class CallableReward:
         # None: the function takes whatever it is given
         self._parameters: set[str] | None = None
         self._required: set[str] = set()
+        self._positional: list[str] = []
         self._read_signature()
 
     def __call__(self, batch: RewardBatch) -> Tensor:
@@ -115,11 +116,16 @@ class CallableReward:
         return self._parameters is None or argument in self._parameters
 
     def problems(self, columns: Iterable[str]) -> Iterator[str]:
-        """Say which arguments the function needs that neither the dataset nor we can give.
+        """Say which arguments the function needs that neither the dataset nor we can give, or not by their names.
 
         Args:
             columns: names of the dataset's further columns.
         """
+        if self._positional:
+            yield (
+                f"reward {self.name!r} is called with keyword arguments, and its {', '.join(self._positional)} takes "
+                "none: take the / out of its parameters."
+            )
         columns = sorted(columns)
         if missing := sorted(self._required - {*columns, *OWN_ARGUMENTS}):
             yield (
@@ -134,7 +140,8 @@ class CallableReward:
         except ValueError:  # some functions written in C tell nothing about themselves
             return
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        self._required = {p.name for p in named if p.default is p.empty}
+        self._positional = [p.name for p in named if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+        self._required = {p.name for p in named if p.default is p.empty} - {*self._positional}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             self._parameters = {p.name for p in named}
 

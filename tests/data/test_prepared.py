@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
@@ -176,6 +178,8 @@ def test_embeddings_are_those_of_the_rows():
     for wrong in (given.remove_columns("row"), given.select([1, 0])):
         (problem,) = embeddings_problems(wrong, fitting, "train_dataset")
         assert "'row' of train_dataset should count its rows" in problem
+    (problem,) = embeddings_problems(given, fitting, "train_dataset", SimpleNamespace(embed_dim=16, name="clip"))
+    assert problem.startswith("The embeddings have 2 numbers each, those of the scorer 'clip' 16")
     other = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 1, 3]))
     (problem,) = embeddings_problems(given, other, "train_dataset")
     assert problem.startswith("Row 0 of train_dataset has 2 captions, but its embeddings belong to 1.")

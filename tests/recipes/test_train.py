@@ -134,6 +134,21 @@ def test_a_setting_that_does_nothing_is_refused(
     assert not (tmp_path / "out").exists()  # it is known before anything is done
 
 
+def test_all_that_does_not_fit_is_said_before_anything_is_embedded(recipe, places, monkeypatch, tiny_models, tmp_path):
+    words = {
+        "dataset": places["PICTURES"], "model_name_or_path": tiny_models / "captioner", "reward": "cidr",
+        "scorer": tiny_models / "scorer", "output_dir": tmp_path, "max_new_tokens": 50, "use_cpu": "true",
+        "per_device_train_batch_size": 64,
+    }  # fmt: skip
+    argv = ["train.py", *(str(word) for name, value in words.items() for word in (f"--{name}", value))]
+    monkeypatch.setattr(sys, "argv", argv)
+    embedded = []
+    monkeypatch.setattr(recipe, "embed_once", lambda *given: embedded.append(given))
+    with pytest.raises(ValueError, match=r"(?s)3 things do not fit.*16 positions.*'cidr' is.*8 training images"):
+        recipe.main()
+    assert embedded == []
+
+
 def test_every_setting_is_among_these(recipe):
     shown = {name for name, *_ in [*LOADED, *REFUSED]} | SHOWN_ELSEWHERE
     assert shown == {each.name for each in dataclasses.fields(recipe.Settings)}

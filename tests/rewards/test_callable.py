@@ -223,7 +223,7 @@ def test_the_columns_that_a_function_needs():
     assert "needs 'mood', 'style'" in problem and "these are none." in problem
     assert not list(CallableReward(lambda **everything: [0]).problems([]))
     (problem,) = CallableReward(len).problems(["style"])
-    assert "reward 'len' needs 'obj'" in problem
+    assert "reward 'len' is called with keyword arguments, and its obj takes none" in problem
 
 
 def test_an_error_of_the_function_is_told_as_its_own(batch):
@@ -267,3 +267,8 @@ def test_an_object_that_gives_something_else(batch, given, said):
 def test_not_callable():
     with pytest.raises(TypeError, match="must be callable, got int"):
         CallableReward(3)
+
+
+def test_parameters_that_take_no_name_are_told_before_the_first_call():
+    (problem,) = CallableReward(lambda captions, /: [1.0] * len(captions), "odd").problems([])
+    assert "its captions takes none: take the / out of its parameters" in problem
