@@ -127,7 +127,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_name(tiny_models, tm
     dataset = Dataset.from_dict(columns, features=features)
     kept, _ = embed_dataset(dataset, ClipScorer(str(tiny_models / "scorer")))
     assert kept["image_id"][:] == ["fine"]
-    assert "huge.png' cannot be decoded: DecompressionBomb" in caplog.text
+    assert "huge.png' cannot be decoded" in caplog.text and "decompression bomb" in caplog.text
 
 
 def test_a_token_is_in_nothing_that_a_run_leaves_or_says(make_trainer, tmp_path, capfd, caplog):
