@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.utils import logging
+
+from hf_distinct.yaml_files import parse_yaml
 
 logger = logging.get_logger(__name__)
 
@@ -192,8 +193,8 @@ def _is_value(words: Sequence[str], value: str) -> bool:
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+    except (OSError, ValueError) as error:
         parser.error(f"cannot read the settings file {path}: {error}")
     if not isinstance(settings, dict):
         parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")

@@ -22,8 +22,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.data.settings import DatasetSettings
@@ -33,6 +31,7 @@ from hf_distinct.problems import refuse
 from hf_distinct.recorded_run import RecordedRun
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
 from hf_distinct.scorer import shipped
+from hf_distinct.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"
@@ -91,7 +90,7 @@ class Ablation:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.output = settings, Path(settings.output_dir)
-        plan = yaml.safe_load(Path(settings.plan).read_text(encoding="utf-8")) or {}
+        plan = parse_yaml(Path(settings.plan).read_text(encoding="utf-8"), settings.plan) or {}
         for name, section in plan.items():
             if not isinstance(section, SECTIONS.get(name, ())):
                 raise ValueError(f"{settings.plan}: {name!r} is none of {', '.join(SECTIONS)}, or of another type.")

@@ -118,8 +118,9 @@ def _load_folder(
 ) -> DatasetDict:
     from hf_distinct.data.caption_files import find_caption_files, load_caption_file
     from hf_distinct.data.coco import find_coco_files, load_coco_folder, load_json_captions
-    from hf_distinct.data.columns import holds_parquet, is_saved, load_columns
+    from hf_distinct.data.columns import load_columns
     from hf_distinct.data.image_folder import find_metadata, load_image_folder
+    from hf_distinct.data.opening import holds_parquet, is_saved
     from hf_distinct.data.table import refuse_settings
     from hf_distinct.data.tar_shards import is_tar, load_tar_shards
     from hf_distinct.data.text_beside import holds_texts, load_text_beside

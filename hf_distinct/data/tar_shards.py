@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
+import gzip
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,16 +20,16 @@ from transformers.utils import logging
 from hf_distinct.data.further import fitting, further_features, tell_differing
 from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
-from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, split_named
+from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, parse_json, split_named
 from hf_distinct.data.texts import (
     CAPTION_NAMES,
     NOT_UTF8,
     caption_lines,
     clean_captions,
-    decode_text,
     split_field,
     texts_of,
 )  # fmt: skip
+from hf_distinct.fence import Fence
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +38,16 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 # Samples whose .json shows which further columns there are.
 PEEKED = 100
 # To be raised when samples are read in another way: what an older version cached is not taken then.
-FORM = 2
+FORM = 3
+GZIP = b"\x1f\x8b"
+# A picture of 178 million pixels, the most that is decoded, has fewer bytes in any usual format.
+MAX_MEMBER_BYTES = 256 << 20
+MAX_HEADER_BYTES = 1 << 20
+MAX_OTHERS = 100
+TOO_LARGE = (
+    f"file over the limit of {MAX_MEMBER_BYTES} bytes (make it smaller, or raise "
+    "hf_distinct.data.tar_shards.MAX_MEMBER_BYTES)"
+)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -82,7 +93,7 @@ def load_tar_shards(
                 "shards": tuple(members),
                 "column": caption_column,
                 "further": {name: feature.dtype for name, feature in further.items()},
-                "states": (FORM, *map(_state, members)),
+                "states": (FORM, MAX_MEMBER_BYTES, *map(_state, members)),
             },
         )
         problems = rows.select_columns(["image_id", "problem"])
@@ -117,6 +128,9 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
             for file in glob.glob(os.path.join(glob.escape(place), "**", "*.[tT]*"), recursive=True)
             if is_tar(file)
         )
+        fence = Fence([place], "give the shards themselves, as a pattern shards/{000..099}.tar")
+        for shard in found:
+            fence.check(shard, place)
     else:
         found = _expand(place)
         missing = [shard for shard in found if "://" not in shard and not os.path.isfile(shard)]
@@ -155,7 +169,9 @@ def _state(shard: str) -> tuple[int, int]:
 def _first_samples(shards: list[str]) -> list[dict[str, bytes]]:
     """Return the files of the first samples of shards."""
     return [
-        files for shard in shards for _, (_, files) in zip(range(PEEKED), _samples(shard, Skips("")), strict=False)
+        files
+        for shard in shards
+        for _, (_, files) in zip(range(PEEKED), _samples(shard, Skips(""), ("json",)), strict=False)
     ]
 
 
@@ -183,9 +199,9 @@ def _rows(
     shards: tuple[str, ...], column: str | None, further: dict[str, str], states: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield the usable samples, and after them what was not, so that a cached result still tells it."""
-    skips = Skips("")
+    skips, wanted = Skips(""), {*IMAGE_ENDINGS, *TEXT_ENDINGS, "json", column}
     for shard in shards:
-        for key, files in _samples(shard, skips):
+        for key, files in _samples(shard, skips, wanted):
             name = f"{PurePosixPath(shard).name}/{key}"
             image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
             record = _record(files, name, skips)
@@ -227,18 +243,26 @@ def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dic
 
 
 class _Tail:
-    """A stream that remembers the last bytes read: a whole archive ends in zeros."""
+    """A stream that remembers the last bytes read, as a whole archive ends in zeros, and refuses endless headers.
+
+    tarfile reads a header of any size into memory, and the names of a PAX header may have gigabytes.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.last = stream, b""
+        self.stream, self.last, self.place = stream, b"", 0
+        self.limit: float = MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
+        if self.place > self.limit:
+            raise tarfile.ReadError(f"a name or header of more than {MAX_HEADER_BYTES} bytes")
         data = self.stream.read(size)
+        self.place += len(data)
         self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
         return data
 
     def end(self) -> bytes:
         """Return the last block of the whole stream."""
+        self.limit = float("inf")
         while self.read(tarfile.RECORDSIZE):
             pass
         return self.last
@@ -248,13 +272,38 @@ def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
     return _Tail(stream)
 
 
-def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream."""
+class _Joined:
+    """Bytes that were read already, and the stream that they came from, which may know no way back."""
+
+    def __init__(self, first: bytes, stream: Any) -> None:
+        self.first, self.stream = first, stream
+
+    def read(self, size: int = -1) -> bytes:
+        first, self.first = self.first, b""
+        return first or self.stream.read(size)
+
+
+@contextmanager
+def _plain(shard: str) -> Iterator[Any]:
+    """Open a shard; one that gzip compressed, whatever its name, is unpacked as it is read."""
+    with fsspec.open(shard, "rb") as stream:
+        first = stream.read(len(GZIP))
+        whole: Any = _Joined(first, stream)
+        yield gzip.GzipFile(fileobj=whole, mode="rb") if first == GZIP else whole
+
+
+def _samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream.
+
+    Only files with a wanted ending are read, the others are empty here. One over `MAX_MEMBER_BYTES` is left out.
+    """
     key = ""
     files: dict[str, bytes] = {}
     try:
-        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|*") as archive:
-            for member in archive:
+        with _plain(shard) as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # or the memory grows with their number
+                tail.limit = archive.offset + MAX_HEADER_BYTES
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
                     continue
@@ -264,12 +313,17 @@ def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]
                     if files:
                         yield key, files
                     key, files = this_key, {}
-                content = archive.extractfile(member)
-                assert content is not None
-                files[endings.lower().rpartition(".")[2]] = content.read()
+                ending = endings.lower().rpartition(".")[2]
+                if ending not in wanted:
+                    if len(files) < MAX_OTHERS:
+                        files[ending] = b""
+                elif member.size > MAX_MEMBER_BYTES:
+                    skips.add(TOO_LARGE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
+                elif (content := archive.extractfile(member)) is not None:
+                    files[ending] = content.read()
             if shard.endswith(".tar") and tail.end().strip(b"\0"):
                 raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         # What was read before stays; the sample that was being read may be half of one.
         skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
         return
@@ -282,8 +336,8 @@ def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
     if "json" not in files:
         return {}
     try:
-        record = json.loads(decode_text(files["json"], name))
-    except (ValueError, RecursionError):
+        record = parse_json(files["json"], name)
+    except ValueError:
         skips.add("sample whose .json is broken", name)
         return {}
     return record if isinstance(record, dict) else {}
@@ -316,6 +370,7 @@ def _lines(files: dict[str, bytes], endings: Sequence[str], name: str, skips: Sk
 def _texts(value: Any, field: str | None, name: str, skips: Skips) -> list[Any]:
     try:
         return texts_of(value, field)
-    except ValueError:
-        skips.add("caption that is an object without a text", name)
+    except ValueError as error:
+        nested = "nested" in str(error)
+        skips.add("captions that are nested too deeply" if nested else "caption that is an object without a text", name)
         return []

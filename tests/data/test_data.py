@@ -16,8 +16,9 @@ def test_both_json_forms_are_told_apart(document, split, image_id, picture, writ
     picture("1.png")
     loaded = load_captions(write_json(document))
     assert {name: rows["image_id"][:] for name, rows in loaded.items()} == {split: [image_id]}
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="none of the 1 images is usable"):
-        load_captions(write_json(document), image_root=tmp_path.parent)
+        load_captions(write_json(document), image_root=tmp_path / "empty")
 
 
 def test_folder(picture, tmp_path):
