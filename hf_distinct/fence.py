@@ -1,8 +1,8 @@
 """Which files may be named by a file that strangers made: the one place that says whether a path is inside.
 
 A list of captions, a table or a parquet file may come from anywhere, and what it names is read, shown on sheets and
-pushed. So it may name files in its own folder, or in the one that the user gives as `image_root`, and no address. Paths
-that a person passes in Python are that person's own, and are not looked at here.
+pushed. So it may name files in its own folder, or in the one that the user gives as `image_root`, and no address.
+Paths that a person passes in Python are that person's own, and are not looked at here.
 """
 
 from __future__ import annotations

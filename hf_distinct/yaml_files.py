@@ -8,7 +8,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows no aliases: ten lines that name each other ten times are ten billion values as soon as they are written."""
+    """Knows no aliases: ten lines that name each other ten times become ten billion values when they are written."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

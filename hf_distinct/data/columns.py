@@ -107,8 +107,8 @@ def load_columns(
     found = _assemble(parts, _further(parts, source, used, moved))
     if not any(map(len, found.values())):
         raise ValueError(
-            f"{source}: no row is usable: {skips.summary() or 'there are none'}. If files are missing: set --image_root "
-            "to the folder that their paths are relative to."
+            f"{source}: no row is usable: {skips.summary() or 'there are none'}. If files are missing: set "
+            "--image_root to the folder that their paths are relative to."
         )
     skips.warn()
     return found
@@ -189,7 +189,7 @@ def _to_images(
                 "img2dataset, and give the folder of its shards."
             )
         if origin.folder is None and image_root is None:
-            raise ValueError(f"{skips.source}: column {column!r} holds paths. Set --image_root to the pictures' folder.")
+            raise ValueError(f"{skips.source}: column {column!r} holds paths: set --image_root to their folder.")
         root = find_image_root(named, skips.source, image_root, [origin.folder] if origin.folder else []).folder
         paths = [path if not path or is_address(path) else os.path.abspath(root / path) for path in given]
         paths = [path and (find_file(path) or path) for path in paths]

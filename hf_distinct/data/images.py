@@ -26,6 +26,8 @@ logger = logging.get_logger(__name__)
 
 # A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
 MAX_ASPECT_RATIO = 200
+# Of a picture in an archive, or at an address: a zip of 1 MB unpacks to 1 GB.
+MAX_FETCHED_BYTES = 256 << 20
 # Image processors take a height of 1 or 3 for the colour channels, and fail or see another picture.
 AMBIGUOUS_HEIGHTS = (1, 3)
 # What RGB cannot hold.
@@ -198,7 +200,10 @@ def _file(path: str | None) -> Any:
     if "://" not in path:
         return path
     with fsspec.open(path, "rb") as file:
-        return BytesIO(file.read())
+        content = file.read(MAX_FETCHED_BYTES + 1)
+    if len(content) > MAX_FETCHED_BYTES:
+        raise ValueError(f"more than the limit of {MAX_FETCHED_BYTES} bytes (MAX_FETCHED_BYTES)")
+    return BytesIO(content)
 
 
 def _convert(image: Image.Image) -> tuple[Image.Image, str | None]:

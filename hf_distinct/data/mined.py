@@ -7,12 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
-from hf_distinct.data.embeddings import ARRAYS
+from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.table import read_object
+from hf_distinct.fence import Fence
 from hf_distinct.portable import portable
 
 STATISTICS = "statistics.json"
@@ -61,10 +61,20 @@ def write_portable(folder: Path, target: Path) -> None:
     """
     try:
         neighbours = Neighbours.load(folder / FILE)
-        statistics = json.loads((folder / STATISTICS).read_text())
-        manifest = json.loads((folder / neighbours.embeddings / MANIFEST).read_text())
-        name = manifest["portable_name"]
-    except (OSError, KeyError) as error:
+        statistics = read_object(folder / STATISTICS)
+        given = folder / neighbours.embeddings
+        manifest = read_object(given / MANIFEST)
+        name = str(manifest["portable_name"])
+        Fence([target], "run recipes/mine.py anew").check(target / name, str(folder))
+        manifest["scorer"] = portable(manifest["scorer"])
+        manifest["failures"] = {row: portable(reason) for row, reason in manifest["failures"].items()}
+        card = _CARD.format(
+            images=statistics["images"], captions=CaptionEmbeddings.load(given).caption_offsets[-1],
+            scorer=manifest["scorer"], fingerprint=manifest["fingerprint"],
+            recall=statistics["R@1 of people's captions"], gallery=statistics["gallery"],
+            first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
+        )  # fmt: skip
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{str(folder)!r} is not a folder that recipes/mine.py left behind when it was done ({error}): let it run "
             "to its end."
@@ -72,19 +82,11 @@ def write_portable(folder: Path, target: Path) -> None:
     embeddings = target / name
     embeddings.mkdir()
     for array in ARRAYS:
-        link_or_copy(folder / neighbours.embeddings / f"{array}.npy", embeddings / f"{array}.npy")
-    manifest["scorer"] = portable(manifest["scorer"])
-    manifest["failures"] = {row: portable(reason) for row, reason in manifest["failures"].items()}
+        link_or_copy(given / f"{array}.npy", embeddings / f"{array}.npy")
     (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
     neighbours.embeddings = name
     neighbours.save(target / FILE)
     (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
-    captions = np.load(embeddings / "caption_offsets.npy", mmap_mode="r")[-1]
-    card = _CARD.format(
-        images=statistics["images"], captions=captions, scorer=manifest["scorer"],
-        fingerprint=manifest["fingerprint"], recall=statistics["R@1 of people's captions"],
-        gallery=statistics["gallery"], first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
-    )  # fmt: skip
     (target / "README.md").write_text(mark(card))
 
 

@@ -56,6 +56,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object; raises OSError if it cannot be read, ValueError if it holds none."""
+    document = parse_json(read_bytes(path), os.fspath(path))
+    if not isinstance(document, dict):
+        raise ValueError(f"{os.fspath(path)}: expected an object, found {type(document).__name__}.")
+    return document
+
+
 def parse_json(content: bytes, where: str) -> Any:
     """Decode JSON, or raise a ValueError that begins with `where`: also if a key stands twice in one object."""
     text = decode_text(content, where)

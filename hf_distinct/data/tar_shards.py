@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import os
 import re
-import tarfile
-import zlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers.utils import logging
 
@@ -21,6 +16,7 @@ from hf_distinct.data.further import fitting, further_features, tell_differing
 from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, parse_json, split_named
+from hf_distinct.data.tar_stream import MAX_MEMBER_BYTES, read_samples
 from hf_distinct.data.texts import (
     CAPTION_NAMES,
     NOT_UTF8,
@@ -39,15 +35,6 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 PEEKED = 100
 # To be raised when samples are read in another way: what an older version cached is not taken then.
 FORM = 3
-GZIP = b"\x1f\x8b"
-# A picture of 178 million pixels, the most that is decoded, has fewer bytes in any usual format.
-MAX_MEMBER_BYTES = 256 << 20
-MAX_HEADER_BYTES = 1 << 20
-MAX_OTHERS = 100
-TOO_LARGE = (
-    f"file over the limit of {MAX_MEMBER_BYTES} bytes (make it smaller, or raise "
-    "hf_distinct.data.tar_shards.MAX_MEMBER_BYTES)"
-)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -171,7 +158,7 @@ def _first_samples(shards: list[str]) -> list[dict[str, bytes]]:
     return [
         files
         for shard in shards
-        for _, (_, files) in zip(range(PEEKED), _samples(shard, Skips(""), ("json",)), strict=False)
+        for _, (_, files) in zip(range(PEEKED), read_samples(shard, Skips(""), ("json",)), strict=False)
     ]
 
 
@@ -199,9 +186,9 @@ def _rows(
     shards: tuple[str, ...], column: str | None, further: dict[str, str], states: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield the usable samples, and after them what was not, so that a cached result still tells it."""
-    skips, wanted = Skips(""), {*IMAGE_ENDINGS, *TEXT_ENDINGS, "json", column}
+    skips, wanted = Skips(""), {*IMAGE_ENDINGS, *TEXT_ENDINGS, "json", *filter(None, [column])}
     for shard in shards:
-        for key, files in _samples(shard, skips, wanted):
+        for key, files in read_samples(shard, skips, wanted):
             name = f"{PurePosixPath(shard).name}/{key}"
             image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
             record = _record(files, name, skips)
@@ -240,95 +227,6 @@ def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dic
         split: every.select([row for row, own in enumerate(split_of) if own == split and captions[row]])
         for split in splits
     }
-
-
-class _Tail:
-    """A stream that remembers the last bytes read, as a whole archive ends in zeros, and refuses endless headers.
-
-    tarfile reads a header of any size into memory, and the names of a PAX header may have gigabytes.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.last, self.place = stream, b"", 0
-        self.limit: float = MAX_HEADER_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        if self.place > self.limit:
-            raise tarfile.ReadError(f"a name or header of more than {MAX_HEADER_BYTES} bytes")
-        data = self.stream.read(size)
-        self.place += len(data)
-        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
-        return data
-
-    def end(self) -> bytes:
-        """Return the last block of the whole stream."""
-        self.limit = float("inf")
-        while self.read(tarfile.RECORDSIZE):
-            pass
-        return self.last
-
-
-def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
-    return _Tail(stream)
-
-
-class _Joined:
-    """Bytes that were read already, and the stream that they came from, which may know no way back."""
-
-    def __init__(self, first: bytes, stream: Any) -> None:
-        self.first, self.stream = first, stream
-
-    def read(self, size: int = -1) -> bytes:
-        first, self.first = self.first, b""
-        return first or self.stream.read(size)
-
-
-@contextmanager
-def _plain(shard: str) -> Iterator[Any]:
-    """Open a shard; one that gzip compressed, whatever its name, is unpacked as it is read."""
-    with fsspec.open(shard, "rb") as stream:
-        first = stream.read(len(GZIP))
-        whole: Any = _Joined(first, stream)
-        yield gzip.GzipFile(fileobj=whole, mode="rb") if first == GZIP else whole
-
-
-def _samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream.
-
-    Only files with a wanted ending are read, the others are empty here. One over `MAX_MEMBER_BYTES` is left out.
-    """
-    key = ""
-    files: dict[str, bytes] = {}
-    try:
-        with _plain(shard) as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # or the memory grows with their number
-                tail.limit = archive.offset + MAX_HEADER_BYTES
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
-                    continue
-                stem, _, endings = name.name.partition(".")
-                this_key = str(name.with_name(stem))
-                if this_key != key:
-                    if files:
-                        yield key, files
-                    key, files = this_key, {}
-                ending = endings.lower().rpartition(".")[2]
-                if ending not in wanted:
-                    if len(files) < MAX_OTHERS:
-                        files[ending] = b""
-                elif member.size > MAX_MEMBER_BYTES:
-                    skips.add(TOO_LARGE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
-                elif (content := archive.extractfile(member)) is not None:
-                    files[ending] = content.read()
-            if shard.endswith(".tar") and tail.end().strip(b"\0"):
-                raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        # What was read before stays; the sample that was being read may be half of one.
-        skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
-        return
-    if files:
-        yield key, files
 
 
 def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
@@ -371,6 +269,6 @@ def _texts(value: Any, field: str | None, name: str, skips: Skips) -> list[Any]:
     try:
         return texts_of(value, field)
     except ValueError as error:
-        nested = "nested" in str(error)
-        skips.add("captions that are nested too deeply" if nested else "caption that is an object without a text", name)
+        nested = "captions that are nested too deeply" if "nested" in str(error) else None
+        skips.add(nested or "caption that is an object without a text", name)
         return []

@@ -29,7 +29,8 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
         Splits among train, validation and test; columns `image`, `captions`, `image_id` (path within the folder).
 
     Raises:
-        ValueError: There are no pictures, none is usable, or a link leads out of the folder; (strict) anything skipped.
+        ValueError: There are no pictures, none is usable, or a link leads out of the folder; (strict) anything is
+            skipped.
     """
     table, used = CaptionTable(folder, strict), set()
     fence = Fence([folder], "copy it into this folder")
