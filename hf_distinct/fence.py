@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # two letters at least: C: is a drive
 GIVE_IT = "give that file itself as --dataset"
+NUL = "\0"
 IMAGE_ROOT = "set --image_root to a folder that holds all of them (--image_root / for any place)"
 
 
@@ -56,8 +57,10 @@ class Fence:
             where: What names it (file and row), as the message begins.
         """
         if path not in self:
+            given = os.fspath(path)
+            real = os.path.realpath(given.partition(NUL)[0])
             yield (
-                f"{where} names {os.fspath(path)!r}, which leads to {os.path.realpath(path)!r}. Nothing outside of "
+                f"{where} names {given!r}, which leads to {real!r}. Nothing outside of "
                 f"{' and '.join(map(repr, self.folders))} is read. To allow it, {self.advice}."
             )
 

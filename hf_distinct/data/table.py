@@ -196,6 +196,7 @@ def find_image_root(
             given.append(innermost.parent)
         roots = [*given, *roots]
     folders = [(root, folder) for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
+    files = [file for file in files if not os.path.isabs(file)] or files  # those lie where they lie
     for find, some in ((_itself, files), (find_file, files[:100])):
         for root, folder in folders:
             own = fence or Fence([root, roots[0]])

@@ -20,6 +20,9 @@ GZIP = b"\x1f\x8b"
 MAX_MEMBER_BYTES = 256 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_OTHERS = 100
+# tarfile goes on reading behind the end, until it has skipped the 8 EiB that a header may announce.
+MAX_EMPTY_READS = 8
+SPARSE = "sparse file (pack the shard anew without --sparse)"
 TOO_LARGE = (
     f"file over the limit of {MAX_MEMBER_BYTES} bytes (make it smaller, or raise "
     "hf_distinct.data.tar_stream.MAX_MEMBER_BYTES)"
@@ -33,7 +36,7 @@ class _Tail:
     """
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.last, self.place = stream, b"", 0
+        self.stream, self.last, self.place, self.empty = stream, b"", 0, 0
         self.limit: float = MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
@@ -41,6 +44,9 @@ class _Tail:
             raise tarfile.ReadError(f"a name or header of more than {MAX_HEADER_BYTES} bytes")
         data = self.stream.read(size)
         self.place += len(data)
+        self.empty = 0 if data else self.empty + 1
+        if self.empty > MAX_EMPTY_READS:
+            raise tarfile.ReadError("it ends before the file that it announces")
         self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
         return data
 
@@ -101,6 +107,8 @@ def read_samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[
                 if ending not in wanted:
                     if len(files) < MAX_OTHERS:
                         files[ending] = b""
+                elif member.issparse():  # gigabytes of zeros, out of no bytes
+                    skips.add(SPARSE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
                 elif member.size > MAX_MEMBER_BYTES:
                     skips.add(TOO_LARGE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
                 elif (content := archive.extractfile(member)) is not None:
