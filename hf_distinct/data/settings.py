@@ -41,7 +41,10 @@ class DatasetSettings:
         default="emoji_scenes",
         metadata={"help": "emoji_scenes, or captioned pictures in any form that recipes/README.md lists."},
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, for a JSON dataset."})
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the pictures that --dataset names; nothing outside of it is read (/: any place)."},
+    )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
     )

@@ -18,6 +18,7 @@ from loopback_hub import TOKEN, USER, LoopbackHub
 from hf_distinct import pull, push_folder
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import embed_dataset
+from hf_distinct.data.mined import write_portable
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.table import caption_features
@@ -125,3 +126,28 @@ def test_links_hold_the_very_numbers(mined, tmp_path):
     (own,), (staged,) = (list(path.rglob("image_embeds.npy")) for path in (folder, tmp_path / "staged"))
     assert own.samefile(staged) and own.parent.name != staged.parent.name
     assert torch.equal(torch.tensor(Neighbours.load(tmp_path / "staged" / FILE).rows), torch.tensor(found.rows))
+
+
+def test_a_manifest_that_names_a_folder_elsewhere_writes_nothing_there(mined, tmp_path):
+    folder, found = mined
+    path = folder / found.embeddings / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (tmp_path / "target").mkdir()
+    for name, message in [("../elsewhere", "Nothing outside of"), (str(tmp_path / "elsewhere"), "Nothing outside of")]:
+        path.write_text(json.dumps(manifest | {"portable_name": name}))
+        with pytest.raises(ValueError, match=f"{folder.name}' is not a folder that recipes/mine.py left.*{message}"):
+            write_portable(folder, tmp_path / "target")
+    assert not (tmp_path / "elsewhere").exists() and not list((tmp_path / "target").iterdir())
+
+
+OTHER = '{"portable_name": "x", "scorer": "s", "failures": 3}'
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", OTHER, "[" * 100_000])
+def test_a_broken_manifest_is_one_error(mined, tmp_path, content):
+    folder, found = mined
+    (folder / found.embeddings / "manifest.json").write_text(content)
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ValueError, match="is not a folder that recipes/mine.py left behind"):
+        write_portable(folder, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())
