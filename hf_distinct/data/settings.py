@@ -43,7 +43,7 @@ class DatasetSettings:
     )
     image_root: str | None = field(
         default=None,
-        metadata={"help": "Folder of the pictures that --dataset names; nothing outside of it is read (/: any place)."},
+        metadata={"help": "Folder of the pictures that --dataset names; nothing outside is read (/: any place)."},
     )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the pictures, for a dataset with any."}
