@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from huggingface_hub.errors import HFValidationError
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -22,6 +21,7 @@ from transformers.utils import logging
 from hf_distinct.escaping import plain, plain_lines
 from hf_distinct.interruption import Signalled, ended_from_inside
 from hf_distinct.logs import lasting_output
+from hf_distinct.yaml_files import parse_yaml
 
 logger = logging.get_logger(__name__)
 
@@ -223,8 +223,8 @@ def _is_value(words: Sequence[str], value: str) -> bool:
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+    except (OSError, ValueError) as error:
         parser.error(f"cannot read the settings file {path}: {error}")
     if not isinstance(settings, dict):
         parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")

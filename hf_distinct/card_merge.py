@@ -96,7 +96,7 @@ def _merged_metadata(ours: str, theirs: str) -> str | None:
     try:
         own, kept = (yaml.safe_load(_FRONT.sub(r"\1", front)) or {} for front in (ours, theirs))
         merged = own | {name: value for name, value in kept.items() if name not in MEASURED or name not in own}
-    except (yaml.YAMLError, AttributeError, TypeError):  # no YAML, or no mapping
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError):  # no YAML, or no mapping
         return None
     return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n"
 

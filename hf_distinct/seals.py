@@ -13,6 +13,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from hf_distinct.fence import Fence
+
 ALGORITHM = "xxh3_128"
 BLOCK = 1 << 20
 
@@ -44,10 +46,13 @@ def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def changed(folder: Path, described: dict[str, Any]) -> str | None:
     """The first file that is not what `describe` saw, and how it differs; None if all are the same."""
+    fence = Fence([folder])
     for name, written in described.items():
         # Seals of the first version hold sizes alone.
         size, wanted = (written["bytes"], written[ALGORITHM]) if isinstance(written, dict) else (written, None)
         path = folder / name
+        if path not in fence:
+            return f"{name} lies outside of {folder}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:

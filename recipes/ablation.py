@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import yaml
 
 from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings
@@ -37,6 +36,7 @@ from hf_distinct.recorded_run import RecordedRun
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
 from hf_distinct.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
+from hf_distinct.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"
@@ -99,7 +99,7 @@ class Ablation:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.output = settings, Path(settings.output_dir)
-        plan = yaml.safe_load(Path(settings.plan).read_text(encoding="utf-8")) or {}
+        plan = parse_yaml(Path(settings.plan).read_text(encoding="utf-8"), settings.plan) or {}
         for name, section in plan.items():
             if not isinstance(section, SECTIONS.get(name, ())):
                 raise ValueError(f"{settings.plan}: {name!r} is none of {', '.join(SECTIONS)}, or of another type.")

@@ -62,7 +62,8 @@ def load_captions(
             - a `save_to_disk` folder, a parquet file or a folder of them, or the id of a data set on the Hub
               (`load_columns`).
         image_root: Folder of the images that a file of captions or a column of paths names; by default the file's own
-            folder.
+            folder. Nothing outside of it is read ("/" allows any place), and no address that a local file names is
+            followed.
         strict: Whether whatever would be skipped with a warning (missing images, empty captions, ...) is an error.
         image_column: Column or key of the images, where the source has any; by default the one with a usual name.
         caption_column: Column or key of the captions, where that can be chosen, or `COLUMN.FIELD` of structs; by
@@ -75,7 +76,8 @@ def load_captions(
 
     Raises:
         FileNotFoundError: There is no such file or folder, and no such data set on the Hub.
-        ValueError: None of the known forms, broken content, or no usable image; (strict) anything skipped.
+        ValueError: None of the known forms, broken content, a path that leads out of the folder, or no usable image;
+            (strict) anything skipped.
     """
     from hf_distinct.data.caption_files import TABLE_ENDINGS, load_caption_file
     from hf_distinct.data.columns import HUB_ID, load_columns
@@ -118,8 +120,9 @@ def _load_folder(
 ) -> DatasetDict:
     from hf_distinct.data.caption_files import find_caption_files, load_caption_file
     from hf_distinct.data.coco import find_coco_files, load_coco_folder, load_json_captions
-    from hf_distinct.data.columns import holds_parquet, is_saved, load_columns
+    from hf_distinct.data.columns import load_columns
     from hf_distinct.data.image_folder import find_metadata, load_image_folder
+    from hf_distinct.data.opening import holds_parquet, is_saved
     from hf_distinct.data.table import refuse_settings
     from hf_distinct.data.tar_shards import is_tar, load_tar_shards
     from hf_distinct.data.text_beside import holds_texts, load_text_beside

@@ -12,7 +12,8 @@ from datasets import DatasetDict
 
 from hf_distinct.data.records import Records, add_records, image_files, read_lines, read_table
 from hf_distinct.data.table import CaptionTable, find_image_root, read_json, split_named
-from hf_distinct.data.texts import decode_text
+from hf_distinct.data.texts import decode_text, read_bytes
+from hf_distinct.fence import GIVE_IT, Fence
 
 # The folders that published archives unpack to (Flickr8k's spelling is its own).
 IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")
@@ -48,7 +49,7 @@ def load_caption_file(
     Args:
         paths: The file, or files by split.
         image_root: Folder of the images; by default the file's own folder, the one above, or a folder in one of these
-            that has the name of a published archive.
+            that has the name of a published archive. Nothing outside of it is read.
         strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
         image_column: Key or column of the image's file; by default the only one with a usual name.
         caption_column: Key or column of the captions, or `KEY.FIELD`; by default the only one with a usual name.
@@ -86,6 +87,7 @@ def find_caption_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
             found = _SPLIT_OF_FILE.fullmatch(path.stem)
             group, split = (found[1] + path.suffix, split_named(found[2])) if found else (path.name, "train")
             groups.setdefault(group, {})[split or "train"] = path
+            Fence([folder], GIVE_IT).check(path, str(folder))
     if len(groups) > 1:
         names = " and ".join(next(iter(files.values())).name for files in groups.values())
         raise ValueError(f"{str(folder)!r} holds {names}: give one file instead.")
@@ -149,7 +151,8 @@ def _split_lists(path: Path) -> dict[str, str]:
     if path.suffix.lower() not in (".json", ".jsonl"):
         for file in sorted(path.parent.iterdir()):
             if listed := _SPLIT_LIST.fullmatch(file.name):
-                names = decode_text(file.read_bytes(), str(file)).split("\n")
+                Fence([path.parent], "copy it there").check(file, str(path.parent))
+                names = decode_text(read_bytes(file), str(file)).split("\n")
                 found |= {name.strip(): split_named(listed[1]) or "train" for name in names if name.strip()}
     return found
 

@@ -19,6 +19,7 @@ from hf_distinct.data.table import (
     take_id,
 )  # fmt: skip
 from hf_distinct.data.texts import find_name
+from hf_distinct.fence import GIVE_IT, Fence
 
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
@@ -86,6 +87,7 @@ def find_coco_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
                 f"{str(folder)!r} holds {' and '.join(file.name for file in files)}: give one file instead."
             )
         if files:
+            Fence([folder], GIVE_IT).check(files[0], str(folder))
             found[split] = files[0]
     return found
 
@@ -171,7 +173,7 @@ def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool)
     root = find_image_root([row[1] for row in rows], json_path, image_root, [Path(json_path).parent], IMAGE_FOLDERS)
     table = CaptionTable(json_path, strict)
     for image_id, file, captions, split, where, further in rows:
-        table.add(image_id, root / file, captions, split, where, further)
+        table.add(image_id, root.folder / file, captions, split, where, further, root.fence)
     return table.finish()
 
 
@@ -209,5 +211,5 @@ def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: 
         where = f"{json_path}: images[{index}]"
         image_id = take_id(image, "id", where)
         further = {key: value for key, value in image.items() if key not in ("id", "file_name")}
-        table.add(image_id, root / file, captions[image_id], "train", where, further)
+        table.add(image_id, root.folder / file, captions[image_id], "train", where, further, root.fence)
     return table.finish()

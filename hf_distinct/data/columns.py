@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
+from datasets import config as datasets_config
+from huggingface_hub import constants
 
 from hf_distinct.data.further import TAKEN, is_further, tell_differing, tell_further
+from hf_distinct.data.opening import open_columns
 from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import (
@@ -23,16 +25,24 @@ from hf_distinct.data.table import (
     caption_features,
     find_file,
     find_image_root,
-    refuse_settings,
     split_named,
     whole,
 )  # fmt: skip
 from hf_distinct.data.texts import TEXT_FIELDS, clean_captions, find_name, split_field
+from hf_distinct.fence import Fence, is_address, local_file
 
-SAVED = ("dataset_dict.json", "dataset_info.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 TEXT_TYPES = ("string", "large_string", "string_view")
 _NUMBERED = re.compile(r"(?:caption|text|sentence|comment|raw)s?_?\d+", re.IGNORECASE)
+
+
+@dataclass
+class _Origin:
+    """Where a data set comes from, and what its rows may name for that."""
+
+    folder: Path | None  # of local data
+    fence: Fence
+    address: str = ""  # of the data set on the Hub, whose own files may be named
 
 
 @dataclass
@@ -61,8 +71,8 @@ def load_columns(
 
     Args:
         path: Folder, parquet file, or id on the Hub.
-        image_root: Folder that paths of images, where the image column holds text, are relative to; by default the
-            working directory or the folder of the data.
+        image_root: Folder that paths of images are relative to, where the image column holds text; by default the
+            folder of the data. Nothing outside of it is read, and no address that a local file names is followed.
         strict: Whether a row without image or caption is an error.
         image_column: Column of the images: an `Image`, its encoded bytes, or paths. By default "image", or the only
             column of images, or with a usual name.
@@ -82,67 +92,35 @@ def load_columns(
         ValueError: A column is missing or of another kind, a split has an unknown name, a configuration is to be
             chosen, or no row is usable.
     """
-    source, raw = str(path), _open(path, dataset_config)
+    source, raw = str(path), open_columns(path, dataset_config)
     splits = _splits_of_rows(raw, source)
     skips = Skips(source, strict)
-    place = Path(path)
-    roots = [Path(), place if place.is_dir() else place.parent] if place.exists() else [Path()]
+    origin = _origin(path, image_root)
     parts = []
     for name, rows in raw.items():
         image, captions = image_column or _image_column(rows), _caption_columns(rows, caption_column)
         _check_columns(rows, source, image, captions)
-        images = _to_images(rows.select_columns([image]), image, image_root, roots, skips)
-        parts.append(_read(rows, images, str(name), captions, splits[name], skips))
+        images = _to_images(rows.select_columns([image]), image, image_root, origin, skips)
+        parts.append(_read(rows, images, str(name), captions, splits[name], origin, skips))
     moved = _merge(parts, skips)
     used = {image, _id_column(rows), "split", *(split_field(each, rows.column_names)[0] for each in captions)}
     found = _assemble(parts, _further(parts, source, used, moved))
     if not any(map(len, found.values())):
-        raise ValueError(f"{source}: no row is usable: {skips.summary() or 'there are none'}.")
+        raise ValueError(
+            f"{source}: no row is usable: {skips.summary() or 'there are none'}. If files are missing: set "
+            "--image_root to the folder that their paths are relative to."
+        )
     skips.warn()
     return found
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
-    return any((folder / name).is_file() for name in SAVED)
-
-
-def holds_parquet(folder: Path) -> bool:
-    """Whether there are parquet files in a folder or below it."""
-    return next(folder.rglob("*.parquet"), None) is not None
-
-
-def _open(path: str | os.PathLike[str], config: str | None) -> DatasetDict:
+def _origin(path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None) -> _Origin:
     place = Path(path)
-    if place.is_dir() and is_saved(place):
-        refuse_settings(path, "a folder of save_to_disk", dataset_config=config)
-        loaded = load_from_disk(str(place))
-        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-    if place.is_file():
-        refuse_settings(path, "a file", dataset_config=config)
-        return load_dataset("parquet", data_files=str(place))
-    try:
-        return load_dataset(os.fspath(path), config)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-        if place.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"There is no file or folder {str(path)!r}, and no such data set is to be had from the Hub: {error}"
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {_advice(str(error))}") from error
-
-
-def _advice(message: str) -> str:
-    """What to do about an error of `load_dataset`, which names the configurations that there are."""
-    if configs := re.search(r"\[('[^\]]+')\]", message) if re.search("[Cc]onfig", message) else None:
-        return f"set --dataset_config to one of its configurations: {configs[1]}."
-    if "scripts are no longer supported" in message:
-        return (
-            "this data set is a script, which datasets does not run. Load it with an older version of datasets, write "
-            "it with save_to_disk, and give that folder."
-        )
-    return message
+    if place.exists():
+        folder = place if place.is_dir() else place.parent
+        return _Origin(folder, Fence([folder if image_root is None else image_root]))
+    caches = [constants.HF_HUB_CACHE, datasets_config.HF_DATASETS_CACHE, datasets_config.DOWNLOADED_DATASETS_PATH]
+    return _Origin(None, Fence(caches if image_root is None else [image_root]), f"hf://datasets/{path}")
 
 
 def _splits_of_rows(raw: DatasetDict, source: str) -> dict[str, list[str]]:
@@ -196,7 +174,7 @@ def _holds_texts(feature: Any, field: str | None) -> bool:
 
 
 def _to_images(
-    images: Dataset, column: str, image_root: str | os.PathLike[str] | None, roots: list[Path], skips: Skips
+    images: Dataset, column: str, image_root: str | os.PathLike[str] | None, origin: _Origin, skips: Skips
 ) -> Dataset:
     images = images if column == "image" else images.rename_column(column, "image")
     feature: Any = images.features["image"]
@@ -210,8 +188,10 @@ def _to_images(
                 f"{skips.source}: column {column!r} holds URLs, not images. Download them first, for instance with "
                 "img2dataset, and give the folder of its shards."
             )
-        root = find_image_root(named, skips.source, image_root, roots)
-        paths = [None if not path else os.path.abspath(root / path) for path in given]
+        if origin.folder is None and image_root is None:
+            raise ValueError(f"{skips.source}: column {column!r} holds paths: set --image_root to their folder.")
+        root = find_image_root(named, skips.source, image_root, [origin.folder] if origin.folder else []).folder
+        paths = [path if not path or is_address(path) else os.path.abspath(root / path) for path in given]
         paths = [path and (find_file(path) or path) for path in paths]
         return Dataset.from_dict({"image": paths}).cast_column("image", Image())
     bytes_of_struct = isinstance(feature, dict) and {"bytes", "path"} >= set(feature) and "bytes" in feature
@@ -224,7 +204,13 @@ def _to_images(
 
 
 def _read(
-    rows: Dataset, images: Dataset, name: str, caption_columns: list[str], splits: list[str], skips: Skips
+    rows: Dataset,
+    images: Dataset,
+    name: str,
+    caption_columns: list[str],
+    splits: list[str],
+    origin: _Origin,
+    skips: Skips,
 ) -> _Part:
     """Take captions and ids out of the rows, and note what cannot be used."""
     fields = [split_field(column, rows.column_names) for column in caption_columns]
@@ -235,7 +221,7 @@ def _read(
     places = images.with_format("arrow").iter(batch_size=1000)
     for batch, place in zip(texts, places, strict=True):
         columns = {column: batch[column].to_pylist() for column in wanted}
-        for at, problem in enumerate(_problems(place)):
+        for at, problem in enumerate(_problems(place, origin, f"{skips.source}: {name}", len(part.captions))):
             identifier = None if id_column is None else whole(columns[id_column][at])
             missing = identifier is None or identifier != identifier
             image_id = f"{name}-{len(part.captions)}" if missing else str(identifier)
@@ -256,21 +242,30 @@ def _id_column(rows: Dataset) -> str | None:
     return next((each for each in ID_COLUMNS if each in rows.column_names), None)
 
 
-def _problems(table: pa.Table) -> list[str | None]:
-    """Why a row has no image, row by row; None where it has one."""
+def _problems(table: pa.Table, origin: _Origin, source: str, begin: int) -> list[str | None]:
+    """Why a row has no image, row by row; None where it has one. Raises ValueError for a file outside."""
     images = table["image"].combine_chunks()
     held = pc.struct_field(images, "bytes").is_valid().to_pylist()
-    problems: list[str | None] = []
-    for has_bytes, path in zip(held, pc.struct_field(images, "path").to_pylist(), strict=True):
-        if has_bytes:
-            problems.append(None)
-        elif path is None:
-            problems.append("row without an image")
-        else:
-            # Of data sets with files on the Hub or within archives ("zip://a.jpg::..."), decoding will tell.
-            local = "://" not in path
-            problems.append(f"missing image file {path}, image" if local and not os.path.isfile(path) else None)
-    return problems
+    paths = pc.struct_field(images, "path").to_pylist()
+    return [
+        None if has_bytes else _problem(path, origin, f"{source}, row {row}")
+        for row, (has_bytes, path) in enumerate(zip(held, paths, strict=True), start=begin)
+    ]
+
+
+def _problem(path: str | None, origin: _Origin, where: str) -> str | None:
+    if not path:
+        return "row without an image"
+    local = local_file(path)
+    if local is None:
+        own = path.rpartition("::")[2]  # decoding will tell what is wrong with it
+        if origin.address and own.startswith((f"{origin.address}@", f"{origin.address}/")):
+            return None
+        return "address in place of a picture (not followed: download it first, for instance with img2dataset), image"
+    if not os.path.isfile(local):
+        return f"missing image file {path}, image"
+    origin.fence.check(local, where)
+    return None
 
 
 def _merge(parts: list[_Part], skips: Skips) -> dict[int, int]:

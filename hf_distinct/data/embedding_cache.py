@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.parts import Parts
+from hf_distinct.data.table import read_object
 from hf_distinct.room import check_room
 from hf_distinct.seals import changed, describe
 
@@ -74,7 +75,7 @@ class EmbeddingCache:
         if not self.is_whole():
             return None
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
+            manifest = read_object(self.folder / MANIFEST)
             first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
             if first and (reason := changed(self.folder, manifest["files"])):
                 raise ValueError(reason)
@@ -84,7 +85,7 @@ class EmbeddingCache:
             )
             if len(embeddings) + len(failures) != self.num_rows:
                 raise ValueError(f"{len(embeddings)} embeddings and {len(failures)} failures for {self.num_rows} rows")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             # Moved, not removed: another process may be reading it, and nothing that is cached is lost in silence.
             broken = self.folder.with_name(f"{self.folder.name}.broken-{uuid.uuid4().hex[:8]}")
             logger.warning(

@@ -99,14 +99,31 @@ class CaptionEmbeddings:
         """Map what `save` wrote; raises ValueError naming the folder if there is no such thing in it."""
         try:
             # Mode "c": a view that may be written to without the file ever changing, as torch wants it.
-            arrays = [np.load(Path(folder) / f"{name}.npy", mmap_mode="c") for name in ARRAYS]
+            arrays = [_map(Path(folder) / f"{name}.npy") for name in ARRAYS]
             images, captions, offsets = map(torch.from_numpy, arrays)
             return cls(images, captions, offsets, Path(folder))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{str(folder)!r} holds no caption embeddings: {error}") from error
 
 
 ARRAYS = ("image_embeds", "caption_embeds", "caption_offsets")
+
+
+def _map(path: Path) -> np.ndarray:
+    """Map an array: neither a pickle nor an archive, and no more than the file holds."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")  # refuses pickled objects
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a header that numpy cannot read: OverflowError, SyntaxError, MemoryError, ...
+        raise ValueError(f"{path.name} is no array: {type(error).__name__}: {error}") from error
+    dimensions = 1 if path.stem == "caption_offsets" else 2
+    if array.ndim != dimensions or array.dtype.kind != ("i" if dimensions == 1 else "f"):
+        kind = "integers" if dimensions == 1 else "floats"
+        raise ValueError(
+            f"{path.name} holds {array.dtype} of shape {array.shape}: expected {dimensions} dimensions of {kind}"
+        )
+    return array
 
 
 def _unit(embeds: Tensor) -> Tensor:

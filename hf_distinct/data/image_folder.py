@@ -8,10 +8,12 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from hf_distinct.data.records import add_records, read_lines, read_table
-from hf_distinct.data.table import CaptionTable, split_named
+from hf_distinct.data.table import CaptionTable, ImageRoot, split_named
+from hf_distinct.fence import GIVE_IT, Fence
 
 METADATA_FILE = "metadata.jsonl"
 METADATA_TABLE = "metadata.csv"
+ADVICE = "copy it into this folder, or give the {name} itself as --dataset and set --image_root"
 
 
 def load_image_folder(
@@ -39,7 +41,8 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: The folder has no such file.
-        ValueError: A broken line (named by its number), an id used twice, or no usable image; (strict) any skip.
+        ValueError: A broken line (named by its number), a picture outside of the folder, an id used twice, or no
+            usable image; (strict) any skip.
     """
     files = find_metadata(folder)
     if not files:
@@ -49,7 +52,8 @@ def load_image_folder(
         read = read_lines(path) if path.suffix == ".jsonl" else read_table(path, caption_column=caption_column)
         own = path.parent != Path(folder)
         split, prefix = (split_named(path.parent.name), f"{path.parent.name}/") if own else (None, "")
-        add_records(table, read, path.parent, split or "train", None, caption_column, prefix)
+        root = ImageRoot(path.parent, Fence([path.parent], ADVICE.format(name=path.name)))
+        add_records(table, read, root, split or "train", None, caption_column, prefix)
     return table.finish()
 
 
@@ -59,5 +63,7 @@ def find_metadata(folder: str | os.PathLike[str]) -> list[Path]:
     for places in ([Path(folder)], subfolders):
         names = (METADATA_FILE, METADATA_TABLE)
         if files := [place / name for place in places for name in names if (place / name).is_file()]:
+            for file in files:
+                Fence([folder], GIVE_IT).check(file, str(folder))
             return files
     return []

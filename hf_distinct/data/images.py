@@ -26,13 +26,13 @@ logger = logging.get_logger(__name__)
 
 # A picture 1 pixel wide and 60,000 high is harmless on disk, but scaling its shorter edge to 224 would take gigabytes.
 MAX_ASPECT_RATIO = 200
+# Of a picture in an archive, or at an address: a zip of 1 MB unpacks to 1 GB.
+MAX_FETCHED_BYTES = 256 << 20
 # Image processors take a height of 1 or 3 for the colour channels, and fail or see another picture.
 AMBIGUOUS_HEIGHTS = (1, 3)
 # No other decoder of PIL sees what strangers made: some start programs (EPS), and rare ones are little tested.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF")
 SCALE_DOWN = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-# As much as the largest picture that PIL lets through takes when it is not compressed.
-MAX_FILE_BYTES = 2**30
 # What RGB cannot hold.
 SEE_THROUGH = "transparent picture (the colour under its transparent pixels shows, often black)"
 DEEP = "grey picture of more than 8 bits (values are cut off at 0 and 255, fractions are lost)"
@@ -223,9 +223,9 @@ def _file(path: str | None) -> Any:
     if "://" not in path:
         return path
     with fsspec.open(path, "rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"the file has more than {MAX_FILE_BYTES} bytes, the most that a picture may have")
+        content = file.read(MAX_FETCHED_BYTES + 1)
+    if len(content) > MAX_FETCHED_BYTES:
+        raise ValueError(f"the file has more than {MAX_FETCHED_BYTES} bytes, the most that a picture may have")
     return BytesIO(content)
 
 

@@ -7,12 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
-from hf_distinct.data.embeddings import ARRAYS
+from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
 from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.table import read_object
 from hf_distinct.escaping import as_code, as_markdown
 from hf_distinct.portable import portable_values
 
@@ -68,11 +67,17 @@ def write_portable(folder: Path, target: Path) -> None:
         for source in sources:
             if not source.resolve(strict=True).is_relative_to(folder.resolve()):
                 raise ValueError(f"{source} is a link that leads out of the folder, so nothing was pushed: remove it.")
-        statistics, manifest = (json.loads(source.read_text()) for source in sources[:2])
+        statistics, manifest = (read_object(source) for source in sources[:2])
         name = manifest["portable_name"]
         _refuse_way_out(name, made / MANIFEST)
         statistics, manifest = portable_values([statistics, manifest])
-    except (OSError, KeyError) as error:
+        card = _CARD.format(
+            images=int(statistics["images"]), captions=CaptionEmbeddings.load(made).caption_offsets[-1],
+            scorer=as_markdown(manifest["scorer"]), fingerprint=as_code(manifest["fingerprint"]),
+            recall=float(statistics["R@1 of people's captions"]), gallery=int(statistics["gallery"]),
+            first=int(statistics["ranks taken"][0]), last=int(statistics["ranks taken"][1]),
+        )  # fmt: skip
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{str(folder)!r} is not a folder that recipes/mine.py has completed ({error}): let that recipe run to "
             "its end."
@@ -80,22 +85,11 @@ def write_portable(folder: Path, target: Path) -> None:
     embeddings = target / name
     embeddings.mkdir()
     for source in sources[2:]:
-        try:
-            np.load(source, mmap_mode="r")
-        except ValueError as error:
-            raise ValueError(f"{source} is no array of numbers, and no pickle is pushed: {error}") from error
         link_or_copy(source, embeddings / source.name)
     (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
     neighbours.embeddings = name
     neighbours.save(target / FILE)
     (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
-    captions = np.load(embeddings / "caption_offsets.npy", mmap_mode="r")[-1]
-    card = _CARD.format(
-        images=int(statistics["images"]), captions=captions, scorer=as_markdown(manifest["scorer"]),
-        fingerprint=as_code(manifest["fingerprint"]), recall=float(statistics["R@1 of people's captions"]),
-        gallery=int(statistics["gallery"]), first=int(statistics["ranks taken"][0]),
-        last=int(statistics["ranks taken"][1]),
-    )  # fmt: skip
     (target / "README.md").write_text(mark(card), encoding="utf-8")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_distinct.data.parts import read_tensors, write_tensors
+from hf_distinct.data.table import parse_json
 
 logger = logging.get_logger(__name__)
 
 FILE = "neighbours.safetensors"
 """What recipes/mine.py calls it in its folder."""
+_NAME = re.compile(r"[\w-]*")
 REASONS = ("same image id", "too similar", "too dissimilar")
 
 
@@ -117,9 +120,23 @@ class Neighbours:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Neighbours:
-        """Turn the result of `to_tensors` back; raises KeyError if it is something else."""
+        """Turn the result of `to_tensors` back; raises KeyError, TypeError or ValueError if it is something else."""
         rows, similarities, rejected = (tensors[name].numpy() for name in ("rows", "similarities", "rejected"))
-        return cls(rows, similarities, rejected, **json.loads(metadata["about"]))
+        about = parse_json(metadata["about"].encode("utf-8", "surrogatepass"), "about")
+        found = cls(rows, similarities, rejected, **about)
+        for problem in found._problems():
+            raise ValueError(problem)
+        return found
+
+    def _problems(self) -> Iterator[str]:
+        kinds = [each.dtype.kind for each in (self.rows, self.similarities, self.rejected)]
+        shapes = [each.shape for each in (self.rows, self.similarities, self.rejected)]
+        if kinds != ["i", "f", "b"] or len(shapes[0]) != 2 or shapes[1:] != [shapes[0], (shapes[0][0], len(REASONS))]:
+            yield f"arrays of kinds {kinds} and shapes {shapes} are no rows, similarities and rejects"
+        elif type(self.first_rank) is not int or not 1 <= self.first_rank <= max(shapes[0][1], 1):
+            yield f"first_rank is {self.first_rank!r}, where {shapes[0][1]} ranks were mined"
+        elif not isinstance(self.embeddings, str) or not _NAME.fullmatch(self.embeddings):
+            yield f"embeddings is {self.embeddings!r}, where the name of a folder beside it is expected"
 
     @classmethod
     def join(cls, parts: Sequence[Neighbours]) -> Neighbours:
@@ -147,7 +164,9 @@ class Neighbours:
         """
         try:
             found = cls.from_tensors(*read_tensors(Path(path)))
-        except (KeyError, TypeError) as error:
+        except FileNotFoundError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{str(path)!r} holds no mined neighbours: {error!r}") from error
         if embeddings and found.embeddings not in embeddings:
             raise ValueError(

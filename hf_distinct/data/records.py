@@ -16,6 +16,7 @@ from hf_distinct.data.table import (
     IMAGE_ENDINGS,
     IMAGE_NAMES,
     CaptionTable,
+    ImageRoot,
     parse_json,
     split_named,
     take,
@@ -23,7 +24,7 @@ from hf_distinct.data.table import (
     take_id,
     whole,
 )  # fmt: skip
-from hf_distinct.data.texts import decode_text, find_name, split_field
+from hf_distinct.data.texts import decode_text, find_name, read_bytes, split_field
 
 Records = list[tuple[str, Any]]
 """Where each record stands, for messages, and the record."""
@@ -35,7 +36,7 @@ FETCH = "Download the pictures first, for instance with img2dataset, and give th
 
 def read_lines(path: Path) -> Records:
     """Read a JSONL file; blank lines are allowed."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = decode_text(content, str(path)).encode()
     # Bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows inside a text.
@@ -52,7 +53,7 @@ def read_table(path: Path, image_column: str | None = None, caption_column: str 
     Raises:
         ValueError: It is not UTF-8, or a row has more cells than the header; the message names the line.
     """
-    text = decode_text(path.read_bytes(), str(path))
+    text = decode_text(read_bytes(path), str(path))
     delimiter = _delimiter(text, path)
     rows = list(_rows(text, delimiter, path))
     if not rows:
@@ -105,7 +106,7 @@ def _unquoted(cell: str) -> str:
 def add_records(
     table: CaptionTable,
     records: Records,
-    root: Path,
+    root: ImageRoot,
     split: str = "train",
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -116,7 +117,7 @@ def add_records(
     Args:
         table: Where to.
         records: Of one file; the names are those of the first.
-        root: Folder that the files of images are relative to.
+        root: Folder that the files of images are relative to, and that they may lie in.
         split: Of the records that name none.
         image_column: Key of the image's file; by default the only one of `IMAGE_NAMES`, else of the id.
         caption_column: Key of the captions, or `KEY.FIELD`; by default the only one of `CAPTION_NAMES`.
@@ -136,7 +137,7 @@ def add_records(
         own = split if record.get("split") is None else take(record, "split", str, where)
         used = {image_key, caption_key, id_key, "split"}
         further = {key: value for key, value in record.items() if key not in used}
-        table.add(image_id, root / file, captions, split_named(own) or own, where, further)
+        table.add(image_id, root.folder / file, captions, split_named(own) or own, where, further, root.fence)
 
 
 def image_files(records: Records, image_column: str | None = None) -> list[str]:

@@ -44,7 +44,10 @@ class DatasetSettings:
         },
     )
     image_root: str | None = field(
-        default=None, metadata={"help": "Folder of the pictures that a caption file names."}
+        default=None,
+        metadata={
+            "help": "Folder of the pictures that --dataset names. Nothing outside of it is read; / allows any place."
+        },
     )
     image_column: str | None = field(
         default=None, metadata={"help": "Column that holds the pictures, if it is not called image."}

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_distinct.data.parts import written_whole
+from hf_distinct.data.table import read_object
 from hf_distinct.seals import ALGORITHM, digest
 
 logger = logging.get_logger(__name__)
@@ -245,7 +246,7 @@ class SimilarityIndex:
 
     def _load(self, path: str | os.PathLike[str]) -> None:
         try:
-            about = json.loads(Path(path).with_suffix(".json").read_text())
+            about = read_object(Path(path).with_suffix(".json"))
             wanted = about.pop(ALGORITHM, None)  # indexes of the first version have none
             search_kind = SearchKind(**about)
             if wanted is not None and digest(Path(path)) != wanted:

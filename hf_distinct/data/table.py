@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from hf_distinct.data.further import further_features, further_values, tell_differing
 from hf_distinct.data.skips import Skips
-from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_storable, texts_of
+from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_storable, read_bytes, texts_of
+from hf_distinct.fence import Fence
 
 SPLITS = ("train", "validation", "test")
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
@@ -33,7 +35,7 @@ IMAGE_NAMES = (
     ("picture", "photo", "jpg", "png"),
 )
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_URL = re.compile(r"(^|/)(https?|s3|gs):/")
+_URL = re.compile(r"(^|/)[A-Za-z][\w+.-]+:/")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -51,16 +53,34 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no caption file {str(path)!r}.")
-    return parse_json(Path(path).read_bytes(), str(path))
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object; raises OSError if it cannot be read, ValueError if it holds none."""
+    document = parse_json(read_bytes(path), os.fspath(path))
+    if not isinstance(document, dict):
+        raise ValueError(f"{os.fspath(path)}: expected an object, found {type(document).__name__}.")
+    return document
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Decode JSON, or raise a ValueError that begins with `where`."""
+    """Decode JSON, or raise a ValueError that begins with `where`: also if a key stands twice in one object."""
     text = decode_text(content, where)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
-        raise ValueError(f"{where}: this is not JSON: {error or type(error).__name__}") from error
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(f"{where}: this is not JSON that can be read: it is nested too deeply.") from error
+    except ValueError as error:  # not JSON, or a number of thousands of digits
+        raise ValueError(f"{where}: this is not JSON that can be read: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
 
 
 def refuse_settings(path: object, form: str, **settings: object) -> None:
@@ -93,7 +113,8 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> An
         raise ValueError(f"{where}: {key!r} ({expected}) is missing; found the keys {sorted(record)}.")
     value = record[key]
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(f"{where}: {key!r} should be {expected}, found {type(value).__name__}: {str(value)[:60]!r}.")
+        shown = reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)[:60]  # lists may be bottomless
+        raise ValueError(f"{where}: {key!r} should be {expected}, found {type(value).__name__}: {shown!r}.")
     return value
 
 
@@ -137,38 +158,55 @@ def find_file(path: str) -> str | None:
     return None
 
 
+class ImageRoot(NamedTuple):
+    """The folder that the pictures' files are relative to, and the fence that they must not lead out of."""
+
+    folder: Path
+    fence: Fence
+
+
 def find_image_root(
     files: Sequence[str],
     source: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None,
     roots: Sequence[Path],
     subfolders: Sequence[str] = (),
-) -> Path:
-    """Return the first folder that holds any of the files: a root itself, or a subfolder that archives unpack to.
+) -> ImageRoot:
+    """Find the first folder that holds any of the files: a root itself, or a subfolder that archives unpack to.
 
     Args:
         files: Paths of pictures, as the source has them.
         source: The source, for the message.
-        image_root: The root that the user gives; None: `roots`.
+        image_root: The root that the user gives: nothing outside is read. Names that are relative to one of `roots`
+            are found as well if they lead into it.
         roots: Where the pictures may be otherwise; the first where they are in none.
         subfolders: Names.
 
     Raises:
         ValueError: There is no folder `image_root`.
     """
+    fence = None
     if image_root is not None:
         if not Path(image_root).is_dir():
             raise ValueError(f"{source}: the image folder {str(image_root)!r} does not exist.")
-        roots = [Path(image_root)]
-        innermost = roots[0].resolve()
+        fence = Fence([image_root])
+        given = [Path(image_root)]
+        innermost = given[0].resolve()
         if all(Path(file).parts[:1] == (innermost.name,) for file in files):  # "images/1.jpg" in the folder images
-            roots.append(innermost.parent)
-    folders = [folder for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
-    for find, some in ((os.path.isfile, files), (find_file, files[:100])):
-        for folder in folders:
-            if any(find(os.path.join(folder, file)) for file in some):
-                return folder
-    return roots[0]
+            given.append(innermost.parent)
+        roots = [*given, *roots]
+    folders = [(root, folder) for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
+    files = [file for file in files if not os.path.isabs(file)] or files  # those lie where they lie
+    for find, some in ((_itself, files), (find_file, files[:100])):
+        for root, folder in folders:
+            own = fence or Fence([root, roots[0]])
+            if any(found in own for file in some if (found := find(os.path.join(folder, file)))):
+                return ImageRoot(folder, own)
+    return ImageRoot(roots[0], fence or Fence([roots[0]]))
+
+
+def _itself(path: str) -> str | None:
+    return path if os.path.isfile(path) else None
 
 
 @dataclass
@@ -178,6 +216,7 @@ class _Row:
     captions: list[Any]
     split: str
     where: str
+    fence: Fence | None = None
     further: dict[str, Any] = field(default_factory=dict)
 
 
@@ -203,6 +242,7 @@ class CaptionTable:
         split: str,
         where: str,
         further: Mapping[str, Any] | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """Add a row; a second row of the same file and split brings its new captions to the first, whatever its id.
 
@@ -213,6 +253,7 @@ class CaptionTable:
             split: "train", "validation" or "test".
             where: Place in the source (line, index), for messages.
             further: What else the source says of it. What differs among the rows of one file is left out.
+            fence: Where the picture may lie; None: anywhere.
 
         Raises:
             ValueError: Unknown split, or the id stands at another file already, or the file in another split.
@@ -220,7 +261,7 @@ class CaptionTable:
         if split not in SPLITS:
             raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
         file = os.path.abspath(file)
-        row = _Row(image_id, file, list(captions), split, where, dict(further or {}))
+        row = _Row(image_id, file, list(captions), split, where, fence, dict(further or {}))
         first = self._rows.get(image_id) or self._files.get(file)
         if first is None:
             self._rows[image_id] = self._files[file] = row
@@ -257,7 +298,7 @@ class CaptionTable:
             those that all rows may have further.
 
         Raises:
-            ValueError: No row is left, or (strict) anything was skipped.
+            ValueError: No row is left, a picture lies outside of its fence, or (strict) anything was skipped.
         """
         rows = [row for row in self._rows.values() if self._is_usable(row)]
         for split in SPLITS:
@@ -282,6 +323,11 @@ class CaptionTable:
         if (file := find_file(row.file)) is None:
             url = "image that is a URL (download it first, for instance with img2dataset)"
             self.skips.add(url if _URL.search(row.file) else "missing image file", row.file)
+            return False
+        if row.fence is not None:
+            row.fence.check(file, row.where)
+        if not is_storable(file):
+            self.skips.add("image file whose name is not UTF-8 (rename it)", file)
             return False
         row.file = file
         row.captions = clean_captions(row.captions, row.image_id, self.skips)

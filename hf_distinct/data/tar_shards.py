@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers.utils import logging
 
 from hf_distinct.data.further import fitting, further_features, tell_differing
 from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
-from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, split_named
+from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, parse_json, split_named
+from hf_distinct.data.tar_stream import MAX_MEMBER_BYTES, read_samples
 from hf_distinct.data.texts import (
     CAPTION_NAMES,
     NOT_UTF8,
     caption_lines,
     clean_captions,
-    decode_text,
     split_field,
     texts_of,
 )  # fmt: skip
+from hf_distinct.fence import Fence
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +34,7 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 # Samples whose .json shows which further columns there are.
 PEEKED = 100
 # To be raised when samples are read in another way: what an older version cached is not taken then.
-FORM = 2
+FORM = 3
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -82,7 +80,7 @@ def load_tar_shards(
                 "shards": tuple(members),
                 "column": caption_column,
                 "further": {name: feature.dtype for name, feature in further.items()},
-                "states": (FORM, *map(_state, members)),
+                "states": (FORM, MAX_MEMBER_BYTES, *map(_state, members)),
             },
         )
         problems = rows.select_columns(["image_id", "problem"])
@@ -117,6 +115,9 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
             for file in glob.glob(os.path.join(glob.escape(place), "**", "*.[tT]*"), recursive=True)
             if is_tar(file)
         )
+        fence = Fence([place], "give the shards themselves, as a pattern shards/{000..099}.tar")
+        for shard in found:
+            fence.check(shard, place)
     else:
         found = _expand(place)
         missing = [shard for shard in found if "://" not in shard and not os.path.isfile(shard)]
@@ -155,7 +156,9 @@ def _state(shard: str) -> tuple[int, int]:
 def _first_samples(shards: list[str]) -> list[dict[str, bytes]]:
     """Return the files of the first samples of shards."""
     return [
-        files for shard in shards for _, (_, files) in zip(range(PEEKED), _samples(shard, Skips("")), strict=False)
+        files
+        for shard in shards
+        for _, (_, files) in zip(range(PEEKED), read_samples(shard, Skips(""), ("json",)), strict=False)
     ]
 
 
@@ -183,9 +186,9 @@ def _rows(
     shards: tuple[str, ...], column: str | None, further: dict[str, str], states: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield the usable samples, and after them what was not, so that a cached result still tells it."""
-    skips = Skips("")
+    skips, wanted = Skips(""), {*IMAGE_ENDINGS, *TEXT_ENDINGS, "json", *filter(None, [column])}
     for shard in shards:
-        for key, files in _samples(shard, skips):
+        for key, files in read_samples(shard, skips, wanted):
             name = f"{PurePosixPath(shard).name}/{key}"
             image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
             record = _record(files, name, skips)
@@ -226,64 +229,13 @@ def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dic
     }
 
 
-class _Tail:
-    """A stream that remembers the last bytes read: a whole archive ends in zeros."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.last = stream, b""
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
-        return data
-
-    def end(self) -> bytes:
-        """Return the last block of the whole stream."""
-        while self.read(tarfile.RECORDSIZE):
-            pass
-        return self.last
-
-
-def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
-    return _Tail(stream)
-
-
-def _samples(shard: str, skips: Skips) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream."""
-    key = ""
-    files: dict[str, bytes] = {}
-    try:
-        with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
-                    continue
-                stem, _, endings = name.name.partition(".")
-                this_key = str(name.with_name(stem))
-                if this_key != key:
-                    if files:
-                        yield key, files
-                    key, files = this_key, {}
-                content = archive.extractfile(member)
-                assert content is not None
-                files[endings.lower().rpartition(".")[2]] = content.read()
-            if shard.endswith(".tar") and tail.end().strip(b"\0"):
-                raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
-    except (tarfile.TarError, EOFError, OSError) as error:
-        # What was read before stays; the sample that was being read may be half of one.
-        skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
-        return
-    if files:
-        yield key, files
-
-
 def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
     """Return what the .json of a sample holds."""
     if "json" not in files:
         return {}
     try:
-        record = json.loads(decode_text(files["json"], name))
-    except (ValueError, RecursionError):
+        record = parse_json(files["json"], name)
+    except ValueError:
         skips.add("sample whose .json is broken", name)
         return {}
     return record if isinstance(record, dict) else {}
@@ -316,6 +268,7 @@ def _lines(files: dict[str, bytes], endings: Sequence[str], name: str, skips: Sk
 def _texts(value: Any, field: str | None, name: str, skips: Skips) -> list[Any]:
     try:
         return texts_of(value, field)
-    except ValueError:
-        skips.add("caption that is an object without a text", name)
+    except ValueError as error:
+        nested = "captions that are nested too deeply" if "nested" in str(error) else None
+        skips.add(nested or "caption that is an object without a text", name)
         return []

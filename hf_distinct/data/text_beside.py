@@ -9,7 +9,8 @@ from datasets import DatasetDict
 
 from hf_distinct.data.images import picture_files
 from hf_distinct.data.table import CaptionTable, split_named
-from hf_distinct.data.texts import NOT_UTF8, caption_lines
+from hf_distinct.data.texts import MAX_TEXT_BYTES, NOT_UTF8, caption_lines, read_bytes
+from hf_distinct.fence import Fence
 
 TEXT_ENDINGS = (".txt", ".caption", ".captions")
 
@@ -28,22 +29,26 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
         Splits among train, validation and test; columns `image`, `captions`, `image_id` (path within the folder).
 
     Raises:
-        ValueError: There are no pictures, or none is usable; (strict) anything skipped.
+        ValueError: There are no pictures, none is usable, or a link leads out of the folder; (strict) anything is
+            skipped.
     """
     table, used = CaptionTable(folder, strict), set()
+    fence = Fence([folder], "copy it into this folder")
     for picture in picture_files(folder):
         image_id = picture.relative_to(folder).as_posix()
         if (text_file := text_file_of(picture)) is None:
             table.skips.add("picture without a text file", image_id)
             continue
         used.add(text_file)
+        fence.check(text_file, str(folder))
+        content = read_bytes(text_file, MAX_TEXT_BYTES)
         try:
-            captions = caption_lines(text_file.read_bytes(), str(text_file))
+            captions = caption_lines(content, str(text_file))
         except ValueError:
             table.skips.add(NOT_UTF8, str(text_file.relative_to(folder)))
             continue
         split = split_named(Path(image_id).parts[0]) if "/" in image_id else None
-        table.add(image_id, picture, captions, split or "train", str(text_file))
+        table.add(image_id, picture, captions, split or "train", str(text_file), None, fence)
     for ending in TEXT_ENDINGS:
         for text_file in sorted(Path(folder).rglob(f"*{ending}")):
             if text_file not in used:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import codecs
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 
 # A caption longer than this is a pasted article, not a caption: CLIP reads 77 tokens, about 300 characters.
 MAX_CAPTION_CHARACTERS = 1000
+# Of a list of captions, and of the text of one picture: a sparse file of 8 GiB takes no room on disk.
+MAX_FILE_BYTES = 4 << 30
+MAX_TEXT_BYTES = 16 << 20
+# Lists within lists of captions: a file may nest them thousands deep.
+MAX_DEPTH = 8
 # Names that published data sets give to captions, the likelier ones first.
 CAPTION_NAMES = (
     ("captions",),
@@ -33,6 +40,13 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
+    """Read a file of texts; raises ValueError naming it if it has more bytes than `limit`, before it is read."""
+    if (size := os.path.getsize(path)) > limit:
+        raise ValueError(f"{os.fspath(path)}: {size} bytes are over the limit of {limit} for such a file: split it.")
+    return Path(path).read_bytes()
 
 
 def decode_text(content: bytes, where: str) -> str:
@@ -76,17 +90,20 @@ def split_field(column: str, names: Iterable[str]) -> tuple[str, str | None]:
     return (name, field) if field and column not in (names := set(names)) and name in names else (column, None)
 
 
-def texts_of(value: Any, field: str | None = None) -> list[Any]:
+def texts_of(value: Any, field: str | None = None, depth: int = 0) -> list[Any]:
     """Return the captions that a value of a source holds, one after the other, not yet cleaned.
 
     Args:
         value: A text; a list of them; a struct that holds one (`{"raw": ...}`), a list of structs or a struct of
             lists; a list written as text, as tables hold it; or something that is no caption, which stays as it is.
         field: The field of the struct; by default the first of `TEXT_FIELDS` that is there.
+        depth: How many lists and structs it lies in.
 
     Raises:
-        ValueError: A struct has no such field.
+        ValueError: A struct has no such field, or captions are nested more than `MAX_DEPTH` deep.
     """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"captions are nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
         return _written_list(value)
     if isinstance(value, Mapping):
@@ -96,9 +113,9 @@ def texts_of(value: Any, field: str | None = None) -> list[Any]:
             raise ValueError(
                 f"a caption is an object without a {wanted}; it has the fields {', '.join(map(str, value))}"
             )
-        return texts_of(value[name])
+        return texts_of(value[name], None, depth + 1)
     if isinstance(value, (list, tuple)):
-        return [text for each in value for text in texts_of(each, field)]
+        return [text for each in value for text in texts_of(each, field, depth + 1)]
     return [value]
 
 

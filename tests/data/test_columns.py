@@ -300,3 +300,70 @@ def test_the_hub_without_a_network(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such data set.*Hub"):
         load_columns("nobody/nothing")
+
+
+def _paths(tmp_path: Path, paths: list[str], kind: str) -> Path:
+    """A parquet file whose column of images holds paths, as texts or as datasets' own pictures without bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = pa.array(paths)
+    if kind == "pictures":
+        rows = [{"bytes": None, "path": path} for path in paths]
+        images = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"image": images, "captions": [f"caption {row}" for row in range(len(paths))]})
+    features = Features({"image": Image() if kind == "pictures" else Value("string"), "captions": Value("string")})
+    about = {b"huggingface": json.dumps({"info": {"features": features.to_dict()}}).encode()}
+    (tmp_path / "data").mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(about), tmp_path / "data" / "d.parquet")
+    return tmp_path / "data" / "d.parquet"
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+@pytest.mark.parametrize("how", ["absolute", "../", "link", "working directory", "file://"])
+def test_paths_that_lead_out_of_the_folder_are_refused_by_name(tmp_path, monkeypatch, kind, how):
+    (tmp_path / "private.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.jpg").write_bytes(PICTURES[1])
+    (tmp_path / "data" / "link.jpg").symlink_to(tmp_path / "private.jpg")
+    monkeypatch.chdir(tmp_path)
+    private, link = str(tmp_path / "private.jpg"), str(tmp_path / "data" / "link.jpg")
+    name = {
+        "absolute": private, "../": f"{tmp_path}/data/../private.jpg", "link": link,
+        "working directory": "private.jpg", "file://": f"file://{private}",
+    }[how]  # fmt: skip
+    path = _paths(tmp_path, [str(tmp_path / "data" / "0.jpg"), name], kind)
+    if (kind, how) == ("texts", "working directory"):  # relative to the folder of the data, where there is none
+        assert len(load_captions(path)["train"]) == 1
+        return
+    with pytest.raises(ValueError, match=r"d\.parquet: train, row 1 names .*Nothing outside of .*--image_root /"):
+        load_captions(path)
+    assert len(load_captions(path, image_root="/")["train"]) == 2
+    assert len(load_captions(path, image_root=tmp_path)["train"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_addresses_in_a_local_file_are_left_out_and_counted(tmp_path, kind, caplog):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.jpg").write_bytes(PICTURES[1])
+    addresses = ["http://127.0.0.1:9/a.jpg", "zip://a.jpg::http://127.0.0.1:9/a.zip", "hf://datasets/a/b/a.jpg",
+                 "s3://a/b.jpg", "simplecache::http://127.0.0.1:9/a.jpg", "reference://a::http://127.0.0.1:9/a.json"]
+    path = _paths(tmp_path, [str(tmp_path / "data" / "0.jpg"), *addresses], kind)
+    assert load_captions(path)["train"]["captions"][:] == [["caption 0"]]
+    assert "6 x address in place of a picture (not followed: download it first" in caplog.text
+    with pytest.raises(ValueError, match="address in place of a picture"):
+        load_captions(path, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_pictures_in_an_archive_beside_the_data(tmp_path, kind):
+    import zipfile
+
+    (tmp_path / "data").mkdir()
+    for place in (tmp_path / "data", tmp_path):
+        with zipfile.ZipFile(place / "a.zip", "w") as archive:
+            archive.writestr("0.jpg", PICTURES[0])
+    path = _paths(tmp_path, [f"zip://0.jpg::{tmp_path}/data/a.zip"], kind)
+    assert load_captions(path)["train"][0]["image"].size == (40, 32)
+    with pytest.raises(ValueError, match="Nothing outside of"):
+        load_captions(_paths(tmp_path, [f"zip://0.jpg::{tmp_path}/a.zip"], kind))

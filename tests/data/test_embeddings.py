@@ -267,3 +267,36 @@ def test_rounding_to_half_precision_leaves_the_length_at_one(tmp_path):
 def test_offsets_that_do_not_fit(offsets):
     with pytest.raises(ValueError, match="do not fit 2 images and 3 captions"):
         CaptionEmbeddings(torch.zeros(2, 4), torch.zeros(3, 4), torch.tensor(offsets))
+
+
+def _header(description: str) -> bytes:
+    text = description.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _npy(shape: str, kind: str = "<f4") -> bytes:
+    return _header(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}") + b"\0" * 64
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _npy("(4, 1000000000000)"),
+        _npy("(99999999999999999999999, 4)"),
+        _npy("(-4, 4)"),
+        _npy("(4,)"),
+        _npy("(4, 4)", "|O"),
+        _npy("(4, 4)", "<U1"),
+        _npy("(4, 4)", ">f4"),
+        _header("(" * 100),
+        _header("{'descr': " + "9" * 90 + "}"),
+        pickle.dumps(list("abc")),
+        b"PK\x03\x04" + b"\0" * 100,
+        b"",
+    ],
+)
+def test_an_array_that_strangers_wrote_is_refused_by_name(tmp_path, content):
+    CaptionEmbeddings(torch.eye(4), torch.eye(4), torch.arange(5)).save(tmp_path)
+    (tmp_path / "image_embeds.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no caption embeddings: "):
+        CaptionEmbeddings.load(tmp_path)

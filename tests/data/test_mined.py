@@ -159,7 +159,7 @@ def test_names_that_lead_out_are_not_followed(mined, tmp_path, name):
 def test_pickled_arrays_are_not_pushed(mined, tmp_path):
     folder, found = mined
     np.save(folder / found.embeddings / "image_embeds.npy", np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="image_embeds.npy is no array of numbers, and no pickle is pushed"):
+    with pytest.raises(ValueError, match="image_embeds.npy"):
         write_portable(folder, tmp_path / "here")
 
 
@@ -174,3 +174,16 @@ def test_what_a_manifest_says_is_text_on_the_card_and_names_no_place(mined, tmp_
     card = (tmp_path / "staged" / "README.md").read_text()
     assert r"| CLIP | x) (fingerprint `a'<i>`) |" in card and "alice" not in card
     assert not [path for path in (tmp_path / "staged").rglob("*.json") if "alice" in path.read_text()]
+
+
+OTHER = '{"portable_name": "x", "scorer": "s", "failures": 3}'
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", OTHER, "[" * 100_000])
+def test_a_broken_manifest_is_one_error(mined, tmp_path, content):
+    folder, found = mined
+    (folder / found.embeddings / "manifest.json").write_text(content)
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ValueError, match="is not a folder that recipes/mine.py has completed"):
+        write_portable(folder, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())

@@ -77,3 +77,32 @@ def test_saved_and_refused_elsewhere(found, tmp_path):
         Neighbours.load(tmp_path / "other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         Neighbours.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ('{"embeddings": "../../home"}', "embeddings is '../../home', where the name of a folder beside it"),
+        ('{"embeddings": 3}', "embeddings is 3"),
+        ('{"first_rank": 9}', "first_rank is 9, where 3 ranks were mined"),
+        ('{"first_rank": true}', "first_rank is True"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"first_rank": ' + "1" * 5000 + "}", "about: this is not JSON"),
+        ('{"other": 1}', "unexpected keyword argument 'other'"),
+        ("[]", "must be a mapping"),
+        ("", "about: this is not JSON"),
+    ],
+)
+def test_what_strangers_wrote_into_it_is_refused_by_name(found, tmp_path, about, message):
+    write_tensors(tmp_path / "n.safetensors", found.to_tensors()[0], {"about": about})
+    with pytest.raises(ValueError, match=rf"(?s)n\.safetensors' holds no mined neighbours: .*{message}"):
+        Neighbours.load(tmp_path / "n.safetensors")
+
+
+@pytest.mark.parametrize("name", ["rows", "similarities", "rejected"])
+@pytest.mark.parametrize("value", [torch.zeros(4), torch.zeros(3, 3), torch.zeros(4, 3, dtype=torch.bfloat16)])
+def test_arrays_of_other_shapes_are_refused_by_name(found, tmp_path, name, value):
+    tensors, about = found.to_tensors()
+    write_tensors(tmp_path / "n.safetensors", tensors | {name: value}, about)
+    with pytest.raises(ValueError, match=r"n\.safetensors' holds no mined neighbours"):
+        Neighbours.load(tmp_path / "n.safetensors")

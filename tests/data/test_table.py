@@ -9,7 +9,9 @@ def test_read_json_takes_a_byte_order_mark(tmp_path):
     assert read_json(path) == {"images": []}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{\x00", b"[" * 100_000, b"1" * 10_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe{\x00", b"[" * 100_000, b"1" * 10_000, b'{"a": 1, "b": 2, "a": 3}']
+)
 def test_what_is_not_json_is_named(content, tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(content)

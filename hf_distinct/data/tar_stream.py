@@ -1,0 +1,123 @@
+"""The samples of one shard, read as a stream: sizes are known before anything is read, and only what counts is."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+
+from hf_distinct.data.skips import Skips
+
+GZIP = b"\x1f\x8b"
+# A picture of 178 million pixels, the most that is decoded, has fewer bytes in any usual format.
+MAX_MEMBER_BYTES = 256 << 20
+MAX_HEADER_BYTES = 1 << 20
+MAX_OTHERS = 100
+# tarfile goes on reading behind the end, until it has skipped the 8 EiB that a header may announce.
+MAX_EMPTY_READS = 8
+SPARSE = "sparse file (pack the shard anew without --sparse)"
+TOO_LARGE = (
+    f"file over the limit of {MAX_MEMBER_BYTES} bytes (make it smaller, or raise "
+    "hf_distinct.data.tar_stream.MAX_MEMBER_BYTES)"
+)
+
+
+class _Tail:
+    """A stream that remembers the last bytes read, as a whole archive ends in zeros, and refuses endless headers.
+
+    tarfile reads a header of any size into memory, and the names of a PAX header may have gigabytes.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.last, self.place, self.empty = stream, b"", 0, 0
+        self.limit: float = MAX_HEADER_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        if self.place > self.limit:
+            raise tarfile.ReadError(f"a name or header of more than {MAX_HEADER_BYTES} bytes")
+        data = self.stream.read(size)
+        self.place += len(data)
+        self.empty = 0 if data else self.empty + 1
+        if self.empty > MAX_EMPTY_READS:
+            raise tarfile.ReadError("it ends before the file that it announces")
+        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    def end(self) -> bytes:
+        """Return the last block of the whole stream."""
+        self.limit = float("inf")
+        while self.read(tarfile.RECORDSIZE):
+            pass
+        return self.last
+
+
+def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
+    return _Tail(stream)
+
+
+class _Joined:
+    """Bytes that were read already, and the stream that they came from, which may know no way back."""
+
+    def __init__(self, first: bytes, stream: Any) -> None:
+        self.first, self.stream = first, stream
+
+    def read(self, size: int = -1) -> bytes:
+        first, self.first = self.first, b""
+        return first or self.stream.read(size)
+
+
+@contextmanager
+def _plain(shard: str) -> Iterator[Any]:
+    """Open a shard; one that gzip compressed, whatever its name, is unpacked as it is read."""
+    with fsspec.open(shard, "rb") as stream:
+        first = stream.read(len(GZIP))
+        whole: Any = _Joined(first, stream)
+        yield gzip.GzipFile(fileobj=whole, mode="rb") if first == GZIP else whole
+
+
+def read_samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream.
+
+    Only files with a wanted ending are read, the others are empty here. One over `MAX_MEMBER_BYTES` is left out.
+    """
+    key = ""
+    files: dict[str, bytes] = {}
+    try:
+        with _plain(shard) as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # or the memory grows with their number
+                tail.limit = archive.offset + MAX_HEADER_BYTES
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
+                    continue
+                stem, _, endings = name.name.partition(".")
+                this_key = str(name.with_name(stem))
+                if this_key != key:
+                    if files:
+                        yield key, files
+                    key, files = this_key, {}
+                ending = endings.lower().rpartition(".")[2]
+                if ending not in wanted:
+                    if len(files) < MAX_OTHERS:
+                        files[ending] = b""
+                elif member.issparse():  # gigabytes of zeros, out of no bytes
+                    skips.add(SPARSE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
+                elif member.size > MAX_MEMBER_BYTES:
+                    skips.add(TOO_LARGE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
+                elif (content := archive.extractfile(member)) is not None:
+                    files[ending] = content.read()
+            if shard.endswith(".tar") and tail.end().strip(b"\0"):
+                raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        # What was read before stays; the sample that was being read may be half of one.
+        skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
+        return
+    if files:
+        yield key, files
