@@ -236,19 +236,19 @@ class Ablation:
         """Write what each system said, of the first seed."""
         seed = self.settings.seeds[0]
         for prefix, end in self.galleries.items():
-            folder = self.output / "captions" / f"{self.settings.split}{end}"
+            folder = f"captions/{self.settings.split}{end}"
             for model in ("captioner", "dropped"):
                 run = self.decodings.get((seed, model, prefix))
                 for file in (run.folder / "captions").glob("*.json") if run and run.is_done() else ():
                     if name := self._way(model, file.stem):
                         said = read_coco_results(file)
-                        with own_files(folder, f"{name}.json") as (path,):
+                        with own_files(self.output, f"{folder}/{name}.json") as (path,):
                             write_coco_results(path, list(said), list(said.values()))
             for row in self.rows:
                 if self.trainings[row, seed].is_done():
                     said = json.loads((self.trainings[row, seed].folder / "captions.json").read_text())
                     for name, when in (("teacher forcing", "before"), (row.replace("/", " "), "after")):
-                        with own_files(folder, f"{name}.json") as (path,):
+                        with own_files(self.output, f"{folder}/{name}.json") as (path,):
                             write_coco_results(path, said["image_id"][prefix], said[when][prefix])
 
 
