@@ -135,8 +135,6 @@ def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[st
     for name in ("train_size", "test_size", "eval_size"):
         if (value := getattr(settings, name)) is not None and value < 2:
             yield f"{name}={value} must be at least 2."
-    if settings.eval_size is not None and config.eval_strategy == "no":
-        yield f"eval_size={settings.eval_size} does nothing without --eval_strategy steps or epoch."
     yield from output_problems(str(config.output_dir), {"model_name_or_path": settings.model_name_or_path})
     best = config.metric_for_best_model or ""
     if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
@@ -251,6 +249,8 @@ def main() -> None:
     models = {"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"}
     refuse(setting_problems(settings, config), settings.model_problems(*models))
     names = settings.models(*models)
+    if settings.eval_size is not None and config.eval_strategy == "no":
+        logger.warning("eval_size=%d does nothing without --eval_strategy steps or epoch.", settings.eval_size)
     check_output(config)
 
     source = names.pop("model_name_or_path")

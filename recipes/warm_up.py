@@ -33,6 +33,7 @@ from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
+from hf_distinct.fit import decoder_positions
 from hf_distinct.gallery import Gallery
 from hf_distinct.launching import LaunchedArguments
 from hf_distinct.logs import show_logs
@@ -46,6 +47,7 @@ from hf_distinct.teacher_forcing import TeacherForcing
 
 logger = logging.getLogger("warm_up")
 
+DEFAULT_LENGTH = 24
 # Overlapping patches of three strided convolutions see small things sooner than square patches do; 64 tokens come out.
 SMALL_ENCODER = {
     "model_type": "segformer",
@@ -112,8 +114,8 @@ class Settings(DatasetSettings):
     max_caption_length: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of tokens in a caption, with the end token. Default: 24, or the captioner's "
-            "own number."
+            "help": "Maximum number of tokens in a caption, with the end token. Default: 24, or fewer if "
+            "the decoder has fewer positions; for a captioner, its own number."
         },
     )
 
@@ -191,7 +193,8 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(encoder_model=encoder, decoder_model=decoder)
         set_special_tokens(model, tokenizer)
     if settings.model_name_or_path is None or settings.max_caption_length is not None:
-        length = (settings.max_caption_length or 24) + 1  # the start token counts
+        by_default = min(DEFAULT_LENGTH, decoder_positions(model))
+        length = (settings.max_caption_length or by_default) + 1  # the start token counts
         # transformers takes 20 for "nobody said anything", and would let captions grow to 256 tokens.
         model.generation_config.max_length = 21 if length == 20 else length
         model.generation_config.max_new_tokens = None
@@ -215,7 +218,7 @@ def build_encoder(settings: Settings) -> tuple[Any, Any]:
 
 def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
     """Language model with cross-attention, and its tokenizer."""
-    length = settings.max_caption_length or 24
+    length = settings.max_caption_length or DEFAULT_LENGTH
     if settings.decoder is not None:
         refuse_code(settings.decoder)
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)

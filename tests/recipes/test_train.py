@@ -48,7 +48,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("image_column", {"dataset": "PICTURES", "image_column": "image"}, "leave out image_column"),
     ("caption_column", {"caption_column": "text"}, "caption_column says how to read pictures"),
     ("dataset_config", {"dataset_config": "en"}, "dataset_config says how to read pictures"),
-    ("eval_size", {"eval_size": 50}, "eval_size=50 does nothing without --eval_strategy"),
     ("eval_size", {"dataset": "PICTURES", "eval_size": 1, "eval_strategy": "epoch"}, "eval_size=1 must be at least 2"),
     ("test_size", {"test_size": 0}, "test_size=0 must be at least 2"),
     ("train_size", {"train_size": -4}, "train_size=-4 must be at least 2"),
