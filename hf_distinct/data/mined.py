@@ -10,9 +10,9 @@ from pathlib import Path
 from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
-from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.neighbours import FILE, FOLDER_NAME, Neighbours
 from hf_distinct.data.table import read_object
-from hf_distinct.fence import Fence
+from hf_distinct.data.texts import is_storable
 from hf_distinct.portable import portable
 
 STATISTICS = "statistics.json"
@@ -65,7 +65,8 @@ def write_portable(folder: Path, target: Path) -> None:
         given = folder / neighbours.embeddings
         manifest = read_object(given / MANIFEST)
         name = str(manifest["portable_name"])
-        Fence([target], "run recipes/mine.py anew").check(target / name, str(folder))
+        if not name or not FOLDER_NAME.fullmatch(name):
+            raise ValueError(f"portable_name is {name!r}, which is no name of a folder")
         manifest["scorer"] = portable(manifest["scorer"])
         manifest["failures"] = {row: portable(reason) for row, reason in manifest["failures"].items()}
         card = _CARD.format(
@@ -74,6 +75,8 @@ def write_portable(folder: Path, target: Path) -> None:
             recall=statistics["R@1 of people's captions"], gallery=statistics["gallery"],
             first=statistics["ranks taken"][0], last=statistics["ranks taken"][1],
         )  # fmt: skip
+        if not is_storable(card):
+            raise ValueError(f"{MANIFEST} or {STATISTICS} holds half of a character (a lone surrogate)")
     except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{str(folder)!r} is not a folder that recipes/mine.py left behind when it was done ({error}): let it run "

@@ -133,9 +133,9 @@ def test_a_manifest_that_names_a_folder_elsewhere_writes_nothing_there(mined, tm
     path = folder / found.embeddings / "manifest.json"
     manifest = json.loads(path.read_text())
     (tmp_path / "target").mkdir()
-    for name, message in [("../elsewhere", "Nothing outside of"), (str(tmp_path / "elsewhere"), "Nothing outside of")]:
+    for name in ("../elsewhere", str(tmp_path / "elsewhere"), "", "a/b", "\ud83d"):
         path.write_text(json.dumps(manifest | {"portable_name": name}))
-        with pytest.raises(ValueError, match=f"{folder.name}' is not a folder that recipes/mine.py left.*{message}"):
+        with pytest.raises(ValueError, match=f"{folder.name}' is not a folder that .*which is no name of a folder"):
             write_portable(folder, tmp_path / "target")
     assert not (tmp_path / "elsewhere").exists() and not list((tmp_path / "target").iterdir())
 
