@@ -10,8 +10,9 @@ from pathlib import Path
 from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
-from hf_distinct.data.neighbours import FILE, Neighbours
+from hf_distinct.data.neighbours import FILE, FOLDER_NAME, Neighbours
 from hf_distinct.data.table import read_object
+from hf_distinct.data.texts import is_storable
 from hf_distinct.escaping import as_code, as_markdown
 from hf_distinct.portable import portable_values
 
@@ -77,6 +78,8 @@ def write_portable(folder: Path, target: Path) -> None:
             recall=float(statistics["R@1 of people's captions"]), gallery=int(statistics["gallery"]),
             first=int(statistics["ranks taken"][0]), last=int(statistics["ranks taken"][1]),
         )  # fmt: skip
+        if not is_storable(card):
+            raise ValueError(f"{MANIFEST} or {STATISTICS} holds half of a character (a lone surrogate)")
     except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{str(folder)!r} is not a folder that recipes/mine.py has completed ({error}): let that recipe run to "
@@ -95,7 +98,7 @@ def write_portable(folder: Path, target: Path) -> None:
 
 def _refuse_way_out(name: str, source: Path) -> None:
     """Refuse a name that is not one of a folder beside it: what a file says may be a stranger's word."""
-    if name in ("", ".", "..") or set(name) & set("/\\"):
+    if not name or not FOLDER_NAME.fullmatch(name):
         raise ValueError(f"{source} names {name!r}, which is no folder beside it: mine anew with recipes/mine.py.")
 
 

@@ -24,7 +24,8 @@ logger = logging.get_logger(__name__)
 
 FILE = "neighbours.safetensors"
 """What recipes/mine.py calls it in its folder."""
-_NAME = re.compile(r"[\w-]*")
+FOLDER_NAME = re.compile(r"[\w-]*", re.ASCII)
+"""What a cache of embeddings is called, beside the file that names it."""
 REASONS = ("same image id", "too similar", "too dissimilar")
 
 
@@ -135,7 +136,7 @@ class Neighbours:
             yield f"arrays of kinds {kinds} and shapes {shapes} are no rows, similarities and rejects"
         elif type(self.first_rank) is not int or not 1 <= self.first_rank <= max(shapes[0][1], 1):
             yield f"first_rank is {self.first_rank!r}, where {shapes[0][1]} ranks were mined"
-        elif not isinstance(self.embeddings, str) or not _NAME.fullmatch(self.embeddings):
+        elif not isinstance(self.embeddings, str) or not FOLDER_NAME.fullmatch(self.embeddings):
             yield f"embeddings is {self.embeddings!r}, where the name of a folder beside it is expected"
 
     @classmethod

@@ -82,7 +82,10 @@ def _as_splits(loaded: Any) -> DatasetDict:
 def _named(path: str | os.PathLike[str], load: Any) -> DatasetDict:
     """Load, and name the data set in whatever pyarrow and datasets raise on broken files (nearly anything)."""
     try:
-        return load()
+        loaded = load()
+        for rows in loaded.values():
+            rows.data.validate(full=True)  # lengths and UTF-8: pyarrow would read behind the end of a broken file
+        return loaded
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:

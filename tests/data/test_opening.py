@@ -96,3 +96,11 @@ def test_more_rows_than_bytes_are_refused(tmp_path):
     assert (tmp_path / "many.parquet").stat().st_size < 100_000
     with pytest.raises(ValueError, match=r"many\.parquet: it announces 5000000 rows and has \d+ bytes"):
         load_captions(tmp_path / "many.parquet")
+
+
+def test_texts_of_a_saved_folder_that_are_none_are_named(tmp_path):
+    Dataset.from_dict({"image": PICTURES, "captions": ["dogsdogs", "b"]}).save_to_disk(str(tmp_path / "saved"))
+    (path,) = (tmp_path / "saved").glob("*.arrow")
+    path.write_bytes(path.read_bytes().replace(b"dogsdogs", b"\xff" * 8))
+    with pytest.raises(ValueError, match=r"saved: it cannot be read: .*[Uu][Tt][Ff]-?8"):
+        load_captions(tmp_path / "saved")
