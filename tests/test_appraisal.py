@@ -134,7 +134,7 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
     assert list(reward_problems(["cider"], [], [1.0])) == []
     assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
         "1 reward_weights for 2 rewards: set as many of both.",
-        "2 rewards are called 'cider', and could not be told apart in the log: give them names, by "
+        "2 rewards are called 'cider', so the log could not show them separately: name them with "
         "CallableReward(function, name).",
     ]
     alone = RLCaptionConfig(per_device_train_batch_size=1, use_cpu=True)

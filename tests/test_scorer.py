@@ -272,7 +272,7 @@ def test_a_caption_is_cut_from_the_first_word_on_that_is_not_read(scorer, tiny_m
 def test_captions_that_may_be_longer_than_the_scorer_reads_are_told_with_both_numbers(scorer):
     assert not list(scorer_problems(scorer, 77))
     (problem,) = scorer_problems(scorer, 78)
-    assert "max_new_tokens=78" in problem and "reads 77 and" in problem
+    assert "max_new_tokens=78" in problem and "reads only 77" in problem
 
 
 # ---------------------------------------------------------------------------------------- Hugging Face text towers

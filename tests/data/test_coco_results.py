@@ -96,7 +96,7 @@ def test_captions_of_other_images_are_named(caplog):
 
 
 def test_captions_that_cannot_be_matched_are_an_error():
-    with pytest.raises(ValueError, match=r"ours.json: none of its 2 images is among the 5 .* ids are 5, 6, those of"):
+    with pytest.raises(ValueError, match=r"ours.json: none of its 2 images is among the 5 .* ids are 5, 6; those of"):
         match_image_ids({"5": "a", "6": "b"}, IMAGE_IDS, "ours.json")
     with pytest.raises(ValueError, match=r"ours.json: 42 and 0042.jpg are both image 42"):
         match_image_ids({"42": "a", "0042.jpg": "b"}, IMAGE_IDS, "ours.json")

@@ -228,9 +228,9 @@ def test_decoders_that_nobody_needs_are_not_started(kind, tmp_path):
 
 
 def test_a_file_is_not_read_beyond_the_largest_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_distinct.data.images.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("hf_distinct.data.images.MAX_FETCHED_BYTES", 1000)
     (tmp_path / "endless").write_bytes(bytes(1001))
-    with pytest.raises(ImageError, match="more than 1000 bytes"):
+    with pytest.raises(ImageError, match="more than 1000 bytes, the most that a picture may have"):
         decode_image({"path": f"file://{tmp_path / 'endless'}", "bytes": None})
 
 

@@ -77,15 +77,31 @@ def train(models: Path, output: Path, telling: Path) -> None:
     trainer.accelerator.end_training()
 
 
+def canonical(path: Path) -> bytes:
+    """What a file holds; the bytes of a pickled state also tell which of its equal strings are one object."""
+    if not path.name.startswith("rl_state"):
+        return path.read_bytes()
+    return repr(plain(torch.load(path, weights_only=True))).encode()
+
+
+def plain(value: Any) -> Any:
+    """Nested state with numbers in the place of tensors."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return (str(value.dtype), value.tolist()) if isinstance(value, torch.Tensor) else value
+
+
 def content(output: Path) -> dict[str, Any]:
     """All of a finished run that an undisturbed one would have left in the same way."""
     last = output / f"checkpoint-{STEPS}"
     files = [output / "model.safetensors", *last.rglob("*.pt"), *last.rglob("*.pth"), last / "model.safetensors"]
     found: dict[str, Any] = {
-        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
+        path.relative_to(output).as_posix(): hashlib.sha256(canonical(path)).hexdigest() for path in sorted(files)
     }
     state = json.loads((output / "trainer_state.json").read_text())
-    of_the_machine = ("time/", "memory/")
+    of_the_machine = ("time/", "memory/", "eval_runtime")
     found["log"] = [
         {name: v for name, v in line.items() if not name.startswith(of_the_machine) and "_per_second" not in name}
         for line in state["log_history"] if "train_runtime" not in line
