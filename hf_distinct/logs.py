@@ -86,5 +86,5 @@ def _lasting(stream: Any) -> Any:
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Lasting(number, "w", closefd=False)), encoding=stream.encoding, errors="backslashreplace",
-        line_buffering=stream.line_buffering, write_through=stream.write_through,
+        line_buffering=stream.line_buffering or stream.write_through,  # unbuffered: line by line
     )  # fmt: skip

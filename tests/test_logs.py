@@ -82,6 +82,15 @@ def test_work_goes_on_when_nobody_reads_any_more(tmp_path, unread):
     assert ran.stderr in (None, b"bar\n" * 3)
 
 
+def test_an_unbuffered_line_is_shown_at_once(tmp_path):
+    script = "from hf_distinct.logs import lasting_output\nwith lasting_output(): print('ready'); input()"
+    command = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.close()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
 def test_a_full_disk_is_named_once(tmp_path):
     with open("/dev/full", "wb") as full:
