@@ -18,6 +18,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "loadfile"
 
 
+@pytest.fixture(autouse=True)
+def precision_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 4.57 leaves the precision of one trainer in the environment, where the next one finds it."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny ``captioner`` and ``scorer``."""
