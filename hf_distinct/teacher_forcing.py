@@ -13,7 +13,6 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
-    TrainerCallback,
     VisionEncoderDecoderModel,
 )
 
@@ -33,9 +32,9 @@ from hf_distinct.rollout import (
     encode,
     generation_ready,
 )
+from hf_distinct.training_data import EpochCallback, seed_of_data
 from hf_distinct.workers import fit_trainer
 
-TRIAL_PICTURES = 2
 UNUSED = {
     "predict_with_generate": "evaluation always writes captions",
     "generation_max_length": "captions are written by the model's own generation config",
@@ -108,7 +107,7 @@ class TeacherForcing(ResumableTrainer):
         fit_trainer(args, image_processor)
         collator = CaptionCollator(
             processing_class, image_processor, captions_per_image=captions_per_image, max_length=max_length,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=seed_of_data(args), epoch=0,
         )  # fmt: skip
         super().__init__(
             model=model,
@@ -117,21 +116,9 @@ class TeacherForcing(ResumableTrainer):
             eval_dataset=gallery.dataset,
             data_collator=collator,
             processing_class=processing_class,
-            callbacks=[self.alarms, _Epoch(collator)],
+            callbacks=[self.alarms, EpochCallback(collator)],
         )
         self.model_accepts_loss_kwargs = False  # else it would not divide the loss among accumulated batches
-        self._try(model)
-
-    def _try(self, model: VisionEncoderDecoderModel) -> None:
-        try:
-            self.caption(self.gallery.dataset.select(range(min(TRIAL_PICTURES, len(self.gallery.dataset)))))
-        except Exception as error:  # whatever it is, it would be met again after the training
-            parts = f"encoder {model.config.encoder.model_type}, decoder {model.config.decoder.model_type}"
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"The captioner ({parts}) cannot caption a picture: {type(error).__name__}: {reason}. It takes an "
-                "image encoder that gives a sequence, and a decoder with cross-attention, such as ViT and GPT-2."
-            ) from error
 
     def caption(self, dataset: Dataset) -> list[str | None]:
         """Caption each row of a dataset by the model's own generation config; None where a picture has gone bad."""
@@ -202,17 +189,6 @@ class TeacherForcing(ResumableTrainer):
             for bound in self.alarms.bounds
             if bound.watches(name) and (why := bound.broken(name, value, value))
         ]
-
-
-class _Epoch(TrainerCallback):
-    """Tells the collator its epoch: what it draws then depends on nothing else, and a resumed run draws the same."""
-
-    def __init__(self, collator: CaptionCollator) -> None:
-        self.collator = collator
-        collator.epoch = 0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.epoch = int(state.epoch or 0)
 
 
 def _bounds(references: Sequence[Sequence[str]]) -> list[Bound]:

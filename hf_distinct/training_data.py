@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Image
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_distinct.config import RLCaptionConfig
@@ -58,7 +58,7 @@ def hard_batch_sampler(dataset: Dataset, args: RLCaptionConfig) -> HardBatchSamp
     return HardBatchSampler(dataset["neighbours"], args.train_batch_size * args.world_size, seed_of_data(args))
 
 
-def seed_of_data(args: RLCaptionConfig) -> int:
+def seed_of_data(args: TrainingArguments) -> int:
     """``data_seed``, or ``seed`` if there is none."""
     return args.seed if args.data_seed is None else args.data_seed
 
