@@ -316,13 +316,15 @@ def main() -> None:
             galleries[prefix] = found
             people |= {prefix + k: v for k, v in found.people().items()}
     metrics = report(trainer, galleries, {"before": before, "after": after}, people, output)
+    address = None
     if push:
         address = push_folder(
             output, str(trainer.hub_model_id), private=bool(config.hub_private_repo), revision=config.hub_revision,
             token=config.hub_token, commit_message="End of training",
         )  # fmt: skip
-        print(address)  # noqa: T201
     show(trainer, metrics, output)
+    if address:
+        print(address)  # noqa: T201
 
 
 def report(

@@ -228,7 +228,7 @@ def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, jud
         command = [sys.executable, str(TRAIN), *data, *flags(**settings, **QUICK)]
         finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert finished.returncode == 0, finished.stderr
-        assert f"{hub.endpoint}/{USER}/captioner" in finished.stdout.splitlines()
+        assert finished.stdout.splitlines()[-1] == f"{hub.endpoint}/{USER}/captioner"
         assert list(hub.repos) == [f"{USER}/captioner"]
         repo = hub.repos[f"{USER}/captioner"]
     assert repo.private and repo.commits >= 2  # a save during training, unless another was under way; and the end

@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named(recipe: ModuleType, tmp_path: Path) -> None:
             recipe.Ablation(recipe.Settings(str(plan), str(tmp_path / "out"), **settings))
     plan.write_text("ours:\n  full method: {no_such_setting: 1}\n")
     error = run(plan, "--output_dir", tmp_path / "out", "--seeds", 0, fails=True).stderr
-    assert "full method, seed 0: train.py ended with status" in error and "log.txt" in error
+    assert "full method, seed 0: train.py ended with status" in error and "log.txt for the reason" in error
 
 
 def test_all_begin_with_the_captioner_that_the_plan_names(recipe: ModuleType, tmp_path: Path) -> None:
