@@ -51,12 +51,9 @@ class Captioner:
     ) -> None:
         source = shipped_or_named(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
-            captioner: Any
-            captioner, self.tokenizer, self.image_processor = load_captioner(source)
-            self.model: Any = captioner.to(self.device).eval()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"Captioner {source!r} cannot be loaded: {error}") from error
+        captioner: Any
+        captioner, self.tokenizer, self.image_processor = load_captioner(source)
+        self.model: Any = captioner.to(self.device).eval()
         check_fit(self.model, self.tokenizer, self.image_processor)
         self.scorer = ClipScorer(rerank_with) if isinstance(rerank_with, (str, os.PathLike)) else rerank_with
         if self.scorer is not None:

@@ -91,14 +91,18 @@ def load_captioner(
         source: Id on the Hub, folder, or `"captioner"` (the one that the package ships).
 
     Raises:
-        ValueError: The model brings code along.
-        OSError: There is no such model, or a part of it is missing.
+        ValueError: There is no such model, a part of it is missing or damaged, or it brings code along. The message
+            names it.
     """
     source = shipped_or_named(source)
-    refuse_code(source)
-    model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    return model, tokenizer, load_image_processor(source)
+    try:
+        refuse_code(source)
+        model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return model, tokenizer, load_image_processor(source)
+    except Exception as error:  # transformers and safetensors raise many kinds; each means that there is no captioner
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"Captioner {source!r} cannot be loaded: {reason}") from error
 
 
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:

@@ -1,6 +1,7 @@
 """What a recipe shows, and what it leaves out."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -82,13 +83,21 @@ def test_work_goes_on_when_nobody_reads_any_more(tmp_path, unread):
     assert ran.stderr in (None, b"bar\n" * 3)
 
 
-def test_an_unbuffered_line_is_shown_at_once(tmp_path):
-    script = "from hf_distinct.logs import lasting_output\nwith lasting_output(): print('ready'); input()"
-    command = [sys.executable, "-c", script]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stdout.readline() == b"ready\n"
+WAITING = """
+import sys
+from hf_distinct.logs import lasting_output
+with lasting_output():
+    print("ready")
+    sys.stdin.readline()
+"""
+
+
+def test_an_unbuffered_line_is_shown_at_once():
+    command, environment = [sys.executable, "-c", WAITING], {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        shown, _, _ = select.select([process.stdout], [], [], 60)
         process.stdin.close()
+        assert shown and process.stdout.readline() == b"ready\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")

@@ -23,7 +23,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 import hf_distinct
 from hf_distinct.captioning import _PreparedBatches
 from hf_distinct.data.images import decode_image, to_pixel_values
-from hf_distinct.pipelines import ImageToTextPipeline, load_image_processor, pipeline, save_tokenizer
+from hf_distinct.pipelines import (
+    ImageToTextPipeline,
+    load_captioner,
+    load_image_processor,
+    pipeline,
+    save_tokenizer,
+)
 
 pytestmark = pytest.mark.both_ends
 
@@ -211,3 +217,39 @@ def test_the_shipped_captioner_computes_what_its_class_computes(paths):
 def test_other_tasks_are_an_error_that_says_where_to_go():
     with pytest.raises(ValueError, match="only the task 'image-to-text'; transformers.pipeline may support 'fill-"):
         pipeline("fill-mask", model="any")
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _of_another_kind(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+
+def _torn(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.both_ends
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _empty,
+        _of_another_kind,
+        _torn,
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        lambda folder: shutil.rmtree(folder),
+    ],
+)
+def test_a_captioner_that_cannot_be_loaded_is_one_line_with_its_name(tiny_models, tmp_path, damage):
+    folder = Path(shutil.copytree(tiny_models / "captioner", tmp_path / "captioner"))
+    damage(folder)
+    for load in (load_captioner, hf_distinct.Captioner):
+        with pytest.raises(ValueError, match=f"Captioner '{folder}' cannot be loaded: ") as refused:
+            load(str(folder))
+        assert "\n" not in str(refused.value)

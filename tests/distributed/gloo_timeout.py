@@ -1,4 +1,4 @@
-"""Print how long gloo waits in this process, started by test_two_processes.py."""
+"""Print how long gloo waits in this process, started by test_launching.py."""
 
 from __future__ import annotations
 

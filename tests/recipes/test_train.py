@@ -148,6 +148,18 @@ def test_all_that_does_not_fit_is_said_before_anything_is_embedded(recipe, place
     assert embedded == []
 
 
+def test_an_eval_size_without_evaluations_is_a_warning(recipe, tmp_path, monkeypatch, caplog):
+    (tmp_path / "out").write_text("no folder")  # which ends the run just after that
+    words = ["--eval_size", "50", "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    for strategy, warned in ((["--eval_strategy", "no"], True), (["--eval_strategy", "epoch"], False)):
+        caplog.clear()
+        monkeypatch.setattr(sys, "argv", ["train.py", *words, *strategy])
+        with pytest.raises(SystemExit, match="cannot be written"):
+            recipe.main()
+        assert ("eval_size=50 does nothing without --eval_strategy" in caplog.text) == warned
+
+
 def test_every_setting_is_among_these(recipe):
     shown = {name for name, *_ in [*LOADED, *REFUSED]} | SHOWN_ELSEWHERE
     assert shown == {each.name for each in dataclasses.fields(recipe.Settings)}

@@ -134,6 +134,17 @@ def test_a_new_encoder_may_be_of_another_size(recipe) -> None:
     assert model.encoder(torch.zeros(1, 3, 48, 48)).last_hidden_state.shape == (1, 10, 32)
 
 
+def test_the_default_length_of_captions_fits_a_decoder_of_few_positions(recipe, tiny_models, tmp_path) -> None:
+    decoder = VisionEncoderDecoderModel.from_pretrained(tiny_models / "captioner").decoder  # of 16 positions
+    folder = tmp_path / "decoder"
+    decoder.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_models / "captioner").save_pretrained(folder)
+    model, _, _ = recipe.build_captioner(recipe.Settings(decoder=str(folder)), CAPTIONS)
+    assert model.generation_config.max_length == 16 + 1  # the start token counts
+    model, _, _ = recipe.build_captioner(recipe.Settings(), CAPTIONS)
+    assert model.generation_config.max_length == 24 + 1
+
+
 def test_a_frozen_encoder(recipe) -> None:
     model, _, _ = recipe.build_captioner(recipe.Settings(freeze_encoder=True), CAPTIONS)
     assert not any(each.requires_grad for each in model.encoder.parameters())
