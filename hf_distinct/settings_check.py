@@ -12,6 +12,8 @@ from transformers.trainer_utils import IntervalStrategy
 import hf_distinct.evaluation as evaluation
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from hf_distinct.config import RLCaptionConfig
 
 _EVALUATION = "An evaluation writes captions and computes caption_metrics of them; it computes no loss and no logits."
@@ -139,12 +141,23 @@ def idle_settings(args: RLCaptionConfig) -> Iterator[str]:
     Args:
         args: the settings.
     """
+    yield from idle_precision(args)
     for name, value, idle in _IDLE:
         if getattr(args, name) != value or (name == "pool_neighbours" and args.hard_batches):
             continue
         for each in idle:
             if each in args.changed:
                 yield f"{each}={getattr(args, each)} does nothing with {name}={value}."
+
+
+def idle_precision(args: TrainingArguments) -> Iterator[str]:
+    """A sentence on ``fp16`` where nothing computes in it.
+
+    Args:
+        args: the settings.
+    """
+    if args.fp16 and args.device.type == "cpu" and not args.deepspeed:
+        yield "fp16=True does nothing on a CPU, which trains in float32. Half precision on a CPU is bf16."
 
 
 def _strategy(args: Any) -> str | None:

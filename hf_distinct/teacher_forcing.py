@@ -15,6 +15,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     VisionEncoderDecoderModel,
 )
+from transformers.utils import logging
 
 from hf_distinct.alarms import AlarmCallback, Bound, bounds
 from hf_distinct.data.collator import CaptionCollator
@@ -32,8 +33,11 @@ from hf_distinct.rollout import (
     encode,
     generation_ready,
 )
+from hf_distinct.settings_check import idle_precision
 from hf_distinct.training_data import EpochCallback, seed_of_data
 from hf_distinct.workers import fit_trainer
+
+logger = logging.get_logger(__name__)
 
 UNUSED = {
     "predict_with_generate": "evaluation always writes captions",
@@ -101,6 +105,8 @@ class TeacherForcing(ResumableTrainer):
         check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
+        for idle in idle_precision(args):
+            logger.warning(idle)
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
         self.alarms = AlarmCallback()
         self.alarms.bounds = _bounds(gallery.references)

@@ -68,7 +68,7 @@ SHOWN_BY = {
     "deepspeed": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
     "eval_on_start": "test_evaluating.py::test_an_evaluation_at_the_start_stays_asked_for_after_an_error",
     "eval_strategy": "test_trainer_evaluation.py::test_evaluation_within_training_does_not_change_it",
-    "fp16": "test_trainer_options.py::test_half_precision_takes_nearly_the_step_of_full_precision",
+    "fp16": "test_settings_check.py::test_fp16_on_a_cpu_is_float32",
     "full_determinism": "test_settings_check.py::test_a_step_is_possible_by_deterministic_algorithms",
     "generation_config": "test_evaluating.py::test_a_generation_config_of_the_settings_is_the_captioners",
     "generation_max_length": "test_evaluating.py::test_settings_of_generation_rule_captions",
@@ -340,6 +340,7 @@ def test_what_fits_has_no_problem(settings):
         ({"discriminator_weight": 0, "discriminator_lr": 1e-3}, "discriminator_lr=0.001 does nothing with"),
         ({"wtf_weight": 0, "wtf_policy": "raw"}, "wtf_policy=raw does nothing with wtf_weight=0."),
         ({"alarms": "off", "alarm_cider_floor": 0.5}, "alarm_cider_floor=0.5 does nothing with alarms=off."),
+        ({"fp16": True}, "fp16=True does nothing on a CPU, which trains in float32."),
         ({"neighbour_first_rank": 4, "hard_batches": True}, None),
         ({"rollouts": "beam", "num_beams": 3}, None),
         ({"temperature": 0.7}, None),
@@ -349,3 +350,13 @@ def test_settings_that_do_nothing_beside_another_are_told(make_trainer, caplog, 
     make_trainer(num_rollouts=None, **settings)
     told = [each.getMessage() for each in caplog.records if "does nothing" in each.getMessage()]
     assert len(told) == (message is not None) and (message or "") in " ".join(told)
+
+
+def test_fp16_on_a_cpu_is_float32(make_trainer, tmp_path):
+    """Which is told: see the settings that do nothing."""
+    losses = []
+    for half in (False, True):
+        trainer = make_trainer(tmp_path / str(half), max_steps=1, fp16=half)
+        trainer.train()
+        losses.append(trainer.step_losses)
+    assert losses[0] == losses[1]

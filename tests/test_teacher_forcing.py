@@ -247,6 +247,11 @@ def test_a_checkpoint_that_brings_code_is_refused(tiny_models, tmp_path):
         make(tiny_models, tmp_path, max_steps=3).train("true")
 
 
+def test_fp16_on_a_cpu_is_told_to_do_nothing(tiny_models, tmp_path, caplog):
+    make(tiny_models, tmp_path, fp16=True)
+    assert [each.getMessage() for each in caplog.records if "fp16=True does nothing on a CPU" in each.getMessage()]
+
+
 def test_fp16_that_finds_no_scale_ends_the_training():
     scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE)
     assert list(scaler_problems(scaler)) == []
