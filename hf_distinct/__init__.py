@@ -11,19 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .captioning import Captioner, caption
-    from .config import RLCaptionConfig
-    from .data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours
-    from .data.emoji_scenes import emoji_scenes
-    from .discriminator import Discriminator
-    from .evaluation import caption_metrics, retrieval_metrics
-    from .hub import pull, push_folder
-    from .model_card import write_model_card
-    from .pipelines import pipeline
-    from .reporting import write_contrast_sheet
-    from .rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
-    from .scorer import ClipScorer, shipped
-    from .trainer import RLCaptionTrainer
+    from hf_distinct.config import RLCaptionConfig
+    from hf_distinct.data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours
+    from hf_distinct.data.emoji_scenes import emoji_scenes
+    from hf_distinct.discriminator import Discriminator
+    from hf_distinct.evaluation import caption_metrics, retrieval_metrics
+    from hf_distinct.hub.model_card import write_model_card
+    from hf_distinct.hub.transfer import pull, push_folder
+    from hf_distinct.inference.captioning import Captioner, caption
+    from hf_distinct.inference.pipelines import pipeline
+    from hf_distinct.reporting import write_contrast_sheet
+    from hf_distinct.rewards import ContrastiveReward, Reward, RewardBatch, resolve_reward
+    from hf_distinct.scorer import ClipScorer, shipped
+    from hf_distinct.trainer import RLCaptionTrainer
 
 __version__ = "0.1.0"
 
@@ -55,15 +55,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "captioning": ["Captioner", "caption"],
+    "inference.captioning": ["Captioner", "caption"],
     "config": ["RLCaptionConfig"],
     "data": ["CaptionCollator", "embed_dataset", "ensure_splits", "load_captions", "mine_neighbours"],
     "data.emoji_scenes": ["emoji_scenes"],
     "discriminator": ["Discriminator"],
     "evaluation": ["caption_metrics", "retrieval_metrics"],
-    "hub": ["pull", "push_folder"],
-    "model_card": ["write_model_card"],
-    "pipelines": ["pipeline"],
+    "hub.transfer": ["pull", "push_folder"],
+    "hub.model_card": ["write_model_card"],
+    "inference.pipelines": ["pipeline"],
     "reporting": ["write_contrast_sheet"],
     "rewards": ["ContrastiveReward", "Reward", "RewardBatch", "resolve_reward"],
     "scorer": ["ClipScorer", "shipped"],

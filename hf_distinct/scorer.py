@@ -19,8 +19,8 @@ from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_distinct.clip_loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
-from hf_distinct.names import shipped, shipped_or_named
+from hf_distinct.clip.loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
+from hf_distinct.files.model_names import shipped, shipped_or_named
 
 __all__ = [
     "ClipScorer", "clean_caption", "encode_token_ids", "save_open_clip", "scorer_problems", "shipped",

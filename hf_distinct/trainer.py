@@ -25,24 +25,20 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct import losses
-from hf_distinct.activations import fuse_gelu
-from hf_distinct.alarms import AlarmCallback
-from hf_distinct.appraisal import Appraisal, Appraiser, Rewards, found_rewards
-from hf_distinct.checkpointing import checkpointing
+from hf_distinct.checks.fit import check_fit, decoder_positions, training_problems
+from hf_distinct.checks.problems import attempt
+from hf_distinct.checks.settings import idle_settings
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
+from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
-from hf_distinct.escaping import plain
-from hf_distinct.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
-from hf_distinct.fit import check_fit, decoder_positions, training_problems
-from hf_distinct.gathering import own_rows, share, unsplit
-from hf_distinct.greedy import generate_with_greedy
-from hf_distinct.logits_processors import NoRepeatNGrams
-from hf_distinct.metering import Meter, peak_memory
-from hf_distinct.problems import attempt
-from hf_distinct.rollout import (
+from hf_distinct.distributed.gathering import own_rows, share, unsplit
+from hf_distinct.fast.gelu import fuse_gelu
+from hf_distinct.generation.greedy import generate_with_greedy
+from hf_distinct.generation.logits_processors import NoRepeatNGrams
+from hf_distinct.generation.rollout import (
     captioner_in,
     decode,
     encode,
@@ -55,11 +51,15 @@ from hf_distinct.rollout import (
     rollout_figures,
     token_logits,
 )
+from hf_distinct.generation.word_limits import forbidden_tokens, left_out
+from hf_distinct.rewards.appraiser import Appraisal, Appraiser, Rewards, found_rewards
 from hf_distinct.scorer import ClipScorer, scorer_problems
-from hf_distinct.settings_check import idle_settings
-from hf_distinct.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
-from hf_distinct.word_limits import forbidden_tokens, left_out
-from hf_distinct.workers import fit_trainer
+from hf_distinct.text.escaping import plain
+from hf_distinct.training.alarms import AlarmCallback
+from hf_distinct.training.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
+from hf_distinct.training.gradient_checkpointing import checkpointing
+from hf_distinct.training.metering import Meter, peak_memory
+from hf_distinct.training.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
 
 logger = logging.get_logger(__name__)
 

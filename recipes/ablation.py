@@ -25,18 +25,18 @@ from typing import Any, Literal
 
 import psutil
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings
+from hf_distinct.checks.problems import refuse
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
-from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.evaluation.frontier import reach
-from hf_distinct.logs import show_logs
-from hf_distinct.problems import refuse
-from hf_distinct.recorded_run import RecordedRun
+from hf_distinct.files import run_lock
+from hf_distinct.files.yaml_files import parse_yaml
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
-from hf_distinct.results import or_warn, own_files, write_json, write_text
+from hf_distinct.runs.arguments import clear_errors, parse_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.recorded_run import RecordedRun
+from hf_distinct.runs.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
-from hf_distinct.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"

@@ -47,13 +47,13 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses
-from hf_distinct.appraisal import Appraiser
-from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.discriminator import DiscriminatorTrainer
-from hf_distinct.metering import Meter, forget_peak, peak_memory
+from hf_distinct.generation.rollout import decode, generate_labels, join_labels, rollout_config, token_logits
 from hf_distinct.reporting import format_table
-from hf_distinct.rollout import decode, generate_labels, join_labels, rollout_config, token_logits
+from hf_distinct.rewards.appraiser import Appraiser
+from hf_distinct.runs.arguments import clear_errors, parse_settings
 from hf_distinct.scorer import clean_caption
+from hf_distinct.training.metering import Meter, forget_peak, peak_memory
 
 WARM_UP = 1  # turns in which memory is taken and kernels are chosen
 TOLERANCE = 1e-4  # of two losses, relative to the mean log-probability of a token, as large as they get

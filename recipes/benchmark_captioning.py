@@ -20,8 +20,8 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from hf_distinct import Captioner, emoji_scenes, shipped
-from hf_distinct.arguments import clear_errors
 from hf_distinct.data.images import picture_files
+from hf_distinct.runs.arguments import clear_errors
 
 TURN = 64
 ALONE, BATCHED, OURS, READ_AHEAD = "pipeline as it is", "pipeline, batched", "caption", "caption, read ahead"

@@ -35,10 +35,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer, emoji_scenes
-from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.embeddings import embed_dataset
-from hf_distinct.metering import forget_peak, peak_memory
 from hf_distinct.reporting import format_table
+from hf_distinct.runs.arguments import clear_errors, parse_settings
+from hf_distinct.training.metering import forget_peak, peak_memory
 
 SWITCHES = ("gradient_checkpointing", "freeze_encoder", "bf16")
 POINTS = {

@@ -34,7 +34,7 @@ from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import Neighbours
 from hf_distinct.data.similarity_index import UnitRows
 from hf_distinct.data.table import caption_features
-from hf_distinct.logs import show_logs
+from hf_distinct.runs.logs import show_logs
 from hf_distinct.scorer import ClipScorer, save_open_clip
 
 DIM, K, GROUP = 512, 5, 6

@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_distinct import ClipScorer
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.pipelines import load_captioner
+from hf_distinct.inference.pipelines import load_captioner
 
 
 def small_models(folder: Path) -> tuple[Any, ...]:

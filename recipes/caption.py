@@ -21,14 +21,14 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.captioning import Captioner
+from hf_distinct.checks.problems import refuse
 from hf_distinct.data.images import ImageError, picture_files
-from hf_distinct.logs import show_logs
-from hf_distinct.problems import refuse
+from hf_distinct.files import run_lock
+from hf_distinct.inference.captioning import Captioner
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.results import or_warn, own_files
+from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import or_warn, own_files
 from hf_distinct.scorer import ClipScorer, shipped
 
 SHOWN = 1000  # about 5 MB

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.table import markdown_table
+from hf_distinct.runs.arguments import clear_errors, parse_settings
 
 RECIPES = Path(__file__).parent
 ONE = "one_process"

@@ -36,10 +36,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.images import decode_image, to_pixel_values
+from hf_distinct.generation.rollout import generate_labels, rollout_config
 from hf_distinct.reporting import format_table
-from hf_distinct.rollout import generate_labels, rollout_config
+from hf_distinct.runs.arguments import clear_errors, parse_settings
 
 PASSES = 4  # of the whole captions, in decoder passes: forward, and backward at the cost of two; and the encoder
 BYTES_OF_EMBEDDINGS = 2 * 512 * (1 + 5)  # of an image and its five captions, float16

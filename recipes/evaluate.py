@@ -24,23 +24,23 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.captioning import Captioner
+from hf_distinct.checks.problems import refuse
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji_scenes import emoji_scenes
-from hf_distinct.data.settings import DatasetSettings, is_shipped
 from hf_distinct.evaluation import caption_statistics
 from hf_distinct.evaluation.bootstrap import Statistic, difference, interval, mean_of, resample, value_of
 from hf_distinct.evaluation.diversity import novel
+from hf_distinct.evaluation.fluency import LanguageModel, perplexity
 from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice_scores
-from hf_distinct.fluency import LanguageModel, perplexity
+from hf_distinct.files import run_lock
 from hf_distinct.gallery import Gallery
-from hf_distinct.logs import show_logs
-from hf_distinct.problems import refuse
+from hf_distinct.inference.captioning import Captioner
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings, is_shipped
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer, shipped_or_named
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}

@@ -23,21 +23,21 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.checks.problems import refuse
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import GALLERY, ScorerCheck, check_scorer
-from hf_distinct.data.settings import DatasetSettings
-from hf_distinct.logs import show_logs
-from hf_distinct.problems import refuse
+from hf_distinct.files import run_lock
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SIZE, SheetPicture, write_neighbour_sheet
 from hf_distinct.reporting.picture import fit_image
-from hf_distinct.results import or_warn, own_files, write_json
+from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer
 
 SCORER = {"scorer": "scorer"}

@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_distinct.arguments import clear_errors, parse_settings
-from hf_distinct.hub import push_folder
-from hf_distinct.logs import show_logs
+from hf_distinct.hub.transfer import push_folder
+from hf_distinct.runs.arguments import clear_errors, parse_settings
+from hf_distinct.runs.logs import show_logs
 from hf_distinct.scorer import shipped_or_named
 
 

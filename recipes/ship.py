@@ -18,9 +18,9 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
-from hf_distinct.dataset_captions import write_captions
-from hf_distinct.model_card import Sample, write_model_card
-from hf_distinct.pipelines import load_captioner
+from hf_distinct.hub.model_card import Sample, write_model_card
+from hf_distinct.inference.dataset_captions import write_captions
+from hf_distinct.inference.pipelines import load_captioner
 
 ROOT = Path(__file__).parent.parent
 MODELS = {

@@ -27,9 +27,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_distinct import RLCaptionConfig, RLCaptionTrainer, run_lock
-from hf_distinct.appraisal import found_rewards
-from hf_distinct.arguments import Told, changed_settings, clear_errors, parse_settings
+from hf_distinct import RLCaptionConfig, RLCaptionTrainer
+from hf_distinct.checks.fit import check_fit, training_problems
+from hf_distinct.checks.problems import attempt, refuse
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import CaptionEmbeddings
@@ -37,19 +37,20 @@ from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck
-from hf_distinct.data.settings import DatasetSettings
-from hf_distinct.fit import check_fit, training_problems
+from hf_distinct.distributed.gathering import unsplit
+from hf_distinct.files import run_lock
+from hf_distinct.files.model_names import is_shipped
 from hf_distinct.gallery import Gallery
-from hf_distinct.gathering import unsplit
-from hf_distinct.hub import hub_token, pull, push_folder
-from hf_distinct.logs import show_logs
-from hf_distinct.model_card import Sample
-from hf_distinct.names import is_shipped
-from hf_distinct.pipelines import load_captioner, save_tokenizer
-from hf_distinct.problems import attempt, refuse
+from hf_distinct.hub.model_card import Sample
+from hf_distinct.hub.transfer import hub_token, pull, push_folder
+from hf_distinct.inference.pipelines import load_captioner, save_tokenizer
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
-from hf_distinct.results import or_warn, output_problems, own_files, write_json
+from hf_distinct.rewards.appraiser import found_rewards
+from hf_distinct.runs.arguments import Told, changed_settings, clear_errors, parse_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import or_warn, output_problems, own_files, write_json
 from hf_distinct.scorer import ClipScorer
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -30,20 +30,20 @@ from datasets import Image as ImageFeature
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.clip_training import CaptionedImages, evaluate, loss_of
+from hf_distinct.checks.finite import step_problems, weight_problems
+from hf_distinct.checks.problems import refuse
+from hf_distinct.clip.training import CaptionedImages, evaluate, loss_of
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
 from hf_distinct.data.negatives import KINDS
 from hf_distinct.data.prepared import readable
-from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.finite import step_problems, weight_problems
-from hf_distinct.interruption import Interruption, leave
-from hf_distinct.logs import show_logs
-from hf_distinct.problems import refuse
-from hf_distinct.results import output_problems, write_json
+from hf_distinct.files import run_lock
+from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import output_problems, write_json
 from hf_distinct.scorer import ClipScorer, save_open_clip
+from hf_distinct.training.interruption import Interruption, leave
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5

@@ -28,22 +28,22 @@ from transformers import (
     set_seed,
 )
 
-from hf_distinct import run_lock
-from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.checks.fit import decoder_positions
+from hf_distinct.checks.problems import refuse
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
-from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.fit import decoder_positions
+from hf_distinct.distributed.launching import LaunchedArguments
+from hf_distinct.files import run_lock
+from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.gallery import Gallery
-from hf_distinct.launching import LaunchedArguments
-from hf_distinct.logs import show_logs
-from hf_distinct.pipelines import load_captioner, load_image_processor, save_tokenizer
-from hf_distinct.problems import refuse
-from hf_distinct.results import output_problems, write_json
-from hf_distinct.rollout import rollout_config
-from hf_distinct.safe_loading import refuse_code
-from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
-from hf_distinct.teacher_forcing import TeacherForcing
+from hf_distinct.generation.rollout import rollout_config
+from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
+from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_tokenizer
+from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
+from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.results import output_problems, write_json
+from hf_distinct.training.teacher_forcing import TeacherForcing
 
 logger = logging.getLogger("warm_up")
 

@@ -19,7 +19,10 @@ from typing import Any
 from unittest.mock import patch
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-IMPORTS = ["hf_distinct.trainer", "hf_distinct.gallery", "hf_distinct.captioning", "hf_distinct.hub", "peft"]
+IMPORTS = [
+    "hf_distinct.trainer", "hf_distinct.gallery", "hf_distinct.inference.captioning", "hf_distinct.hub.transfer",
+    "peft",
+]  # fmt: skip
 # What is read while these are imported.
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPES.parent),

@@ -8,7 +8,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from hf_distinct.gallery import Gallery
-from hf_distinct.teacher_forcing import TeacherForcing
+from hf_distinct.training.teacher_forcing import TeacherForcing
 
 pytestmark = pytest.mark.both_ends  # transformers 4.57 opens an autocast of its own on CPUs, 5 does not
 

@@ -41,4 +41,4 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_package_says_that_it_is_typed_and_brings_its_template():
     folder = Path(hf_distinct.__file__).parent
     assert (folder / "py.typed").is_file()
-    assert (folder / "model_card_template.md").is_file()
+    assert (folder / "hub" / "model_card_template.md").is_file()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, VisionEncoderDecoderModel
 from hf_distinct.data.emoji_scenes import Scene, emoji_scenes, full_caption, judge_caption, scene_metrics
 from hf_distinct.data.negatives import hard_negative
 from hf_distinct.evaluation.retrieval import retrieval_metrics
-from hf_distinct.pipelines import load_image_processor
+from hf_distinct.inference.pipelines import load_image_processor
 from hf_distinct.scorer import ClipScorer, shipped
 
 SCENES = 400

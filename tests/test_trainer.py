@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from hf_distinct.data.images import decode_image
 from hf_distinct.evaluation.captions import CiderD
-from hf_distinct.greedy import GreedyRows
+from hf_distinct.generation.greedy import GreedyRows
 from hf_distinct.rewards import TextKind
 
 

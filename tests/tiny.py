@@ -30,8 +30,8 @@ import hf_distinct
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.logits_processors import MultinomialSampling
-from hf_distinct.pipelines import load_image_processor, save_tokenizer
+from hf_distinct.generation.logits_processors import MultinomialSampling
+from hf_distinct.inference.pipelines import load_image_processor, save_tokenizer
 from hf_distinct.scorer import save_open_clip
 
 MAX_LENGTH = 14

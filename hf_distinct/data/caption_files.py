@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from hf_distinct.data.records import Records, add_records, image_files, read_lines, read_table
 from hf_distinct.data.table import CaptionTable, find_image_root, read_json, split_named
 from hf_distinct.data.texts import decode_text, read_bytes
-from hf_distinct.fence import GIVE_IT, Fence
+from hf_distinct.files.fence import GIVE_IT, Fence
 
 # The folders that published archives unpack to (Flickr8k's spelling is its own).
 IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")

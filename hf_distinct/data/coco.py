@@ -19,7 +19,7 @@ from hf_distinct.data.table import (
     take_id,
 )  # fmt: skip
 from hf_distinct.data.texts import find_name
-from hf_distinct.fence import GIVE_IT, Fence
+from hf_distinct.files.fence import GIVE_IT, Fence
 
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}

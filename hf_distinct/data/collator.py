@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_pixels
-from hf_distinct.workers import share
+from hf_distinct.data.workers import share
 
 logger = logging.get_logger(__name__)
 

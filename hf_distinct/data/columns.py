@@ -29,7 +29,7 @@ from hf_distinct.data.table import (
     whole,
 )  # fmt: skip
 from hf_distinct.data.texts import TEXT_FIELDS, clean_captions, find_name, split_field
-from hf_distinct.fence import Fence, is_address, local_file
+from hf_distinct.files.fence import Fence, is_address, local_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 TEXT_TYPES = ("string", "large_string", "string_view")

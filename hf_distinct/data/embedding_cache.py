@@ -20,8 +20,8 @@ from transformers.utils import logging
 from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.parts import Parts
 from hf_distinct.data.table import read_object
-from hf_distinct.room import check_room
-from hf_distinct.seals import changed, describe
+from hf_distinct.files.disk_space import check_room
+from hf_distinct.files.seals import changed, describe
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer

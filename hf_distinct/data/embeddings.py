@@ -22,7 +22,7 @@ from hf_distinct.data.images import decode_images, warn_of_losses
 from hf_distinct.data.parts import this_process
 from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
 from hf_distinct.data.skips import Skips
-from hf_distinct.workers import TRIAL, fitting_workers, share
+from hf_distinct.data.workers import TRIAL, fitting_workers, share
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer

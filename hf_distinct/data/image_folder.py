@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from hf_distinct.data.records import add_records, read_lines, read_table
 from hf_distinct.data.table import CaptionTable, ImageRoot, split_named
-from hf_distinct.fence import GIVE_IT, Fence
+from hf_distinct.files.fence import GIVE_IT, Fence
 
 METADATA_FILE = "metadata.jsonl"
 METADATA_TABLE = "metadata.csv"

@@ -7,14 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
-from hf_distinct.card_merge import mark
 from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
 from hf_distinct.data.neighbours import FILE, FOLDER_NAME, Neighbours
 from hf_distinct.data.table import read_object
 from hf_distinct.data.texts import is_storable
-from hf_distinct.escaping import as_code, as_markdown
-from hf_distinct.portable import portable_values
+from hf_distinct.text.card_merge import mark
+from hf_distinct.text.escaping import as_code, as_markdown
+from hf_distinct.text.portable import portable_values
 
 STATISTICS = "statistics.json"
 PORTABLE_FILES = ("README.md", FILE, STATISTICS, f"*/{MANIFEST}", *(f"*/{name}.npy" for name in ARRAYS))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_distinct.seals import ALGORITHM, digest_of_tensors
+from hf_distinct.files.seals import ALGORITHM, digest_of_tensors
 
 
 class Parts:

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from hf_distinct.data.further import further_features, further_values, tell_differing
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_storable, read_bytes, texts_of
-from hf_distinct.fence import Fence
+from hf_distinct.files.fence import Fence
 
 SPLITS = ("train", "validation", "test")
 # "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.

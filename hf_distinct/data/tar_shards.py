@@ -25,7 +25,7 @@ from hf_distinct.data.texts import (
     split_field,
     texts_of,
 )  # fmt: skip
-from hf_distinct.fence import Fence
+from hf_distinct.files.fence import Fence
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from hf_distinct.data.images import picture_files
 from hf_distinct.data.table import CaptionTable, split_named
 from hf_distinct.data.texts import MAX_TEXT_BYTES, NOT_UTF8, caption_lines, read_bytes
-from hf_distinct.fence import Fence
+from hf_distinct.files.fence import Fence
 
 TEXT_ENDINGS = (".txt", ".caption", ".captions")
 

@@ -11,10 +11,10 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
-from .bootstrap import Statistic, mean_of, value_of
-from .captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
-from .clip_score import clip_scores, ref_clip_scores
-from .diversity import (
+from hf_distinct.evaluation.bootstrap import Statistic, mean_of, value_of
+from hf_distinct.evaluation.captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
+from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
+from hf_distinct.evaluation.diversity import (
     different,
     distinct_n,
     mean_length,
@@ -25,10 +25,10 @@ from .diversity import (
     unique_share,
     vocabulary,
 )
-from .faults import bad_endings, repeats, seem_english
-from .ngram_counts import NgramCounts
-from .ptb_tokenizer import ptb_line, tokenize
-from .retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
+from hf_distinct.evaluation.faults import bad_endings, repeats, seem_english
+from hf_distinct.evaluation.ngram_counts import NgramCounts
+from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
+from hf_distinct.evaluation.retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
 
 logger: Any = logging.get_logger(__name__)
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .bootstrap import Statistic
-from .ngram_counts import MAX_N, SIGMA, NgramCounts
-from .ptb_tokenizer import ptb_line, tokenize
+from hf_distinct.evaluation.bootstrap import Statistic
+from hf_distinct.evaluation.ngram_counts import MAX_N, SIGMA, NgramCounts
+from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 
 Ngram = tuple[str, ...]
 Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]

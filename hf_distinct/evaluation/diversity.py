@@ -10,9 +10,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .bootstrap import Statistic
-from .captions import bleu_of_counts
-from .ptb_tokenizer import ptb_line, tokenize
+from hf_distinct.evaluation.bootstrap import Statistic
+from hf_distinct.evaluation.captions import bleu_of_counts
+from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 
 
 def vocabulary(captions: Sequence[str]) -> int:

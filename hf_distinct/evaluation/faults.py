@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .ptb_tokenizer import tokenize
+from hf_distinct.evaluation.ptb_tokenizer import tokenize
 
 BAD_ENDINGS = {
     "a", "about", "against", "along", "among", "an", "and", "as", "at", "because", "before", "beneath", "beside",

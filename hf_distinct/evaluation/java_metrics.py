@@ -12,7 +12,7 @@ from importlib import import_module
 from subprocess import CalledProcessError
 from typing import Any
 
-from .ptb_tokenizer import ptb_line
+from hf_distinct.evaluation.ptb_tokenizer import ptb_line
 
 
 def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .ptb_tokenizer import tokenize
+from hf_distinct.evaluation.ptb_tokenizer import tokenize
 
 MAX_N = 4
 """Longest n-gram."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .bootstrap import Statistic, mean_of, median_of, value_of
+from hf_distinct.evaluation.bootstrap import Statistic, mean_of, median_of, value_of
 
 RECALL_DEPTHS = (1, 5, 10)
 """The depths k of the recalls R@k."""

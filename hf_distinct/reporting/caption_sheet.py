@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.images import decode_image
-from ..escaping import as_html
-from .picture import embedded_image
+from hf_distinct.data.images import decode_image
+from hf_distinct.reporting.picture import embedded_image
+from hf_distinct.text.escaping import as_html
 
 PICTURE_SIZE = 256
 """Longer side of a picture that the file holds, in pixels."""

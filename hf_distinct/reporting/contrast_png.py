@@ -9,8 +9,15 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .contrast_sheet import IMAGE_SIZE, LEGEND, SIMILAR_IN_COLUMN, SIMILAR_SIZE, Caption, ContrastRow
-from .picture import fit_image
+from hf_distinct.reporting.contrast_sheet import (
+    IMAGE_SIZE,
+    LEGEND,
+    SIMILAR_IN_COLUMN,
+    SIMILAR_SIZE,
+    Caption,
+    ContrastRow,
+)
+from hf_distinct.reporting.picture import fit_image
 
 WIDTH, MARGIN, GAP = 1600, 48, 32
 INK, GREY, LINE = "#111111", "#444444", "#999999"

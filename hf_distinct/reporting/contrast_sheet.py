@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..escaping import as_html, plain
-from .picture import embedded_image
+from hf_distinct.reporting.picture import embedded_image
+from hf_distinct.text.escaping import as_html, plain
 
 IMAGE_SIZE = 256
 """Longest side of a row's own image, in pixels."""
@@ -124,7 +124,7 @@ def write_contrast_sheet(
     Raises:
         ValueError: there are no rows.
     """
-    from .contrast_png import paint  # it imports fonts that only this needs
+    from hf_distinct.reporting.contrast_png import paint  # it imports fonts that only this needs
 
     if not rows:
         raise ValueError("a contrast sheet needs at least one row.")

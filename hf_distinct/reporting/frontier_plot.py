@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..escaping import plain
-from ..evaluation.frontier import Point, frontier
+from hf_distinct.evaluation.frontier import Point, frontier
+from hf_distinct.text.escaping import plain
 
 Kind = Literal["trained", "ours", "guidance", "best of n", "landmark"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..escaping import as_html
-from .picture import embedded_image
+from hf_distinct.reporting.picture import embedded_image
+from hf_distinct.text.escaping import as_html
 
 SIZE = 160
 """Longest side of a picture, in pixels."""

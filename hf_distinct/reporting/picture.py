@@ -7,8 +7,8 @@ from io import BytesIO
 
 from PIL import Image
 
-from ..data.images import to_rgb
-from ..escaping import as_html
+from hf_distinct.data.images import to_rgb
+from hf_distinct.text.escaping import as_html
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from .contrast_png import INK, dejavu
-from .picture import fit_image
+from hf_distinct.reporting.contrast_png import INK, dejavu
+from hf_distinct.reporting.picture import fit_image
 
 SIZE, GAP, IN_ROW, LINE = 192, 16, 6, 32
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..escaping import as_code, as_markdown, plain
-from ..portable import portable
+from hf_distinct.text.escaping import as_code, as_markdown, plain
+from hf_distinct.text.portable import portable
 
 if TYPE_CHECKING:
-    from ..config import RLCaptionConfig
+    from hf_distinct.config import RLCaptionConfig
 
 PARTS = {
     "contrastive": "how far the caption and its image single each other out: the mean of `contrastive_i2t` and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..escaping import as_markdown, plain
+from hf_distinct.text.escaping import as_markdown, plain
 
 Metrics = Mapping[str, Mapping[str, float]]
 

@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig, get_peft_model
 
-from hf_distinct.rollout import generation_ready, join_labels
+from hf_distinct.generation.rollout import generation_ready, join_labels
 
 
 class Trainer(tiny.RecordingTrainer):

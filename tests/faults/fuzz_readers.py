@@ -38,7 +38,7 @@ from hf_distinct.data.images import decode_image
 from hf_distinct.data.mined import write_portable
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.parts import read_tensors, write_tensors
-from hf_distinct.yaml_files import parse_yaml
+from hf_distinct.files.yaml_files import parse_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published_forms  # noqa: E402

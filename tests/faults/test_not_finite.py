@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_distinct import checkpoints
-from hf_distinct.durable import SKIPPED_IN_A_ROW
+from hf_distinct.training import checkpoints
+from hf_distinct.training.durable import SKIPPED_IN_A_ROW
 
 
 def flaky(*bad_calls, row=0, value=math.nan):

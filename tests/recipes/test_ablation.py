@@ -17,7 +17,7 @@ from PIL import Image
 
 from hf_distinct import emoji_scenes
 from hf_distinct.data.coco_results import read_coco_results
-from hf_distinct.recorded_run import RecordedRun
+from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.scorer import shipped
 
 PLANS = sorted((forked.RECIPES / "configs").glob("ablation*.yaml"))
@@ -115,7 +115,7 @@ STOPPED = """
 import os, runpy, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import psutil
-from hf_distinct.interruption import ended_from_inside
+from hf_distinct.training.interruption import ended_from_inside
 run_all, ended = runpy.run_path(sys.argv[1])["run_all"], []
 def stop():
     while not psutil.Process().children():

@@ -9,7 +9,7 @@ import forked
 import pytest
 import torch
 
-from hf_distinct.narrow_products import narrow_products
+from hf_distinct.fast.narrow_products import narrow_products
 
 RATIOS = {f"{way}_{ratio}" for way in ("beam", "sample5") for ratio in ("vs_reference", "vs_floor", "floor_lowered")}
 

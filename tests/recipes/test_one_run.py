@@ -5,7 +5,7 @@ from __future__ import annotations
 import forked
 import pytest
 
-from hf_distinct import run_lock
+from hf_distinct.files import run_lock
 
 MISSING = "no/such/model"
 COMMANDS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hf_distinct.data.settings import DatasetSettings
+from hf_distinct.runs.dataset_settings import DatasetSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMON = {each.name for each in dataclasses.fields(DatasetSettings)}

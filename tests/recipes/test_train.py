@@ -18,9 +18,9 @@ import torch
 from datasets import Dataset
 
 from hf_distinct import ClipScorer, RLCaptionConfig, emoji_scenes
-from hf_distinct.arguments import parse_settings
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.gallery import Gallery
+from hf_distinct.runs.arguments import parse_settings
 
 EMOJI = {"train_size": 12, "test_size": 4, "eval_size": 3}
 # Settings that show in what is loaded: with which others, and a value that makes a difference.

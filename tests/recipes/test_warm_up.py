@@ -24,10 +24,10 @@ from transformers import (
     ViTModel,
 )
 
-from hf_distinct import checkpoints
 from hf_distinct.data import load_captions
-from hf_distinct.dataset_captions import write_captions
-from hf_distinct.pipelines import load_image_processor
+from hf_distinct.inference.dataset_captions import write_captions
+from hf_distinct.inference.pipelines import load_image_processor
+from hf_distinct.training import checkpoints
 
 CAPTIONS = ["a red dog", "a blue cat on a mat"]
 

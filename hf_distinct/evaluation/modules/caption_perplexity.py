@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from hf_distinct.evaluation.bootstrap import value_of
-from hf_distinct.fluency import LanguageModel, perplexity
+from hf_distinct.evaluation.fluency import LanguageModel, perplexity
 
 _INPUTS = """
 Args:
@@ -17,7 +17,7 @@ Returns:
 
 
 class CaptionPerplexity(evaluate.Metric):
-    """How unlikely a language model finds captions, see `hf_distinct.fluency`."""
+    """How unlikely a language model finds captions, see `hf_distinct.evaluation.fluency`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

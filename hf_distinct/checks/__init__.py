@@ -1,0 +1,1 @@
+"""What must hold before and during a training; all problems are reported in one error."""

@@ -1,0 +1,1 @@
+"""What spans processes: gathering, launch checks, DeepSpeed's checkpoints."""

@@ -1,0 +1,1 @@
+"""Accelerations: each may be deleted, and everything still works."""

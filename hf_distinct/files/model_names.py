@@ -1,0 +1,54 @@
+"""Names of models: the short names of those that the package ships, and everybody's folders and Hub ids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SHIPPED = Path(__file__).parents[1] / "models"
+
+
+def shipped(name: str) -> str:
+    """Return the folder of a model that the package ships.
+
+    Args:
+        name: ``"captioner"``, ``"scorer"``, ``"truth_scorer"`` or ``"judge"``.
+
+    Raises:
+        ValueError: if the package ships no model of this name.
+    """
+    folder = SHIPPED / name
+    if not folder.is_dir():
+        raise ValueError(
+            f"hf_distinct ships no model {name!r}; it ships {', '.join(sorted(p.name for p in SHIPPED.glob('*')))}."
+        )
+    return str(folder)
+
+
+def shipped_or_named(name: str | os.PathLike[str]) -> str:
+    """Return the folder of a shipped model for its short name, and any other name as it is.
+
+    A ``pathlib.Path`` always means a folder or file, never a short name.
+
+    Raises:
+        ValueError: if ``name`` is a path and there is nothing at it.
+    """
+    if isinstance(name, os.PathLike):
+        path = Path(os.fspath(name)).expanduser()
+        if not path.exists():
+            raise ValueError(f"The model {str(path)!r} cannot be loaded: there is no such folder.")
+        return f"./{path}" if (SHIPPED / path).is_dir() and not path.is_absolute() else str(path)
+    if not name or "/" in name or os.sep in name or not (SHIPPED / name).is_dir():
+        return name
+    if Path(name).is_dir():
+        logger.warning("%r means the model that hf_distinct ships; for the folder here write './%s'.", name, name)
+    return shipped(name)
+
+
+def is_shipped(name: str | os.PathLike[str]) -> bool:
+    """Whether a name or a path is that of a model that the package ships."""
+    return Path(shipped_or_named(name)).resolve().parent == SHIPPED.resolve()

@@ -1,0 +1,73 @@
+"""Greedy captions beside sampled or searched ones: rows of the same batch instead of passes of their own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, VisionEncoderDecoderModel
+
+from hf_distinct.fast.beam_rows import BeamRows
+from hf_distinct.fast.shared_cross_attention import share_images
+from hf_distinct.generation.rollout import end_ids, generate_labels, rollout_config, to_labels, token_id
+from hf_distinct.generation.word_limits import word_limits
+
+
+def generate_with_greedy(
+    model: VisionEncoderDecoderModel,
+    encoder_hidden_states: Tensor,
+    generation_config: GenerationConfig,
+    logits_processor: LogitsProcessorList,
+) -> tuple[Tensor, Tensor]:
+    """Captions as [`generate_labels`] writes them, and the greedy caption of each image.
+
+    What the generation config forbids and forces (see `hf_distinct.generation.word_limits`) holds for both.
+
+    Args:
+        model: the captioner, unwrapped, in eval mode.
+        encoder_hidden_states: ``(B, S, H)``.
+        generation_config: beams, or K samples an image.
+        logits_processor: for the beams or samples alone.
+
+    Returns:
+        Labels ``(B * K, L)``, and those of the greedy captions, ``(B, M)``.
+    """
+    images, beams = len(encoder_hidden_states), int(generation_config.num_beams or 1)
+    write = (model, encoder_hidden_states)
+    if generation_config.do_sample:
+        both = copy.deepcopy(generation_config)
+        both.num_return_sequences = (both.num_return_sequences or 1) + 1
+        rows = GreedyRows(both.num_return_sequences, logits_processor)
+        labels = generate_labels(*write, both, LogitsProcessorList([rows])).unflatten(0, (images, -1))
+        return labels[:, :-1].flatten(0, 1), labels[:, -1]
+    longest = generation_config.max_new_tokens
+    if beams == 1 or not share_images(model.decoder):
+        greedy = rollout_config(model, max_new_tokens=longest)
+        return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
+    start = token_id(model, "decoder_start_token_id")
+    limits = word_limits(generation_config, encoder_hidden_states.device)
+    beside = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
+    labels = generate_labels(*write, generation_config, logits_processor, beside)
+    return labels, to_labels(model, beside.finish(model, longest))
+
+
+class GreedyRows(LogitsProcessor):
+    """Make the last of every image's rows a greedy caption; the others stay samples.
+
+    Args:
+        per_image: rows of an image, the greedy one included.
+        others: what the other rows are processed by.
+    """
+
+    def __init__(self, per_image: int, others: LogitsProcessorList) -> None:
+        self.per_image = per_image
+        self.others = others
+
+    def __call__(self, input_ids: Any, scores: Any) -> Tensor:
+        """Scores ``(N, V)``, those of greedy rows minus infinity but for the largest."""
+        best = scores[self.per_image - 1 :: self.per_image].argmax(dim=1, keepdim=True)
+        scores = self.others(input_ids, scores.clone())
+        scores[self.per_image - 1 :: self.per_image].fill_(-torch.inf).scatter_(1, best, 0.0)
+        return scores

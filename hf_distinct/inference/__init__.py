@@ -1,0 +1,1 @@
+"""Captions for pictures: loading a captioner, and writing captions for files and data sets."""

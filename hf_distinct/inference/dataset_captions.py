@@ -1,0 +1,110 @@
+"""Captions for the rows of a dataset, as `pipeline("image-to-text")` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+
+from hf_distinct.data.images import ImageError, decode_pixels
+from hf_distinct.data.skips import Skips
+from hf_distinct.generation.rollout import ONE_CAPTION, decode, token_id
+
+
+def write_captions(
+    model: VisionEncoderDecoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    batch_size: int,
+) -> list[str | ImageError]:
+    """Caption a dataset as ``pipeline("image-to-text")`` does: from its pixels, by the model's own generation config.
+
+    Args:
+        model: the captioner, unwrapped, in eval mode.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        dataset: has ``image``.
+        batch_size: images at a time.
+
+    Returns:
+        One caption a row, in order; in the place of a picture that cannot be decoded its error.
+    """
+    written = write_sequences(model, image_processor, dataset, batch_size)
+    return captions_of(written, tokenizer, token_id(model, "pad_token_id"))
+
+
+def captions_of(
+    written: Sequence[Tensor | ImageError], tokenizer: PreTrainedTokenizerBase, pad: int
+) -> list[str | ImageError]:
+    """The texts of what [`write_sequences`] gave; errors stay where they are."""
+    texts = iter(decode(tokenizer, pad_sequences([each for each in written if isinstance(each, Tensor)], pad)))
+    return [next(texts) if isinstance(each, Tensor) else each for each in written]
+
+
+@torch.no_grad()
+def write_sequences(
+    model: VisionEncoderDecoderModel,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    batch_size: int,
+    **generation: Any,
+) -> list[Tensor | ImageError]:
+    """As [`write_captions`], in tokens.
+
+    Args:
+        model: see there.
+        image_processor: see there.
+        dataset: see there.
+        batch_size: see there.
+        generation: arguments of ``generate``, which override the model's own generation config; none of `ONE_CAPTION`.
+
+    Returns:
+        ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
+        of a picture that cannot be decoded its error.
+    """
+    written: list[Tensor | ImageError] = []
+    writer: Any = model
+    # decode=False: datasets would fail on the whole batch.
+    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
+    for start in range(0, len(encoded), batch_size):
+        values = encoded[start : start + batch_size]["image"]
+        found, sequences = decode_pixels(values, image_processor), iter(())
+        if found.images:
+            pixels = torch.stack(found.images).to(model.device)
+            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation, **ONE_CAPTION).cpu())
+        for place in range(len(values)):
+            reason = found.failures.get(place)
+            written.append(next(sequences) if reason is None else ImageError(reason))
+    return written
+
+
+def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
+    """Rows of tokens, each as long as it is, as one tensor ``(N, L)``; of no rows ``(0, 0)``."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=pad) if rows else torch.empty(0, 0).long()
+
+
+def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> list[str | None]:
+    """What `write_captions` gave, with None in the place of each error; a warning counts and names those.
+
+    Args:
+        said: captions and errors.
+        names: what messages call the rows.
+
+    Raises:
+        ValueError: there is no caption at all.
+    """
+    skips = Skips(f"captions of {len(said)} pictures")
+    for name, each in zip(names, said, strict=True):
+        if isinstance(each, ImageError):
+            skips.add("picture that cannot be read", f"{name}: {each}")
+    captions = [None if isinstance(each, ImageError) else each for each in said]
+    if captions and not any(caption is not None for caption in captions):
+        raise ValueError(f"None of {len(said)} pictures can be read: {skips.summary()}")
+    skips.warn()
+    return captions

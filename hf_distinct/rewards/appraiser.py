@@ -1,0 +1,408 @@
+"""What captions are worth: from texts and pools by way of rewards to advantages and weights."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers.utils import logging
+
+from hf_distinct import losses
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.collator import OWN_COLUMNS
+from hf_distinct.data.hashing import stable_hash
+from hf_distinct.discriminator import DiscriminatorTrainer
+from hf_distinct.distributed.gathering import gather_rows, own_part
+from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
+from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
+from hf_distinct.rewards.resolve import BUILT_IN_REWARDS
+from hf_distinct.scorer import ClipScorer
+
+logger = logging.get_logger(__name__)
+
+LOGGED_NAMES = ("total", "discriminator")
+REWARDED = ("rollouts", "references")
+
+
+@dataclass
+class Appraisal:
+    """What the loss of one batch needs to know of its captions.
+
+    Attributes:
+        advantages: ``(B * K,)``, A(c) of each rollout.
+        reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
+        figures: scalar tensors to be logged, by name; those of all processes together.
+        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each;
+            0 where a reward does not apply.
+        captions: those N captions.
+        image_ids: of the image of each.
+    """
+
+    advantages: Tensor
+    reference_weights: Tensor
+    figures: dict[str, Tensor]
+    rewards: dict[str, Tensor]
+    captions: list[str]
+    image_ids: list[str]
+
+    def trouble(self) -> str | None:
+        """Name the first reward that is NaN or infinite, and what it rewards; None if there is none."""
+        for name, values in self.rewards.items():
+            for row in values.isfinite().logical_not().nonzero().flatten().tolist():
+                where = f"image {self.image_ids[row]!r}, caption {self.captions[row]!r}"
+                return f"reward {name!r} is {values[row].item()} for {where}"
+        return None
+
+
+class Appraiser:
+    """Rewards the captions of a batch, ``R(c) = (1 - lambda) sum_k w_k r_k(c) + lambda D(c)``, and remembers them.
+
+    Args:
+        args: the settings.
+        scorer: embeds what the captioner writes.
+        discriminator: gives D, and takes one update for each batch.
+        accelerator: knows the other processes.
+        rewards: what `hf_distinct.rewards.resolve_reward` takes, and `reward_problems` has no objection to; none:
+            ``args.reward``.
+        references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
+        columns: names of the dataset's columns, to say which of them rewards do not see.
+        tokenizer: the captioner's, for rewards that ask for ``completion_ids``.
+
+    Attributes:
+        rewards: the rewards r_k.
+        reward_weights: w_k.
+        baseline: what is subtracted from R, "auto" being decided.
+        memory: what the pools held of the last ``args.memory_batches`` batches.
+    """
+
+    def __init__(
+        self,
+        args: RLCaptionConfig,
+        *,
+        scorer: ClipScorer,
+        discriminator: DiscriminatorTrainer,
+        accelerator: Accelerator,
+        rewards: Sequence[str | Callable[..., Any] | Reward] | None = None,
+        references_corpus: Sequence[list[str]] | None = None,
+        columns: Sequence[str] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.args = args
+        self.scorer = scorer
+        self.discriminator = discriminator
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        switches = {
+            "clamp": args.reward_clamp,
+            "use_references": args.pool_references,
+            "use_greedy": args.pool_greedy,
+            "use_own_rollouts": args.pool_own_rollouts,
+            "use_other_captions": args.pool_other_captions,
+        }
+        self.rewards = [
+            resolve_reward(spec, contrastive_settings=switches, references_corpus=references_corpus)
+            for spec in (args.reward if rewards is None else rewards)
+        ]
+        self.reward_weights = args.reward_weights or [1.0] * len(self.rewards)
+        for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
+            if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
+                logger.warning(
+                    "rewards do not see the dataset's column %r, because an argument has this name: "
+                    "rename the column",
+                    name,
+                )
+        self._wants_ids = tokenizer is not None and any(
+            isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
+        )
+        self.baseline = self._choose_baseline()
+        self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
+
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether `judge` wants the greedy captions: as the baseline, or for the pool of a contrastive reward."""
+        return self.baseline == "greedy" or (self.args.pool_greedy and self._contrasts)
+
+    @property
+    def _contrasts(self) -> bool:
+        return any(isinstance(reward, ContrastiveReward) for reward in self.rewards)
+
+    def _choose_baseline(self) -> losses.Baseline:
+        if self.args.baseline != "auto":
+            return self.args.baseline
+        if all(reward.is_advantage for reward in self.rewards):
+            return "none"
+        return "leave_one_out" if self.args.num_rollouts > 1 else "greedy"
+
+    # ------------------------------------------------------------------------------------------------------- judging
+
+    @torch.no_grad()
+    def judge(
+        self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str], trainer_state: TrainerState | None = None
+    ) -> Appraisal:
+        """Appraise a batch, remember it, and let the discriminator learn from it, in this order.
+
+        Args:
+            inputs: what `hf_distinct.data.CaptionCollator` makes of B images with G ground-truth captions each; B may
+                be 0 where other processes have images.
+            rollouts: B * K captions, those of an image in a row.
+            greedy: B captions, or none if not `needs_greedy`.
+            trainer_state: for rewards that ask for it.
+        """
+        a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
+        batch = self._batch(inputs, rollouts, greedy)
+        batch.trainer_state = trainer_state
+        parts, where = self._rewards(batch)
+        sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
+        of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
+        applies = {name: _on_device_of(parts["total"], each) for name, each in where.items()}
+        scored, _, greedy_scored = applies["total"].split(sizes)
+        advantages = _advantages(
+            of_rollouts.view(len(images), a.num_rollouts),
+            scored.view(len(images), a.num_rollouts),
+            self.baseline,
+            (of_greedy, greedy_scored) if self.baseline == "greedy" else None,
+        )
+        # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
+        everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
+        weights = own_part(everyone, len(of_references), self.accelerator)
+        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts), self.accelerator)
+        figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
+        table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
+        known = self._known({name: each.split(sizes) for name, each in where.items()})
+        for whose, rows in zip(REWARDED, table.split(sizes), strict=False):
+            values, counted = gather_rows(rows, self.accelerator).unbind(dim=-1)
+            means = (values * counted).sum(dim=0) / counted.sum(dim=0)
+            stds = ((values - means).square() * counted).sum(dim=0).div(counted.sum(dim=0)).sqrt()
+            for name, mean, std in zip(parts, means, stds, strict=True):
+                if f"{name}/{whose}" in known:
+                    figures |= {f"reward/{name}/{whose}": mean, f"reward/{name}/{whose}_std": std}
+        figures |= self._own_metrics(batch)
+        if a.discriminator_weight:
+            written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
+            figures |= self._update_discriminator(images, written, references)
+        ids = [str(image_id) for image_id in batch.columns["image_id"]]
+        return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
+
+    def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
+        """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
+        images = inputs["image_embeds"]
+        written = self.scorer.encode_texts(rollouts).to(images).unflatten(0, (len(images), self.args.num_rollouts))
+        return self._update_discriminator(images, written, inputs["caption_embeds"])
+
+    def _update_discriminator(self, images: Tensor, rollouts: Tensor, references: Tensor) -> dict[str, Tensor]:
+        """One update on as many rollouts ``(B, K, d)`` as references ``(B, G, d)``, so that neither class prevails."""
+        each = min(rollouts.shape[1], references.shape[1])
+        rows = images.repeat_interleave(each, dim=0)
+        found = self.discriminator.update(
+            rows, rollouts[:, :each].flatten(0, 1), rows, references[:, :each].flatten(0, 1)
+        )
+        return {f"discriminator/{name}": value for name, value in found.items()}
+
+    def _rewards(self, batch: RewardBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each reward, the discriminator's score if it counts, and ``total``; and where each applies: ``(N,)`` all.
+
+        The total applies where a reward does; the discriminator alone makes no reward. Where they apply is on the CPU.
+        """
+        weight = self.args.discriminator_weight
+        scores = self.discriminator.discriminator.score(batch.image_embeds, batch.text_embeds)
+        parts = {"discriminator": scores} if weight else {}
+        applies = {"discriminator": torch.ones(len(batch), dtype=torch.bool)} if weight else {}
+        total, scored = weight * scores, torch.zeros(len(batch), dtype=torch.bool)
+        # anybody's reward may need one caption at least
+        found = evaluate_rewards(self.rewards, batch) if len(batch) else [(scores, scored)] * len(self.rewards)
+        for reward, share, (values, where) in zip(self.rewards, self.reward_weights, found, strict=True):
+            parts[reward.name], applies[reward.name] = values.to(scores), where
+            total = total + (1 - weight) * share * parts[reward.name]
+            scored = scored | applies[reward.name]
+        return parts | {"total": total}, applies | {"total": scored}
+
+    def _known(self, where: dict[str, tuple[Tensor, ...]]) -> set[str]:
+        """Which figures have a value, as ``NAME/rollouts``: a reward may apply to no caption of all processes.
+
+        Everything here is on the CPU: no step waits for a GPU.
+        """
+        known = {
+            f"{name}/{whose}": bool(part.any())
+            for name, parts in where.items()
+            for whose, part in zip(REWARDED, parts, strict=False)
+        }
+        if not any(isinstance(reward, CallableReward) for reward in self.rewards):  # the others apply everywhere
+            return set(known)
+        return {name for theirs in gather_object([known]) for name, anywhere in theirs.items() if anywhere}
+
+    def _own_metrics(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """What rewards logged, as means over processes; not every process need have the same."""
+        if not any(isinstance(reward, CallableReward) and reward.takes("log_metric") for reward in self.rewards):
+            return {}
+        everyone = gather_object([batch.metrics])
+        names = {name for metrics in everyone for name in metrics}
+        values = {name: [value for metrics in everyone for value in metrics.get(name, [])] for name in sorted(names)}
+        device = batch.text_embeds.device
+        return {f"reward/{name}": torch.tensor(found, device=device).mean() for name, found in values.items()}
+
+    # --------------------------------------------------------------------------------------------- batch and pools
+
+    def _batch(self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]) -> RewardBatch:
+        """Rollouts, references and greedy captions, in this order, with the pools that hold them and others."""
+        images, references = inputs["image_embeds"], inputs["caption_embeds"]
+        # One CLIP call for the distinct new strings; those of the references come from the cache.
+        distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
+        embeds = self.scorer.encode_texts(list(distinct)).to(images)
+        whole = {"dtype": torch.int64, "device": images.device}
+        written = embeds[torch.tensor([distinct[text] for text in [*rollouts, *greedy]], **whole)]
+        per_image = {
+            TextKind.ROLLOUT: self.args.num_rollouts,
+            TextKind.REFERENCE: references.shape[1],
+            TextKind.GREEDY: 1 if greedy else 0,
+        }
+        places = torch.arange(len(images), device=images.device)
+        owner = torch.cat([places.repeat_interleave(count) for count in per_image.values()])
+        texts = [*rollouts, *(text for row in inputs["captions"] for text in row), *greedy]
+        own = {
+            "text_embeds": torch.cat([written[: len(rollouts)], references.flatten(0, 1), written[len(rollouts) :]]),
+            "text_ids": torch.tensor([stable_hash(text) for text in texts], **whole),
+            "text_image_ids": inputs["image_ids"][owner],
+            "kinds": torch.cat([torch.full((n * len(images),), int(kind), **whole) for kind, n in per_image.items()]),
+        }
+        pooled = self._pool(own, inputs)
+        return RewardBatch(
+            captions=texts,
+            references=[inputs["references"][i] for i in owner.tolist()],
+            text_embeds=own["text_embeds"],
+            image_embeds=images[owner],
+            text_ids=own["text_ids"],
+            image_ids=own["text_image_ids"],
+            text_pool=TextPool(pooled["text_embeds"], pooled["text_ids"], pooled["text_image_ids"], pooled["kinds"]),
+            image_pool=ImagePool(pooled["image_embeds"], pooled["image_ids"]),
+            logit_scale=self.scorer.logit_scale,
+            columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
+            completion_ids=self._token_ids(texts) if self._wants_ids else [],
+        )
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        tokenizer: Any = self.tokenizer
+        if not texts:
+            return []
+        # verbose: it would warn of texts longer than the captioner writes, which people may write.
+        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids, tokenizer.eos_token_id] for ids in found]
+
+    def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The texts and images of the global batch, with those that memory holds; and remember them."""
+        parts = {**texts, "image_embeds": inputs["image_embeds"], "image_ids": inputs["image_ids"]}
+        if self.args.pool_neighbours:
+            mask = inputs["neighbour_mask"]
+            parts["image_embeds"] = torch.cat([parts["image_embeds"], inputs["neighbour_embeds"][mask]])
+            parts["image_ids"] = torch.cat([parts["image_ids"], inputs["neighbour_ids"][mask]])
+        if self.args.pool_other_processes:
+            parts = {name: gather_rows(part, self.accelerator) for name, part in parts.items()}
+        pooled = {name: torch.cat([part, *(old[name] for old in self.memory)]) for name, part in parts.items()}
+        if self.args.memory_batches:
+            self.memory.append(self._to_remember(parts))
+        return pooled
+
+    def _to_remember(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a later batch is compared with. There every text is of kind MEMORY: those switched off stay out now."""
+        kinds, kept = parts["kinds"], torch.ones_like(parts["kinds"], dtype=torch.bool)
+        if not self.args.pool_references:
+            kept &= kinds != TextKind.REFERENCE
+        if not self.args.pool_greedy:
+            kept &= kinds != TextKind.GREEDY
+        texts = {name: parts[name][kept] for name in ("text_embeds", "text_ids", "text_image_ids", "kinds")}
+        return {**parts, **texts, "kinds": torch.full_like(texts["kinds"], int(TextKind.MEMORY))}
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
+        return {"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.memory.clear()
+        self.memory.extend(state["memory"])
+
+
+Rewards = str | Callable[..., Any] | Reward | Sequence[str | Callable[..., Any] | Reward]
+
+
+def found_rewards(rewards: Rewards) -> list[str | Reward]:
+    """One reward or several, each found where it is named; those of this package stay names: they need the captions.
+
+    Raises:
+        ValueError: see `hf_distinct.rewards.resolve_reward`; or there is none.
+    """
+    several: Any = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    if not several:
+        raise ValueError("rewards is empty; give at least one, e.g. 'contrastive'.")
+    return [each if each in BUILT_IN_REWARDS else resolve_reward(each) for each in several]
+
+
+def reward_problems(
+    rewards: Sequence[str | Reward], columns: Sequence[str], weights: Sequence[float] | None = None
+) -> Iterator[str]:
+    """Say what keeps these rewards from being used together, or with a dataset.
+
+    Args:
+        rewards: as `found_rewards` gives them.
+        columns: names of the dataset's columns.
+        weights: of the rewards, if there are any.
+    """
+    if weights is not None and len(weights) != len(rewards):
+        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set as many of both."
+    names = Counter(reward if isinstance(reward, str) else reward.name for reward in rewards)
+    for name, count in names.items():
+        if count > 1:
+            yield (
+                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
+                "CallableReward(function, name)."
+            )
+        if name in LOGGED_NAMES:
+            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
+    for reward in rewards:
+        if isinstance(reward, CallableReward):
+            yield from reward.problems([name for name in columns if name not in OWN_COLUMNS])
+
+
+def contrast_problems(rewards: Sequence[str | Reward], args: RLCaptionConfig) -> Iterator[str]:
+    """Say whether a contrastive reward would have nothing to contrast with.
+
+    Args:
+        rewards: as `found_rewards` gives them.
+        args: the settings of pools and batches.
+    """
+    contrasts = any(str(each).startswith("contrastive") or isinstance(each, ContrastiveReward) for each in rewards)
+    images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
+    if contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
+        yield (
+            "A contrastive reward needs something to contrast with, and the batch has one image: raise "
+            "per_device_train_batch_size, or set pool_neighbours or memory_batches."
+        )
+
+
+def _on_device_of(values: Tensor, where: Tensor) -> Tensor:
+    """A bool tensor of the CPU on the device of ``values``; copied only if it is not True everywhere."""
+    return torch.ones_like(values, dtype=torch.bool) if where.all() else where.to(values.device)
+
+
+def _advantages(
+    rewards: Tensor, scored: Tensor, baseline: losses.Baseline, greedy: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The advantages of rollouts, (B, K); 0 where no reward applies to a rollout, or to its greedy caption.
+
+    Such a rollout is no baseline for the others either: it counts as the mean of those of its image that are scored.
+    """
+    means = (rewards * scored).sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
+    of_greedy = None
+    if greedy is not None:
+        of_greedy, greedy_scored = greedy
+        scored = scored & greedy_scored[:, None]
+    return losses.advantages(torch.where(scored, rewards, means), baseline, of_greedy) * scored

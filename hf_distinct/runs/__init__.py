@@ -1,0 +1,1 @@
+"""What every recipe needs around its work: settings, logs, results."""

@@ -1,0 +1,248 @@
+"""Settings of the recipes: an optional YAML file, then ``--name value`` overrides; what nobody knows is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from huggingface_hub.errors import HFValidationError
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from hf_distinct.files.yaml_files import parse_yaml
+from hf_distinct.runs.logs import lasting_output
+from hf_distinct.text.escaping import plain, plain_lines
+from hf_distinct.training.interruption import Signalled, ended_from_inside
+
+logger = logging.get_logger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+Told = Mapping[str, Sequence[str]]
+"""What the command line sets: the words after each ``--name``, by name."""
+
+GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    ("reward", None, ("reward_weights",)),
+    ("rollouts", "beam", ("num_rollouts", "temperature", "baseline")),
+    ("num_rollouts", "1", ("baseline",)),
+    ("mined", None, ("pool_neighbours", "neighbour_first_rank")),
+    ("pool_neighbours", "0", ("neighbour_first_rank",)),
+    ("num_train_epochs", None, ("max_steps",)),
+    ("max_steps", None, ("num_train_epochs",)),
+    ("warmup_ratio", None, ("warmup_steps",)),
+    ("save_steps", None, ("save_strategy",)),
+    ("eval_strategy", "no", ("eval_steps", "eval_on_start")),
+    ("discriminator_weight", "0", ("discriminator_lr", "discriminator_pretrain_steps")),
+    ("wtf_weight", "0", ("wtf_policy", "references_per_image")),
+)
+"""What a person says (a setting; its value, or None for any), and which settings of a default file give way to it.
+
+A default file chooses settings that fit each other. A person who changes one of them has not asked for the others,
+which could contradict it or override it: `--num_train_epochs 2` would have no effect with `max_steps: 300`.
+What a person says never gives way, neither on the command line nor in a file that the command line names.
+"""
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
+
+    So does a killed worker of a DataLoader. What is printed inside never ends a recipe, see [`lasting_output`].
+
+    What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
+    its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
+    it; a missing folder is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
+    a ``ValueError`` of another library or of your own reward too.
+    ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
+
+    Raises:
+        SystemExit: with the message, instead of such an error. After a signal with one line that names it, and the
+            status that a shell gives it: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    try:
+        with lasting_output(), ended_from_inside():
+            yield
+    except (ValueError, OSError, RuntimeError) as error:
+        from hf_distinct.data.workers import said_by_worker  # here, for it takes a second
+
+        said = said_by_worker(error)
+        ours = isinstance(error, (OSError, HFValidationError)) or (isinstance(error, ValueError) and _is_ours(error))
+        if said is None and not ours:
+            raise
+        logger.debug("where it happened", exc_info=True)
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(said or str(error))}") from error
+    except Signalled as error:
+        _say_stopped(error.number)
+        raise
+    except KeyboardInterrupt:
+        _say_stopped(signal.SIGINT)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _say_stopped(number: int) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised by a line of this package, or of the recipe that runs and those beside it."""
+    _, recipe, *inner = (Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__))
+    raised_in = [recipe, *inner][-1]
+    return raised_in.is_relative_to(PACKAGE) or raised_in.parent == recipe.parent
+
+
+class _Parser(HfArgumentParser):
+    """A settings file may be a stranger's: what it names is shown as text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain_lines(message))
+
+
+def parse_settings(
+    *kinds: type,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default_file: str | Path | Callable[[Told], str | Path] | None = None,
+) -> tuple[Any, ...]:
+    """Read the settings of a recipe: ``recipe.py [settings.yaml] [--name value ...]``.
+
+    The command line overrides the file. Settings of a default file also give way as `GIVES_WAY` says.
+
+    Args:
+        kinds: dataclasses; each setting belongs to one of them.
+        argv: the command line without the program; ``sys.argv[1:]`` by default.
+        description: what ``--help`` says first.
+        default_file: the YAML file that is read if the command line names none, or a function that chooses it by what
+            the command line sets.
+
+    Returns:
+        One instance of each class.
+
+    Raises:
+        SystemExit: for a setting that does not exist (the nearest name is shown), a value of the wrong type, or a YAML
+            file that cannot be read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # All settings in the usage line would bury the message of an error.
+    usage = "%(prog)s [settings.yaml] [--name value ...]"
+    parser = _Parser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
+    named_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    told = _told(argv, names, parser)
+    from_file: list[str] = []
+    if named_file is not None:
+        from_file = _flags(_read_yaml(named_file, parser), named_file, names, parser)
+    elif default_file is not None:
+        path = str(default_file(told) if callable(default_file) else default_file)
+        from_file = _flags(_without_partners(_read_yaml(path, parser), told), path, names, parser)
+    try:
+        return parser.parse_args_into_dataclasses(from_file + argv)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+
+
+def changed_settings(settings: Any) -> dict[str, Any]:
+    """What was set to something else than its default.
+
+    Args:
+        settings: an instance of a dataclass; what has no default counts as set, one kind of nothing for another not.
+
+    Returns:
+        Values by name, in the order of the dataclass.
+    """
+    changed = {}
+    for field in dataclasses.fields(settings):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(settings, field.name)
+        nothing = value in (None, "") and default in (None, "")
+        if field.init and value != default and not nothing:
+            changed[field.name] = value
+    return changed
+
+
+def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[str]:
+    """Name the settings that were changed though they cannot act.
+
+    Args:
+        settings: an instance of a dataclass.
+        names: those of its settings that cannot act.
+        why: the reason, which ends the sentence.
+
+    Yields:
+        A sentence for each of the names that was set to something else than its default.
+    """
+    changed = changed_settings(settings)
+    for name in names:
+        if name in changed:
+            yield f"--{name} has no effect {why}."
+
+
+def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> dict[str, list[str]]:
+    """The words after each flag by the name of its setting; ends with an error at the first unknown name."""
+    told: dict[str, list[str]] = {}
+    words: list[str] = []
+    for word in argv:
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name, words = flag[2:].replace("-", "_"), [value] if equals else []
+        if name not in names and name.startswith("no_") and name[3:] in names:
+            name, words = name[3:], ["false"]
+        elif name not in names and name != "help":
+            parser.error(_unknown(flag, name, names))
+        told[name] = words
+    return told
+
+
+def _without_partners(defaults: dict[str, Any], told: Told) -> dict[str, Any]:
+    """The settings of a default file that the user's own settings do not replace."""
+    given_way = {
+        partner
+        for name, value, partners in GIVES_WAY
+        if name in told and (value is None or _is_value(told[name], value))
+        for partner in partners
+    }
+    return {name: value for name, value in defaults.items() if name not in given_way}
+
+
+def _is_value(words: Sequence[str], value: str) -> bool:
+    try:
+        return [float(word) for word in words] == [float(value)]
+    except ValueError:
+        return list(words) == [value]
+
+
+def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    try:
+        settings = parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot read the settings file {path}: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")
+    return settings
+
+
+def _flags(settings: dict[str, Any], path: str, names: list[str], parser: HfArgumentParser) -> list[str]:
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name not in names:
+            parser.error(f"{path}: {_unknown(str(name), str(name), names)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return flags
+
+
+def _unknown(shown: str, name: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"unknown setting {shown}; did you mean --{nearest[0]}?" if nearest else f"unknown setting {shown}"

@@ -1,0 +1,1 @@
+"""What surrounds a step: evaluating, resuming, void steps, interruption, checkpoints, meters and alarms."""

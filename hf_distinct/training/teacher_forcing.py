@@ -1,0 +1,205 @@
+"""Teacher forcing: cross-entropy on people's captions, which a captioner learns before reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
+    VisionEncoderDecoderModel,
+)
+from transformers.utils import logging
+
+from hf_distinct.checks.finite import loss_problems
+from hf_distinct.checks.fit import check_fit, decoder_positions
+from hf_distinct.checks.settings import idle_precision
+from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.data.images import ImageError
+from hf_distinct.data.workers import fit_trainer
+from hf_distinct.evaluation.diversity import unique_share
+from hf_distinct.gallery import Gallery
+from hf_distinct.generation.guidance import drop_images
+from hf_distinct.generation.rollout import (
+    caption_logits,
+    captioner_in,
+    encode,
+    generation_ready,
+)
+from hf_distinct.inference.dataset_captions import write_captions
+from hf_distinct.training.alarms import AlarmCallback, Bound, bounds
+from hf_distinct.training.resumable import ResumableTrainer
+from hf_distinct.training.training_data import EpochCallback, seed_of_data
+
+logger = logging.get_logger(__name__)
+
+UNUSED = {
+    "predict_with_generate": "evaluation always writes captions",
+    "generation_max_length": "captions are written by the model's own generation config",
+    "generation_num_beams": "captions are written by the model's own generation config",
+    "generation_config": "captions are written by the model's own generation config",
+    "prediction_loss_only": "evaluation measures captions",
+    "include_for_metrics": "evaluation measures captions",
+    "batch_eval_metrics": "evaluation measures captions",
+    "eval_accumulation_steps": "evaluation measures captions",
+    "do_predict": "recipes/evaluate.py measures test splits",
+    "push_to_hub": "recipes/push.py pushes what the training leaves",
+}
+"""Arguments of the Trainer that cannot act in teacher forcing, and why."""
+
+
+def teacher_forcing_problems(args: Seq2SeqTrainingArguments) -> Iterator[str]:
+    """A sentence for each argument that teacher forcing would ignore, or that would end the training late."""
+    for name, why in UNUSED.items():
+        if getattr(args, name, None):
+            yield f"--{name} has no effect in teacher forcing: {why}."
+    if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss", "eval_loss"):
+        yield "load_best_model_at_end needs metric_for_best_model, e.g. CIDEr-D: evaluation computes no loss."
+
+
+class TeacherForcing(ResumableTrainer):
+    """Trains a captioner by cross-entropy on several captions an image, each image encoded once.
+
+    What would fail after the training is tried before it: two pictures are captioned. A loss, gradient or weight that
+    is NaN or infinite in any process ends the training; nothing of it is saved. Evaluation captions the gallery, and
+    alarms watch it: they warn of one caption for many pictures, and of captions that break off. An encoder without
+    trainable weights is kept in eval mode, so that its dropout is off and its batch statistics stay.
+
+    Args:
+        model: the captioner.
+        args: ``label_smoothing_factor`` and mixed precision act as in any Trainer.
+        train_dataset: ``image``, ``captions``, ``image_id``.
+        gallery: the pictures that evaluation captions.
+        processing_class: the captioner's tokenizer.
+        image_processor: the captioner's image processor.
+        captions_per_image: captions of each image in a step.
+        max_length: most tokens of a caption, the end token included.
+        dropped_images: share of the captions that learn to be written without their picture.
+
+    Raises:
+        ValueError: what does not fit together, or a captioner that cannot caption.
+    """
+
+    model: VisionEncoderDecoderModel
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: VisionEncoderDecoderModel,
+        args: Seq2SeqTrainingArguments,
+        *,
+        train_dataset: Dataset,
+        gallery: Gallery,
+        processing_class: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        captions_per_image: int = 1,
+        max_length: int = 24,
+        dropped_images: float = 0.0,
+    ) -> None:
+        check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
+        if max_length > (most := decoder_positions(model)):
+            raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
+        for idle in idle_precision(args):
+            logger.warning(idle)
+        self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
+        self.alarms = AlarmCallback()
+        self.alarms.bounds = _bounds(gallery.references)
+        fit_trainer(args, image_processor)
+        collator = CaptionCollator(
+            processing_class, image_processor, captions_per_image=captions_per_image, max_length=max_length,
+            seed=seed_of_data(args), epoch=0,
+        )  # fmt: skip
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=gallery.dataset,
+            data_collator=collator,
+            processing_class=processing_class,
+            callbacks=[self.alarms, EpochCallback(collator)],
+        )
+        self.model_accepts_loss_kwargs = False  # else it would not divide the loss among accumulated batches
+
+    def caption(self, dataset: Dataset) -> list[str | None]:
+        """Caption each row of a dataset by the model's own generation config; None where a picture has gone bad."""
+        with generation_ready(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            model.eval()
+            said = write_captions(
+                model, self.processing_class, self.image_processor, dataset, self.args.per_device_eval_batch_size
+            )
+        return [None if isinstance(each, ImageError) else each for each in said]
+
+    # --------------------------------------------------------------------------------------------------------- steps
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy of the captions' tokens, with ``label_smoothing_factor``."""
+        labels = inputs["labels"]
+        encoder: Any = captioner_in(model, self.accelerator).encoder
+        if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        hidden = encode(encoder, inputs["pixel_values"], self.accelerator)
+        if self.dropped_images:
+            hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.dropped_images)
+        # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
+        # captioner would learn to leave out every other word (huggingface/transformers#40111).
+        logits = caption_logits(model, hidden, labels.flatten(0, 1))
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), label_smoothing=self.args.label_smoothing_factor
+        )
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's.
+
+        Raises:
+            ValueError: in every process, the loss or the gradient is NaN or infinite in one; the step is not taken.
+        """
+        loss = super().training_step(model, *args, **kwargs)
+        problem = next(loss_problems(loss), None)
+        if problem is None and self.accelerator.sync_gradients:
+            problem = self._gradient_problem(model)
+        if self._agree(problem is not None):
+            found = next(filter(None, gather_object([problem])))
+            raise ValueError(
+                f"Step {self.state.global_step + 1}: {found} The training has diverged and ends here, and this "
+                f"captioner is not saved. Lower --learning_rate (now {self.args.learning_rate:g}), or lengthen "
+                "--warmup_steps; --resume_from_checkpoint true goes on from the last checkpoint, if there is one."
+            )
+        return loss
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Caption the gallery and measure the captions: ``{"eval_CIDEr-D": ..., "eval_unique": ...}``."""
+        found, (captions,) = self.gallery.captioned(self.caption(self.gallery.dataset))
+        measured = found.measure(captions)
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        metrics |= self.alarms.watch(metrics, self.state.global_step)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def last_alarms(self, metrics: dict[str, float]) -> list[str]:
+        """Sentences on those of an evaluation's figures that are out of bounds. One look counts: none follows it."""
+        return [
+            f"alarm/{bound.alarm}: {why}"
+            for name, value in metrics.items()
+            for bound in self.alarms.bounds
+            if bound.watches(name) and (why := bound.broken(name, value, value))
+        ]
+
+
+def _bounds(references: Sequence[Sequence[str]]) -> list[Bound]:
+    """What is watched while there is no first value to compare with: people's captions take its place."""
+    people = unique_share([own[0] for own in references])
+    meaning = f"one caption for many pictures; of people's captions the share is {people:.4g}"
+    absolute = [bound for bound in bounds(0.0) if bound.evaluated and not bound.of_first]
+    return [Bound("unique", "unique", meaning, least=people / 2, evaluated=True), *absolute]

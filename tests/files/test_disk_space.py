@@ -1,0 +1,27 @@
+"""A disk that is too small is found before the work."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+
+import pytest
+
+from hf_distinct.files.disk_space import check_room
+
+
+def test_both_numbers_and_the_folder_are_named(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path / "not" / "there" / "yet", free // 2, "The model")
+    with pytest.raises(OSError, match=r"left: The model will take about .* GiB, and the disk has") as e:
+        check_room(tmp_path / "out", 2 * free + 2**31, "The model")
+    assert e.value.errno == errno.ENOSPC and e.value.filename == str(tmp_path / "out")
+
+
+def test_a_training_asks_before_its_first_step(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    weights = sum(4 * each.numel() for each in trainer.model.parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, weights // 2))
+    with pytest.raises(OSError, match="captioner at the end"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -1,0 +1,151 @@
+"""How rewards become advantages: where one does not apply, what rewards log, and which may not stand together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from hf_distinct import RLCaptionConfig
+from hf_distinct.rewards import CallableReward, SimilarityReward
+from hf_distinct.rewards.appraiser import _advantages, contrast_problems, found_rewards, reward_problems
+
+R = torch.tensor([[1.0, 2.0, 6.0], [4.0, 0.0, 0.0]])
+SCORED = torch.tensor([[True, False, True], [True, False, False]])
+
+
+def test_advantages_where_no_reward_applies():
+    """By hand: image 1 has 1 and 6 with mean 3.5, which stands in for the 2; image 2 has one caption alone."""
+    assert _advantages(R, SCORED, "none", None).tolist() == [[1.0, 0.0, 6.0], [4.0, 0.0, 0.0]]
+    # less the mean of the other two, 3.5 and 6, or 3.5 and 1
+    assert _advantages(R, SCORED, "leave_one_out", None).tolist() == [[-3.75, 0.0, 3.75], [0.0, 0.0, 0.0]]
+    greedy = (torch.tensor([2.0, 3.0]), torch.tensor([True, False]))
+    assert _advantages(R, SCORED, "greedy", greedy).tolist() == [[-1.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
+def test_where_all_apply_nothing_changes(baseline):
+    everywhere = torch.ones_like(SCORED)
+    expected = R if baseline == "none" else torch.tensor([[-3.0, -1.5, 4.5], [4.0, -2.0, -2.0]])
+    assert torch.equal(_advantages(R, everywhere, baseline, None), expected)
+
+
+def test_a_reward_that_applies_to_some_captions(make_trainer):
+    """It counts where it applies, alone in its mean; the other one counts everywhere."""
+
+    def some(completions, **kwargs):
+        return [None if row % 2 else 3.0 for row, _ in enumerate(completions)]
+
+    def never(completions):
+        return [None] * len(completions)
+
+    def every(completions):
+        return [1.0] * len(completions)
+
+    rewards = [CallableReward(some), CallableReward(never), CallableReward(every)]
+    trainer = make_trainer(rewards=rewards, discriminator_weight=0.0, baseline="none")
+    inputs = tiny.a_batch(trainer)
+    judged = trainer.appraiser.judge(inputs, ["a dog"] * 8, [])
+    assert judged.advantages.tolist() == [4.0, 1.0] * 4 and judged.reference_weights.tolist() == [4.0, 1.0, 4.0, 1.0]
+    assert judged.figures["reward/some/rollouts"] == 3.0 and judged.figures["reward/some/rollouts_std"] == 0.0
+    assert judged.figures["reward/total/rollouts"] == 2.5 and judged.figures["reward/total/rollouts_std"] == 1.5
+    assert not any("never" in name for name in judged.figures)
+    assert judged.trouble() is None
+
+
+def test_a_caption_that_no_reward_applies_to_teaches_nothing(make_trainer):
+    trainer = make_trainer(rewards=[lambda captions: [None, 5.0] * (len(captions) // 2)], baseline="none")
+    judged = trainer.appraiser.judge(tiny.a_batch(trainer), ["a dog"] * 8, [])
+    assert judged.advantages[::2].tolist() == [0.0] * 4 and (judged.advantages[1::2] > 4).all()
+
+
+def test_functions_of_trl_train(make_trainer):
+    seen = []
+
+    async def later(prompts, completions, completion_ids, trainer_state, log_metric, **kwargs):
+        seen.append((trainer_state.global_step, completion_ids, completions))
+        log_metric("mean_tokens", sum(map(len, completion_ids)) / len(completion_ids))
+        return [float(len(text)) for text in completions]
+
+    trainer = make_trainer(rewards=[later], max_steps=2)
+    trainer.train()
+    assert [step for step, *_ in seen] == [0, 1]
+    _, ids, texts = seen[0]
+    tokenizer = trainer.processing_class
+    assert [row[-1] for row in ids] == [tokenizer.eos_token_id] * len(texts)
+    assert [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids] == texts
+    logged = [log["reward/mean_tokens"] for log in trainer.state.log_history if "reward/mean_tokens" in log]
+    assert logged == pytest.approx([sum(map(len, ids)) / len(ids) for _, ids, _ in seen])
+    assert all(math.isfinite(loss) for loss in trainer.step_losses)
+
+
+def test_a_column_that_is_not_there_is_known_at_construction(make_trainer):
+    scenes = tiny.scenes().add_column("style", ["short"] * 12)
+
+    def by_style(captions, style):
+        return [float(each == "short") for each in style]
+
+    make_trainer(rewards=[by_style], dataset=scenes).train()
+    with pytest.raises(ValueError, match="'by_style' needs 'style', which is no column .*; these are .*image_id"):
+        make_trainer(rewards=[by_style])
+    with pytest.raises(ValueError, match="reward 'looking' needs 'image'"):
+        make_trainer(rewards=[CallableReward(lambda captions, image: [], "looking")])
+
+
+def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_trainer, caplog):
+    scenes = tiny.scenes().add_column("objects", [[{"box": [row] * (row % 3)}] * (row % 2) for row in range(12)])
+    scenes = scenes.add_column("mood", [None, "calm"] * 6).add_column("prompts", ["say it"] * 12)
+    seen = []
+
+    def look(completions, objects, mood, prompts):
+        seen.append((objects, mood, prompts))
+        return [0.0 if each is None else 1.0 for each in mood]
+
+    make_trainer(rewards=[look], dataset=scenes).train()
+    objects, mood, prompts = seen[0]
+    assert {len(each) for each in objects} == {0, 1} and set(mood) == {None, "calm"} and set(prompts) == {""}
+    assert "rewards do not see the dataset's column 'prompts'" in caplog.text
+
+
+def test_rewards_that_cannot_stand_together():
+    same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(lambda captions: [], "own")]
+    told = list(reward_problems(same, ["obj"]))
+    assert len(told) == 1 and told[0].startswith("2 rewards are called 'own'")
+    for name in ("total", "discriminator"):
+        (problem,) = reward_problems([CallableReward(lambda captions: [], name)], [])
+        assert f"a reward cannot be called {name!r}" in problem
+    assert not list(reward_problems([SimilarityReward()], []))
+
+
+def test_one_reward_may_stand_without_a_list():
+    def brevity(captions):
+        return [1.0] * len(captions)
+
+    (found,) = found_rewards(brevity)
+    assert isinstance(found, CallableReward) and found.name == "brevity"
+    assert found_rewards("cider") == ["cider"]
+    with pytest.raises(ValueError, match="rewards is empty"):
+        found_rewards([])
+
+
+def test_rewards_are_compared_with_their_weights_and_their_pools():
+    assert list(reward_problems(["cider"], [], [1.0])) == []
+    assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
+        "1 reward_weights for 2 rewards: set as many of both.",
+        "2 rewards are called 'cider', so the log could not show them separately: name them with "
+        "CallableReward(function, name).",
+    ]
+    alone = RLCaptionConfig(per_device_train_batch_size=1, use_cpu=True)
+    (problem,) = contrast_problems(["cider", "contrastive_t2i"], alone)
+    assert problem.startswith("A contrastive reward needs something to contrast with")
+    assert list(contrast_problems(["cider"], alone)) == []
+    assert list(contrast_problems(["contrastive"], RLCaptionConfig(memory_batches=1, use_cpu=True))) == []
+
+
+def test_tokens_of_a_persons_long_caption_need_no_warning(make_trainer, caplog):
+    trainer = make_trainer(rewards=[lambda completion_ids: [float(len(ids)) for ids in completion_ids]])
+    (ids,) = trainer.appraiser._token_ids(["a red dog " * 10])
+    assert len(ids) == 31 and ids[-1] == trainer.processing_class.eos_token_id
+    assert "longer than the specified maximum" not in caplog.text
