@@ -243,3 +243,30 @@ def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(
             f"{name} {tuple(tensor.shape)} and {other_name} {tuple(other.shape)} must have the same shape"
         )
+
+
+
+def policy_logits(
+    logits: Tensor, temperature: float, forbidden: Tensor | None = None, where: Tensor | None = None
+) -> Tensor:
+    """Logits of what captions are drawn from, of a captioner's own: divided by the temperature, no forbidden token.
+
+    With logits 0 and ln 9 and temperature 2, the tokens have the probabilities 1/4 and 3/4 instead of 1/10 and 9/10.
+
+    Args:
+        logits: ``(T, V)``.
+        temperature: above 0.
+        forbidden: ``(t, V)`` bool, see `forbidden_tokens`.
+        where: ``(T,)`` bool, the t rows that ``forbidden`` is of; none: all.
+
+    Returns:
+        ``(T, V)``; the very same at temperature 1 with nothing forbidden. A forbidden token has the least number there
+        is, with which, unlike minus infinity, divergences are numbers.
+    """
+    if temperature != 1:
+        logits = logits / temperature
+    if forbidden is None:
+        return logits
+    if where is not None:
+        forbidden = torch.zeros_like(logits, dtype=torch.bool).masked_scatter_(where[:, None], forbidden)
+    return logits.masked_fill(forbidden, torch.finfo(logits.dtype).min)

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct import losses
+from hf_distinct.captioner import captioner_in, encode, end_ids, token_logits
 from hf_distinct.checks.fit import check_fit, decoder_positions, training_problems
 from hf_distinct.checks.problems import attempt
 from hf_distinct.checks.settings import idle_settings
@@ -35,23 +36,14 @@ from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
+from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.fast.gelu import fuse_gelu
 from hf_distinct.generation.greedy import generate_with_greedy
+from hf_distinct.generation.labels import decode, join_labels, rollout_figures
 from hf_distinct.generation.logits_processors import NoRepeatNGrams
-from hf_distinct.generation.rollout import (
-    captioner_in,
-    decode,
-    encode,
-    end_ids,
-    generate_labels,
-    generation_ready,
-    join_labels,
-    policy_logits,
-    rollout_config,
-    rollout_figures,
-    token_logits,
-)
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.generation.word_limits import forbidden_tokens, left_out
+from hf_distinct.losses import policy_logits
 from hf_distinct.rewards.appraiser import Appraisal, Appraiser, Rewards, found_rewards
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.text.escaping import plain

@@ -47,8 +47,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses
+from hf_distinct.captioner import token_logits
 from hf_distinct.discriminator import DiscriminatorTrainer
-from hf_distinct.generation.rollout import decode, generate_labels, join_labels, rollout_config, token_logits
+from hf_distinct.generation.labels import decode, join_labels
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.reporting import format_table
 from hf_distinct.rewards.appraiser import Appraiser
 from hf_distinct.runs.arguments import clear_errors, parse_settings

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from hf_distinct.data.images import decode_image, to_pixel_values
-from hf_distinct.generation.rollout import generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.reporting import format_table
 from hf_distinct.runs.arguments import clear_errors, parse_settings
 

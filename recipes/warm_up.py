@@ -36,7 +36,7 @@ from hf_distinct.distributed.launching import LaunchedArguments
 from hf_distinct.files import run_lock
 from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.gallery import Gallery
-from hf_distinct.generation.rollout import rollout_config
+from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_tokenizer
 from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings

@@ -26,19 +26,14 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
+from hf_distinct.captioner import caption_logits, end_ids, without_adapters
 from hf_distinct.checks.problems import refuse
 from hf_distinct.checks.settings import settings_problems
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.prepared import embeddings_problems, neighbours_problems
 from hf_distinct.data.skips import NAMES_SHOWN
-from hf_distinct.generation.rollout import (
-    ONE_CAPTION,
-    caption_logits,
-    end_ids,
-    gathered,
-    longest_caption,
-    without_adapters,
-)
+from hf_distinct.distributed.zero3 import gathered
+from hf_distinct.generation.rollouts import ONE_CAPTION, longest_caption
 from hf_distinct.rewards.appraiser import contrast_problems, reward_problems
 
 if TYPE_CHECKING:

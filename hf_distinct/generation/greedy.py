@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, VisionEncoderDecoderModel
 
+from hf_distinct.captioner import end_ids, token_id
 from hf_distinct.fast.beam_rows import BeamRows
 from hf_distinct.fast.shared_cross_attention import share_images
-from hf_distinct.generation.rollout import end_ids, generate_labels, rollout_config, to_labels, token_id
+from hf_distinct.generation.labels import to_labels
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.generation.word_limits import word_limits
 
 

@@ -22,7 +22,8 @@ from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, 
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.generation.guidance import ImageGuidance
-from hf_distinct.generation.rollout import ONE_CAPTION, decode, generate_labels, rollout_config
+from hf_distinct.generation.labels import decode
+from hf_distinct.generation.rollouts import ONE_CAPTION, generate_labels, rollout_config
 from hf_distinct.inference.pipelines import load_captioner
 from hf_distinct.scorer import ClipScorer, scorer_problems
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
+from hf_distinct.captioner import token_id
 from hf_distinct.data.images import ImageError, decode_pixels
 from hf_distinct.data.skips import Skips
-from hf_distinct.generation.rollout import ONE_CAPTION, decode, token_id
+from hf_distinct.generation.labels import decode
+from hf_distinct.generation.rollouts import ONE_CAPTION
 
 
 def write_captions(

@@ -13,9 +13,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_distinct.captioner import captioner_in, token_id
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.prepared import as_evaluated, as_pictures, names_of
-from hf_distinct.generation.rollout import ONE_CAPTION, captioner_in, generation_ready, token_id
+from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.generation.rollouts import ONE_CAPTION
 from hf_distinct.hub.pushes import SharingTrainer
 from hf_distinct.inference.dataset_captions import captions_of, pad_sequences, without_errors, write_sequences
 

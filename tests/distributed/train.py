@@ -22,7 +22,8 @@ import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig, get_peft_model
 
-from hf_distinct.generation.rollout import generation_ready, join_labels
+from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.generation.labels import join_labels
 
 
 class Trainer(tiny.RecordingTrainer):

@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.fast.beam_rows import BeamRows
-from hf_distinct.generation.rollout import generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers searches
 IMAGES, BEAMS, LONGEST = 4, 3, 13

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.logits_processors import MultinomialSampling
-from hf_distinct.generation.rollout import generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes
 IMAGES, PER_IMAGE = 4, 5

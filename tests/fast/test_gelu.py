@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
+from hf_distinct.captioner import caption_logits
 from hf_distinct.fast.gelu import fuse_gelu
-from hf_distinct.generation.rollout import caption_logits
 
 LABELS = torch.randint(3, 20, (2, 6), generator=torch.Generator().manual_seed(0))
 

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
 from hf_distinct.fast.narrow_products import narrow_products
-from hf_distinct.generation.rollout import generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 
 
 class Calls(TorchDispatchMode):

@@ -7,8 +7,8 @@ import tiny
 import torch
 from transformers import BertConfig, BertLMHeadModel
 
+from hf_distinct.captioner import caption_logits, token_logits
 from hf_distinct.fast.packing import Packing
-from hf_distinct.generation.rollout import caption_logits, token_logits
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes a layer
 IMAGES, PER_IMAGE, LENGTH = 3, 4, 7

@@ -17,10 +17,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.captioner import caption_logits
 from hf_distinct.fast.shared_cross_attention import ImageCache, share_images
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.logits_processors import MultinomialSampling
-from hf_distinct.generation.rollout import caption_logits, generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes a layer
 

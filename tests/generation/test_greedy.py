@@ -10,7 +10,7 @@ from transformers import BertConfig, BertLMHeadModel, LogitsProcessorList
 from hf_distinct.generation.greedy import generate_with_greedy
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.logits_processors import NoRepeatNGrams
-from hf_distinct.generation.rollout import generate_labels, rollout_config
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers searches
 IMAGES = 3

@@ -9,16 +9,10 @@ import tiny
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper
 
+from hf_distinct.captioner import caption_logits, token_id
+from hf_distinct.generation.labels import decode, join_labels, repeats
 from hf_distinct.generation.logits_processors import MultinomialSampling
-from hf_distinct.generation.rollout import (
-    caption_logits,
-    decode,
-    generate_labels,
-    join_labels,
-    repeats,
-    rollout_config,
-    token_id,
-)
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.losses import IGNORED_LABEL, token_log_probs
 
 HOW = {

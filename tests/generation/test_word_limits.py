@@ -10,9 +10,11 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_distinct.captioner import token_id
 from hf_distinct.generation.greedy import generate_with_greedy
-from hf_distinct.generation.rollout import generate_labels, policy_logits, rollout_config, token_id
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.generation.word_limits import forbidden_tokens, left_out
+from hf_distinct.losses import policy_logits
 
 pytestmark = pytest.mark.both_ends  # it hangs on how transformers writes
 IMAGES, LONGEST = 4, 6

@@ -1,0 +1,123 @@
+"""What a captioner is: its special tokens, encoded images, and log-probabilities of given captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+from transformers import (
+    VisionEncoderDecoderModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_distinct.fast.packing import Packing
+from hf_distinct.fast.shared_cross_attention import share_images
+from hf_distinct.losses import IGNORED_LABEL
+from hf_distinct.training.gradient_checkpointing import checkpointed_layers
+
+
+def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
+    """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
+    if isinstance(model, VisionEncoderDecoderModel):  # Accelerate would ask each of its modules
+        return model
+    return without_adapters(accelerator.unwrap_model(model))
+
+
+def without_adapters(model: Any) -> Any:
+    """The model that peft gave adapters; any other model as it is."""
+    # peft.PeftModel, without a need for peft.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
+    """A special token's id, from the generation config or, where that is silent, from the model's config."""
+    return _token_ids(model, name)[0]
+
+
+def end_ids(model: VisionEncoderDecoderModel) -> list[int]:
+    """The tokens that end a caption, each of them."""
+    return _token_ids(model, "eos_token_id")
+
+
+def _token_ids(model: VisionEncoderDecoderModel, name: str) -> list[int]:
+    value = getattr(model.generation_config, name, None)
+    value = getattr(model.config, name) if value is None else value
+    return [int(token) for token in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Images ``(B, 3, H, W)`` as the encoder sees them, ``(B, S, H)``.
+
+    It stands outside of the forward that Accelerate wraps, so that half precision is asked for here. As there, what
+    comes out of half precision is float32.
+    """
+    with accelerator.autocast():
+        hidden = encoder(pixel_values).last_hidden_state
+    return hidden.float() if accelerator.native_amp else hidden
+
+
+def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
+    """Encoded images as the captioner takes them instead of pixels."""
+    return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
+    """Logits of given captions in one decoder pass.
+
+    Padding follows the end token, and a causal decoder never looks at later tokens, so it changes nothing.
+
+    Args:
+        model: the captioner; the wrapped one where gradients are wanted.
+        encoder_hidden_states: ``(B, S, H)``, one row an image.
+        labels: ``(N, L)`` token ids, -100 after the end; N is a multiple of B, the captions of an image in a row.
+
+    Returns:
+        ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
+    """
+    captioner = without_adapters(getattr(model, "module", model))
+    if not share_images(captioner.decoder):
+        encoder_hidden_states = encoder_hidden_states.repeat_interleave(
+            len(labels) // len(encoder_hidden_states), dim=0
+        )
+    return _logits(model, encoder_hidden_states, _inputs(captioner, labels))
+
+
+def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
+    """As [`caption_logits`], of real tokens alone: those of a padded position are not computed where that can be.
+
+    It can be with GPT-2 on torch's own attention, unless layers are to be computed again in the backward pass.
+
+    Returns:
+        ``(T, V)``, in the order of ``labels[labels != -100]``.
+    """
+    captioner = without_adapters(getattr(model, "module", model))
+    decoder, real = captioner.decoder, labels != IGNORED_LABEL
+    packing = Packing(real)
+    again = torch.is_grad_enabled() and bool(checkpointed_layers(decoder))
+    torchs_own = decoder.config._attn_implementation == "sdpa"
+    if again or not torchs_own or not len(packing.places) or not share_images(decoder):
+        return caption_logits(model, encoder_hidden_states, labels)[real]
+    inputs = _inputs(captioner, labels)[real].unsqueeze(1)
+    with packing.in_passes_of(decoder):
+        logits = _logits(model, encoder_hidden_states, inputs, decoder_position_ids=packing.positions)
+    return logits.squeeze(1)
+
+
+def _inputs(captioner: VisionEncoderDecoderModel, labels: Tensor) -> Tensor:
+    """What the decoder reads when it is to say the labels."""
+    inputs = labels.masked_fill(labels == IGNORED_LABEL, token_id(captioner, "pad_token_id")).roll(1, dims=1)
+    inputs[:, 0] = token_id(captioner, "decoder_start_token_id")
+    return inputs
+
+
+def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
+    outputs = model(
+        encoder_outputs=encoder_outputs(encoder_hidden_states),
+        decoder_input_ids=inputs,
+        decoder_attention_mask=torch.ones_like(inputs),  # else it looks for captions in a row, and makes a mask
+        use_cache=False,
+        **settings,
+    )
+    return outputs.logits

@@ -1,0 +1,77 @@
+"""Captions as labels: token ids with -100 after the end; how they are joined, read as text, and measured."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    PreTrainedTokenizerBase,
+    VisionEncoderDecoderModel,
+)
+
+from hf_distinct.captioner import end_ids
+from hf_distinct.data.hashing import stable_hash
+from hf_distinct.distributed.gathering import gather_rows
+from hf_distinct.losses import IGNORED_LABEL
+
+
+def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
+    """What follows the start token in captions ``(N, 1 + L)``, as labels ``(N, L)``: -100 after the end token."""
+    tokens = sequences[:, 1:]
+    ends = are_ends(tokens, end_ids(model))
+    # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.
+    return tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, IGNORED_LABEL)
+
+
+def are_ends(tokens: Tensor, ends: list[int]) -> Tensor:
+    """Which tokens end a caption: a bool for each."""
+    return torch.isin(tokens, torch.tensor(ends, device=tokens.device))
+
+
+def join_labels(*labels: Tensor) -> Tensor:
+    """Stack label tensors of different lengths, ``(N_i, L_i)`` each, into ``(sum N_i, max L_i)``, padded with -100."""
+    return pad_sequence([row for part in labels for row in part], batch_first=True, padding_value=IGNORED_LABEL)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
+    """Captions as text, special tokens left out."""
+    rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
+    if not rows:  # transformers 5 reads no rows as one empty caption
+        return []
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def rollout_figures(
+    labels: Tensor, captions: list[str], ends: list[int], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
+
+    Args:
+        labels: ``(N, L)`` of this process; those after the captions belong to a stand-in.
+        captions: their texts, at most N.
+        ends: the end tokens.
+        accelerator: knows the other processes.
+
+    Returns:
+        ``length`` in tokens; ``ended``; ``repeated``, the share with the same three tokens twice; and ``unique``, the
+        number of different captions over that of captions.
+    """
+    labels = labels[: len(captions)]
+    ids = torch.tensor([stable_hash(caption) for caption in captions], dtype=torch.int64, device=labels.device)
+    lengths, ended = (labels != IGNORED_LABEL).sum(dim=1), are_ends(labels, ends).any(dim=1)
+    columns = torch.stack([lengths, ended.long(), repeats(labels).long(), ids], dim=1)
+    lengths, ended, repeated, ids = gather_rows(columns, accelerator).unbind(dim=1)
+    unique = 1 + ids.sort().values.diff().ne(0).sum()  # `Tensor.unique` would wait for the device
+    means = {"length": lengths, "ended": ended, "repeated": repeated}
+    return {name: values.float().mean() for name, values in means.items()} | {"unique": unique / len(ids)}
+
+
+def repeats(labels: Tensor, n: int = 3) -> Tensor:
+    """Whether each caption has the same n tokens in a row twice: ``(N,)`` bool, of labels ``(N, L)``."""
+    grams = F.pad(labels, (0, n - 1), value=IGNORED_LABEL).unfold(1, n, 1)  # (N, L, n)
+    real = (grams != IGNORED_LABEL).all(dim=2)
+    same = (grams[:, :, None] == grams[:, None]).all(dim=3) & real[:, None]
+    return same.triu(diagonal=1).flatten(1).any(dim=1)

@@ -1,0 +1,114 @@
+"""Write captions from encoded images: rollouts by samples or beams, and what their generation config is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    VisionEncoderDecoderModel,
+)
+
+from hf_distinct.captioner import encoder_outputs, end_ids, token_id
+from hf_distinct.fast.beam_rows import BeamRows
+from hf_distinct.fast.finished_rows import DropFinished
+from hf_distinct.fast.narrow_products import narrow_products
+from hf_distinct.fast.shared_cross_attention import CACHE, ImageCache, share_images
+from hf_distinct.generation.labels import to_labels
+from hf_distinct.generation.logits_processors import MultinomialSampling
+from hf_distinct.generation.word_limits import WORD_LIMITS
+
+ONE_CAPTION = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""Arguments of ``generate`` by which it gives one row of tokens a picture, whatever a generation config asks for."""
+
+
+def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> GenerationConfig:
+    """A generation config of the model's special tokens, length and word limits, with ``settings`` and nothing else.
+
+    ``generate`` would otherwise mix in what the checkpoint prefers (``top_k=50`` and the like), and samples would not
+    come from the policy whose log-probabilities the loss takes. What the checkpoint forbids and forces
+    ([`hf_distinct.generation.word_limits.WORD_LIMITS`]) is part of that policy.
+    """
+    own, ends = model.generation_config or GenerationConfig(), end_ids(model)
+    base: dict[str, Any] = {
+        "decoder_start_token_id": token_id(model, "decoder_start_token_id"),
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": token_id(model, "pad_token_id"),
+        "bos_token_id": own.bos_token_id,
+        "max_new_tokens": longest_caption(own),
+        **{name: value for name in WORD_LIMITS if (value := getattr(own, name, None)) is not None},
+    }
+    if settings.get("do_sample"):
+        base["top_k"] = 0
+    return GenerationConfig(**{**base, **{name: value for name, value in settings.items() if value is not None}})
+
+
+def longest_caption(config: GenerationConfig) -> int:
+    """The maximum number of tokens after the start token: as in `generate`, 20 if no other number is set."""
+    if config.max_new_tokens:
+        return config.max_new_tokens
+    return 20 if config.max_length in (None, GenerationConfig().max_length) else config.max_length - 1
+
+
+def generate_labels(
+    model: VisionEncoderDecoderModel,
+    encoder_hidden_states: Tensor,
+    generation_config: GenerationConfig,
+    logits_processor: LogitsProcessorList | None = None,
+    cache: ImageCache | None = None,
+) -> Tensor:
+    """Write captions from encoded images; the encoder is not called.
+
+    Args:
+        model: the captioner, unwrapped, in eval mode.
+        encoder_hidden_states: ``(B, S, H)``.
+        generation_config: ``num_return_sequences`` K captions an image; with ``do_sample`` drawn at ``temperature``
+            from the whole vocabulary, by [`MultinomialSampling`].
+        logits_processor: as `generate` takes it.
+        cache: a new one; None: the usual one.
+
+    Returns:
+        Token ids ``(B * K, L)``, with the end token, and -100 after it.
+    """
+    states = encoder_hidden_states.detach()
+    if cache is None and share_images(model.decoder):
+        start, beams = token_id(model, "decoder_start_token_id"), generation_config.num_beams or 1
+        ends = end_ids(model)
+        cache = DropFinished(states, ends) if beams == 1 else BeamRows(states, beams, False, start, ends)
+    given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
+    if generation_config.do_sample:
+        given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)
+        generation_config, logits_processor = _drawn(generation_config, logits_processor or [])
+    # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
+    # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
+    own, model.generation_config = model.generation_config, generation_config
+    writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
+    try:
+        passes = nullcontext() if cache is None else cache.in_passes_of(model)
+        with torch.no_grad(), narrow_products(model), passes:
+            sequences = writer.generate(
+                encoder_outputs=encoder_outputs(given),
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                synced_gpus=False,  # see generation_ready
+                **{CACHE: cache},
+            )
+    finally:
+        model.generation_config = own
+    return to_labels(model, sequences)
+
+
+def _drawn(config: GenerationConfig, processors: Iterable[Any]) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """Samples as greedy captions of processed logits."""
+    usual, greedy = GenerationConfig(), copy.deepcopy(config)
+    greedy.update(do_sample=False, num_return_sequences=1, temperature=usual.temperature, top_k=usual.top_k)
+    return greedy, LogitsProcessorList(
+        [*processors, TemperatureLogitsWarper(float(config.temperature or 1)), MultinomialSampling()]
+    )
