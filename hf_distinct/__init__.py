@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_distinct.config import RLCaptionConfig
     from hf_distinct.data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours
-    from hf_distinct.data.emoji_scenes import emoji_scenes
+    from hf_distinct.data.emoji.dataset import emoji_scenes
     from hf_distinct.discriminator import Discriminator
     from hf_distinct.evaluation import caption_metrics, retrieval_metrics
     from hf_distinct.hub.model_card import write_model_card
@@ -58,7 +58,7 @@ _HOMES = {
     "inference.captioning": ["Captioner", "caption"],
     "config": ["RLCaptionConfig"],
     "data": ["CaptionCollator", "embed_dataset", "ensure_splits", "load_captions", "mine_neighbours"],
-    "data.emoji_scenes": ["emoji_scenes"],
+    "data.emoji.dataset": ["emoji_scenes"],
     "discriminator": ["Discriminator"],
     "evaluation": ["caption_metrics", "retrieval_metrics"],
     "hub.transfer": ["pull", "push_folder"],

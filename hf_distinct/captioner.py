@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
-from transformers import (
-    VisionEncoderDecoderModel,
-)
+from transformers import VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.fast.packing import Packing

@@ -11,7 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_distinct.data.embeddings import embed_dataset
-from hf_distinct.data.emoji_scenes import Scene, full_caption, scene_metrics
+from hf_distinct.data.emoji.captions import full_caption
+from hf_distinct.data.emoji.judging import scene_metrics
+from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.prepared import CAPTIONED, as_evaluated, readable
 from hf_distinct.evaluation import caption_metrics, caption_statistics

@@ -39,11 +39,7 @@ from benchmark_models import base_models, small_models
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    set_seed,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_scenes, losses

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.evaluation import caption_metrics
 from hf_distinct.evaluation.ptb_tokenizer import ptb_line
 from hf_distinct.runs.arguments import clear_errors, parse_settings

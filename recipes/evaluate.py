@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from hf_distinct.checks.problems import refuse
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
-from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.evaluation import caption_statistics
 from hf_distinct.evaluation.bootstrap import Statistic, difference, interval, mean_of, resample, value_of
 from hf_distinct.evaluation.diversity import novel

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.emoji.dataset import emoji_scenes
 
 
 def main() -> None:

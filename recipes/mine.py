@@ -25,7 +25,7 @@ from datasets import Dataset, Image
 
 from hf_distinct.checks.problems import refuse
 from hf_distinct.data import embed_dataset
-from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.neighbours import FILE, Neighbours

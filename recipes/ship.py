@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from hf_distinct.data.emoji_scenes import LICENSE, emoji_scenes
+from hf_distinct.data.emoji.dataset import LICENSE, emoji_scenes
 from hf_distinct.hub.model_card import Sample, write_model_card
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.inference.pipelines import load_captioner

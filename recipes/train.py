@@ -33,8 +33,8 @@ from hf_distinct.checks.problems import attempt, refuse
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.embedding_cache import cache_names
 from hf_distinct.data.embeddings import CaptionEmbeddings
-from hf_distinct.data.emoji_scenes import LICENSE as EMOJI_LICENSE
-from hf_distinct.data.emoji_scenes import emoji_scenes
+from hf_distinct.data.emoji.dataset import LICENSE as EMOJI_LICENSE
+from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.distributed.gathering import unsplit

@@ -33,7 +33,9 @@ from tqdm.auto import tqdm
 from hf_distinct.checks.finite import step_problems, weight_problems
 from hf_distinct.checks.problems import refuse
 from hf_distinct.clip.training import CaptionedImages, evaluate, loss_of
-from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
+from hf_distinct.data.emoji.captions import CAPTION_STYLES
+from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.data.emoji.scenes import nouns
 from hf_distinct.data.negatives import KINDS
 from hf_distinct.data.prepared import readable
 from hf_distinct.data.word_tokenizer import build_word_tokenizer

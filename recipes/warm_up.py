@@ -30,7 +30,8 @@ from transformers import (
 
 from hf_distinct.checks.fit import decoder_positions
 from hf_distinct.checks.problems import refuse
-from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
+from hf_distinct.data.emoji.captions import CAPTION_STYLES
+from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.distributed.launching import LaunchedArguments
 from hf_distinct.files import run_lock

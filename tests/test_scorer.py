@@ -11,14 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.scorer import (
-    ClipScorer,
-    clean_caption,
-    encode_token_ids,
-    save_open_clip,
-    scorer_problems,
-    shipped,
-)
+from hf_distinct.scorer import ClipScorer, clean_caption, encode_token_ids, save_open_clip, scorer_problems, shipped
 
 PREPROCESS = {
     "mean": [0.5] * 3, "std": [0.5] * 3, "size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"

@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
-from hf_distinct.data.emoji_scenes import Scene, emoji_scenes, full_caption, judge_caption, scene_metrics
+from hf_distinct.data.emoji.captions import full_caption
+from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.data.emoji.judging import judge_caption, scene_metrics
+from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.data.negatives import hard_negative
 from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.inference.pipelines import load_image_processor

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_distinct.data.emoji_scenes import Scene, full_caption, judge_caption
+from hf_distinct.data.emoji.captions import full_caption
+from hf_distinct.data.emoji.judging import judge_caption
+from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.negatives import KINDS, hard_negative
 from hf_distinct.evaluation.retrieval import retrieval_metrics

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.accelerator import Accelerator
-from transformers import (
-    VisionEncoderDecoderModel,
-)
+from transformers import VisionEncoderDecoderModel
 
 from hf_distinct.captioner import captioner_in
 

@@ -7,10 +7,7 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    PreTrainedTokenizerBase,
-    VisionEncoderDecoderModel,
-)
+from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 from hf_distinct.captioner import end_ids
 from hf_distinct.data.hashing import stable_hash

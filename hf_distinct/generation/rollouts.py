@@ -9,12 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    VisionEncoderDecoderModel,
-)
+from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, VisionEncoderDecoderModel
 
 from hf_distinct.captioner import encoder_outputs, end_ids, token_id
 from hf_distinct.fast.beam_rows import BeamRows

@@ -6,12 +6,7 @@ import json
 
 import pytest
 
-from hf_distinct.data.coco_results import (
-    match_image_ids,
-    read_coco_references,
-    read_coco_results,
-    write_coco_results,
-)
+from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 
 
 def test_there_and_back(tmp_path):

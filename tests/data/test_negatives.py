@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_distinct.data.emoji_scenes import STYLES, _scenes, judge_caption, write_caption
+from hf_distinct.data.emoji.captions import STYLES, write_caption
+from hf_distinct.data.emoji.judging import judge_caption
+from hf_distinct.data.emoji.scenes import _scenes
 from hf_distinct.data.negatives import FUNCTION_WORDS, KINDS, hard_negative
 
 SCENES = _scenes("train", 200, seed=0)

@@ -22,7 +22,9 @@ from open_clip import factory
 from open_clip.pretrained import _PRETRAINED
 from PIL import Image
 
-from hf_distinct.data.emoji_scenes import Scene, emoji_scenes, judge_caption
+from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.data.emoji.judging import judge_caption
+from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.scorer import ClipScorer
 
 TOWER = json.dumps({"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64})

@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_distinct.rewards import (
-    CallableReward,
-    ContrastiveReward,
-    ImagePool,
-    Reward,
-    SimilarityReward,
-    TextPool,
-)
+from hf_distinct.rewards import CallableReward, ContrastiveReward, ImagePool, Reward, SimilarityReward, TextPool
 
 
 def test_length(make_batch):

@@ -7,28 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_distinct.data.emoji_scenes import (
+from hf_distinct.data.emoji.captions import DETAILED_SHARES, FULL_SHARES, OPENINGS, STYLES, full_caption, write_caption
+from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.data.emoji.drawing import _sprite, render
+from hf_distinct.data.emoji.judging import Judgement, judge_caption, scene_metrics
+from hf_distinct.data.emoji.scenes import (
     BACKGROUNDS,
     CATEGORIES,
-    DETAILED_SHARES,
-    FULL_SHARES,
     LARGEST_GALLERY,
-    OPENINGS,
     OPPOSITE,
     RELATIONS,
     SIZES,
-    STYLES,
-    Judgement,
     Scene,
-    _scenes,
-    _sprite,
-    emoji_scenes,
-    full_caption,
-    judge_caption,
+    draw_scenes,
     nouns,
-    render,
-    scene_metrics,
-    write_caption,
 )
 
 SCENE = Scene(("dog", "pizza"), ("big", "small"), "left of", "red")
@@ -284,8 +276,8 @@ def test_columns():
 
 def test_no_scene_lies_in_two_splits():
     scenes = {
-        "train": {canonical(scene) for seed in range(4) for scene in _scenes("train", 20_000, seed)},
-        **{split: {canonical(s) for seed in range(3) for s in _scenes(split, 1000, seed)} for split in HELD_OUT},
+        "train": {canonical(scene) for seed in range(4) for scene in draw_scenes("train", 20_000, seed)},
+        **{split: {canonical(s) for seed in range(3) for s in draw_scenes(split, 1000, seed)} for split in HELD_OUT},
     }
     names = list(scenes)
     for index, name in enumerate(names):
@@ -303,13 +295,13 @@ def test_no_scene_lies_in_two_splits():
 @pytest.mark.parametrize("split", HELD_OUT)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_gallery_holds_each_scene_once(split, seed):
-    scenes = _scenes(split, 1000, seed)
+    scenes = draw_scenes(split, 1000, seed)
     assert len({canonical(scene) for scene in scenes}) == len(scenes) == 1000
 
 
 @pytest.mark.parametrize("split", ["validation_twins", "test_twins"])
 def test_twins_differ_from_the_first_of_their_eight_in_one_or_two_facts(split):
-    scenes = _scenes(split, 1000, seed=2)
+    scenes = draw_scenes(split, 1000, seed=2)
     distances = Counter()
     for start in range(0, 1000, 8):
         first, *others = scenes[start : start + 8]
@@ -323,7 +315,7 @@ def test_unknown_split_and_too_large_a_gallery():
         emoji_scenes("val", 3)
     with pytest.raises(ValueError, match=f"{LARGEST_GALLERY + 1} test scenes are too many"):
         emoji_scenes("test", LARGEST_GALLERY + 1)
-    assert len(_scenes("validation_twins", LARGEST_GALLERY, 0)) == LARGEST_GALLERY
+    assert len(draw_scenes("validation_twins", LARGEST_GALLERY, 0)) == LARGEST_GALLERY
 
 
 # ------------------------------------------------------------------------------------------------------ the pictures
