@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 ROLLOUT_CLASS = 0
 PERSON_CLASS = 1
+FILE = "discriminator.safetensors"
+"""What the weights are called beside a captioner."""
 
 
 class Discriminator(nn.Module):
@@ -40,6 +45,16 @@ class Discriminator(nn.Module):
     def score(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """Probability D that each text (N, dim) was written by a person who saw the image (N, dim): (N,)."""
         return self(image_embeds, text_embeds).softmax(dim=-1)[:, PERSON_CLASS]
+
+    def save(self, folder: str | os.PathLike[str], scorer: str) -> None:
+        """Write the weights into a folder, with the name of the scorer whose embeddings they are for."""
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, Path(folder) / FILE, {"scorer": scorer})
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Take up the weights that `save` wrote into a folder; without such a file they stay as they are."""
+        if (path := Path(folder) / FILE).is_file():
+            self.load_state_dict(load_file(path))
 
 
 class DiscriminatorTrainer:

@@ -234,6 +234,17 @@ class ClipScorer:
         return (self.tokenizer(texts, context_length) != (0 if own is None else own.pad_token_id)).sum(dim=1)
 
 
+def as_scorer(given: Any) -> ClipScorer:
+    """A scorer as it is, and the one that a name means.
+
+    Raises:
+        ValueError: it is neither; or see [`ClipScorer`].
+    """
+    if not isinstance(given, (ClipScorer, str, os.PathLike)):
+        raise ValueError(f"scorer should be a ClipScorer or the name of one, not a {type(given).__name__}.")
+    return given if isinstance(given, ClipScorer) else ClipScorer(given)
+
+
 def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
     """Say whether captions may be longer than the scorer reads: a reason to warn, as most captions are shorter.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +15,11 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
-from transformers import (
-    BaseImageProcessor,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    VisionEncoderDecoderModel,
-)
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback, VisionEncoderDecoderModel
 from transformers.utils import logging
 
 from hf_distinct import losses
-from hf_distinct.captioner import captioner_in, encode, end_ids, token_logits
+from hf_distinct.captioner import captioner_in, end_ids
 from hf_distinct.checks.fit import check_fit, decoder_positions, training_problems
 from hf_distinct.checks.problems import attempt
 from hf_distinct.checks.settings import idle_settings
@@ -38,31 +32,24 @@ from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
 from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.fast.gelu import fuse_gelu
-from hf_distinct.generation.greedy import generate_with_greedy
-from hf_distinct.generation.labels import decode, join_labels, rollout_figures
-from hf_distinct.generation.logits_processors import NoRepeatNGrams
-from hf_distinct.generation.rollouts import generate_labels, rollout_config
-from hf_distinct.generation.word_limits import forbidden_tokens, left_out
-from hf_distinct.losses import policy_logits
+from hf_distinct.generation.policy import Policy, Rollouts
+from hf_distinct.generation.rollouts import rollout_config
+from hf_distinct.hub.training_card import scorer_id, write_training_card
 from hf_distinct.rewards.appraiser import Appraisal, Appraiser, Rewards, found_rewards
-from hf_distinct.scorer import ClipScorer, scorer_problems
-from hf_distinct.text.escaping import plain
+from hf_distinct.scorer import ClipScorer, as_scorer, scorer_problems
 from hf_distinct.training.alarms import AlarmCallback
-from hf_distinct.training.evaluating import CaptionMetrics, EvaluatingTrainer, with_special_tokens
-from hf_distinct.training.gradient_checkpointing import checkpointing
-from hf_distinct.training.metering import Meter, peak_memory
+from hf_distinct.training.caption_trainer import CaptionTrainer
+from hf_distinct.training.evaluating import CaptionMetrics, with_special_tokens
+from hf_distinct.training.origin import origin_of
+from hf_distinct.training.rl_state import RLState
+from hf_distinct.training.step_log import StepLog
 from hf_distinct.training.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
+from hf_distinct.training.void_steps import VoidSteps
 
 logger = logging.get_logger(__name__)
 
 
-def _scorer(given: Any) -> ClipScorer:
-    if not isinstance(given, (ClipScorer, str, os.PathLike)):
-        raise ValueError(f"scorer should be a ClipScorer or the name of one, not a {type(given).__name__}.")
-    return given if isinstance(given, ClipScorer) else ClipScorer(given)
-
-
-class RLCaptionTrainer(EvaluatingTrainer):
+class RLCaptionTrainer(CaptionTrainer):
     """Trains a captioner to say what singles an image out (arXiv 2402.13936).
 
     A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
@@ -87,8 +74,17 @@ class RLCaptionTrainer(EvaluatingTrainer):
             [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
         caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
             [`hf_distinct.caption_metrics`]; figures by name.
+        card: what only you know of the training, for its card: arguments of
+            [`hf_distinct.hub.model_card.write_model_card`] by name.
         callbacks: as in ``Trainer``.
         optimizers: as in ``Trainer``.
+
+    Attributes:
+        appraiser: makes rewards, advantages and weights; holds discriminator and memory.
+        policy: writes rollouts and scores captions.
+        alarms: watch what is logged.
+        void_steps: counts the steps that were left out, because something in them was not finite.
+        reference_model: the captioner that ``kl_weight`` compares with; None: there is none.
 
     Raises:
         ValueError: if captioner, tokenizer, settings and data do not fit together; the message says where.
@@ -112,6 +108,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         embeddings: CaptionEmbeddings | None = None,
         rewards: Rewards | None = None,
         caption_metrics: CaptionMetrics | None = None,
+        card: Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
@@ -125,7 +122,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         captioned = attempt(problems, as_captioned, train_dataset, "train_dataset")
         eval_dataset = attempt(problems, as_evaluated_parts, eval_dataset, "eval_dataset") or eval_dataset
         with unsplit(args):
-            clip = attempt(problems, _scorer, scorer)
+            clip = attempt(problems, as_scorer, scorer)
         found = attempt(problems, found_rewards, args.reward if rewards is None else rewards)
         problems += training_problems(
             args, train_dataset=captioned, eval_dataset=eval_dataset, scorer=clip, rewards=found,
@@ -134,35 +131,22 @@ class RLCaptionTrainer(EvaluatingTrainer):
         check_fit(model, processing_class, image_processor, args, problems)
         assert captioned is not None and clip is not None
         train_dataset, self.scorer = captioned, clip.to(args.device)
-        for idle in idle_settings(args):
-            logger.warning(idle)
-        if unkept := left_out(model.generation_config, args.rollouts):
-            logger.warning(
-                "The captioner's generation config asks for %s. Evaluations and the saved captioner follow it; "
-                "rollouts do not.", ", ".join(f"{name}={value}" for name, value in unkept.items()),
-            )  # fmt: skip
+        longest = min(args.max_new_tokens or rollout_config(model).max_new_tokens, decoder_positions(model))
+        for each in [*idle_settings(args, model.generation_config), *scorer_problems(self.scorer, longest)]:
+            logger.warning(each)
         fit_trainer(args, image_processor)
         if args.freeze_encoder:
             model.encoder.requires_grad_(False)
         fuse_gelu(model)
-        longest = args.max_new_tokens or rollout_config(model).max_new_tokens
-        for problem in scorer_problems(self.scorer, min(longest, decoder_positions(model))):
-            logger.warning(problem)
-        self.image_processor = image_processor
-        self.caption_metrics = caption_metrics
+        self.card = dict(card or {})
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         train_dataset, embeddings = embedded_and_mined(train_dataset, embeddings, self.scorer, args)
         self.hard_batches = hard_batch_sampler(train_dataset, args)
         collator = CaptionCollator(
-            tokenizer=processing_class,
-            image_processor=image_processor,
-            embeddings=embeddings,
-            image_ids=list(train_dataset["image_id"]),
-            captions_per_image=args.references_per_image,
+            processing_class, image_processor, embeddings=embeddings, image_ids=list(train_dataset["image_id"]),
+            captions_per_image=args.references_per_image, seed=seed_of_data(args), epoch=0,
             max_length=min(args.max_reference_length, decoder_positions(model)),
-            seed=seed_of_data(args),
-            epoch=0,
-        )
+        )  # fmt: skip
         super().__init__(
             model=model,
             args=args,
@@ -170,6 +154,8 @@ class RLCaptionTrainer(EvaluatingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            image_processor=image_processor,
+            caption_metrics=caption_metrics,
             callbacks=[EpochCallback(collator, self.hard_batches), self.alarms, *(callbacks or [])],
             optimizers=optimizers,
         )
@@ -188,31 +174,30 @@ class RLCaptionTrainer(EvaluatingTrainer):
             columns=self.train_dataset.column_names,
             tokenizer=processing_class,
         )
+        self.policy = Policy(args, self.accelerator, processing_class, self.compute_loss_context_manager)
+        self.void_steps = VoidSteps(self.accelerator)
+        self.rl_state = RLState(args, self.appraiser, self.alarms, self.void_steps)
         self.reference_model: VisionEncoderDecoderModel | None = None
         if args.kl_weight:
             with generation_ready(model, self.accelerator) as whole:
                 self.reference_model = copy.deepcopy(whole).eval().requires_grad_(False)
-        self.meter = Meter()
-        self._samples: list[tuple[str, str]] = []
+        self.step_log = StepLog(self.accelerator, args.log_samples)
+        self.meter = self.step_log.meter
+        self._begin(None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """The order of the rows: with `hard_batches`, neighbours beside each other."""
         return self.hard_batches or super()._get_train_sampler(train_dataset)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The parent's, without groups of no parameter.
-
-        Low-rank adapters have no bias: the group without weight decay is empty, and DeepSpeed would take it away from
-        the optimiser after the scheduler has counted it.
-        """
-        optimizer = super().create_optimizer(*args, **kwargs)
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        return optimizer
-
-    # ------------------------------------------------------------------------------------------------------- step
+    # step
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        """The batches of the next step, as the parent's, without the rows that fill up the last batch of an epoch."""
+        """The batches of the next step, as the parent's, without the rows that fill up the last batch of an epoch.
+
+        There are none once alarms have stopped the training.
+        """
+        if self.alarms.stopped:
+            return [], None
         batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
         return super().get_batch_samples(batches, *args, **kwargs)
 
@@ -232,134 +217,72 @@ class RLCaptionTrainer(EvaluatingTrainer):
             self.discriminator.synchronize()
             self._pretrain_discriminator(model)
         with self.meter.phase("encode"):
-            hidden = self._encode(model, inputs["pixel_values"])
-        labels, captions, greedy = self._roll_out(model, hidden, len(inputs["captions"]))
+            hidden = self.policy.encode(model, inputs["pixel_values"])
+        with self.meter.phase("generate"):
+            rollouts = self.policy.roll_out(model, hidden, len(inputs["captions"]), self.appraiser.needs_greedy)
         with self.meter.phase("reward"):
-            appraisal = self.appraiser.judge(inputs, captions, greedy, self.state)
+            appraisal = self.appraiser.judge(inputs, rollouts.texts, rollouts.greedy, self.state)
         with self.meter.phase("score"):
-            loss, logits, terms = self._score(model, hidden, labels, inputs, appraisal)
-        if self.all_finite(loss, appraisal, inputs):
-            ends = end_ids(captioner_in(model, self.accelerator))
-            figures = rollout_figures(labels, captions, ends, self.accelerator)
-            for name, value in (appraisal.figures | terms | figures).items():
-                self.meter.add(name, value)
-            first = captions[:: self.args.num_rollouts]
-            self._samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
-        else:
+            loss, logits, terms = self._loss(model, hidden, rollouts, inputs, appraisal)
+        finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()
+        if self._agree(~finite):  # in any process
+            reason = "" if finite else appraisal.trouble() or f"the loss is {loss}"
+            self.void_steps.mark(self.state.global_step + 1, inputs["columns"]["image_id"], reason)
+            # NaN in every process, and its backward pass has to run: DeepSpeed holds the gradients of the batches
+            # before, and lets go of them when it finds one that is not finite.
             loss = loss * float("nan")
+        else:
+            ends = end_ids(captioner_in(model, self.accelerator))
+            self.step_log.note(inputs, rollouts, ends, appraisal.figures | terms)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _loss(
+        self, model: Any, hidden: Tensor, rollouts: Rollouts, inputs: dict[str, Any], appraisal: Appraisal
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """This process's part of the loss; the logits of real tokens; the loss's terms by name.
+
+        Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
+        """
+        a, labels = self.args, rollouts.labels
+        references = inputs["labels"].flatten(0, 1) if a.wtf_weight else labels[:0]
+        scores = self.policy.score(model, hidden, labels, references)
+        part = share(len(inputs["captions"]), self.accelerator)
+        advantages = F.pad(appraisal.advantages, (0, len(labels) - len(appraisal.advantages)))  # of a stand-in: 0
+        loss = part * losses.policy_gradient_loss(scores.rollouts, advantages)
+        terms = {"loss/policy_gradient": loss}
+        if a.wtf_weight:
+            weights = F.pad(appraisal.reference_weights, (0, len(references) - len(appraisal.reference_weights)))
+            term = part * losses.weighted_teacher_forcing_loss(scores.references, weights)
+            terms["loss/weighted_teacher_forcing"] = term
+            loss = loss + a.wtf_weight * term
+        if self.reference_model is not None:
+            divergence = self.policy.divergence(scores, self.reference_model, inputs["pixel_values"])
+            divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
+            terms["kl"] = divergence
+            loss = loss + a.kl_weight * divergence
+        return loss, scores.logits, terms
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As the parent's; but embeddings, which make the rewards, are not rounded to DeepSpeed's half precision."""
         embeds = {name: value.to(self.args.device) for name, value in inputs.items() if name.endswith("_embeds")}
         return super()._prepare_inputs({k: v for k, v in inputs.items() if k not in embeds}) | embeds
 
-    def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
-        """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
-        encoder = captioner_in(model, self.accelerator).encoder
-        learns = torch.is_grad_enabled() and not self.args.freeze_encoder
-        with torch.set_grad_enabled(learns), checkpointing(encoder), self.compute_loss_context_manager():
-            return encode(encoder, pixel_values, self.accelerator)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As the parent's, timed. Nothing of a void step reaches the optimiser, which then has nothing to do.
 
-    def _how_to_write(self, captioner: VisionEncoderDecoderModel) -> GenerationConfig:
-        a = self.args
-        how: dict[str, Any] = {"num_return_sequences": a.num_rollouts, "max_new_tokens": a.max_new_tokens}
-        if a.rollouts == "beam":
-            return rollout_config(captioner, num_beams=a.num_beams, **how)
-        return rollout_config(captioner, do_sample=True, temperature=a.temperature, **how)
-
-    def _roll_out(self, model: Any, hidden: Tensor, images: int) -> tuple[Tensor, list[str], list[str]]:
-        """K captions an image: labels ``(B * K, L)``, their texts, and the greedy texts where they are needed.
-
-        ``images`` is B, or 0 where B = 1 is a stand-in (see `own_rows`): its caption has no token and no text.
+        Raises:
+            ValueError: too many steps in a row were void; see `hf_distinct.training.void_steps`.
         """
-        a = self.args
-        with (
-            self.meter.phase("generate"),
-            generation_ready(model, self.accelerator) as captioner,
-            self.compute_loss_context_manager(),
-            self.accelerator.autocast(),
-        ):
-            processors, config = LogitsProcessorList(), self._how_to_write(captioner)
-            if a.rollouts == "beam" and a.no_repeat_ngram_size:
-                processors.append(NoRepeatNGrams(a.no_repeat_ngram_size))
-            if self.appraiser.needs_greedy:
-                labels, greedy = generate_with_greedy(captioner, hidden, config, processors)
-            else:
-                labels = generate_labels(captioner, hidden, config, processors)
-                greedy = labels[:0]
-        labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
-        texts, greedy_texts = (decode(self.processing_class, part) for part in (labels, greedy))
-        return labels, texts[: images * a.num_rollouts], greedy_texts[:images]
-
-    def _score(
-        self, model: Any, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], appraisal: Appraisal
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Log-probabilities of all captions in one decoder pass; this process's part of the loss; its terms by name.
-
-        The policy is what rollouts are drawn from: at the temperature of samples, for rollouts, references and KL
-        alike; and without what was forbidden where a rollout's token was drawn. A person may have said just that, so
-        references are scored among all tokens. Logits are those of the policy.
-
-        Wrappers average gradients over processes; with each mean at its share, that is the mean over the global batch.
-        """
-        a = self.args
-        references = inputs["labels"].flatten(0, 1) if a.wtf_weight else labels[:0]
-        # Captions of an image in a row, as `caption_logits` wants them: its rollouts, then its references.
-        parts = join_labels(labels, references).tensor_split([len(labels)])
-        joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
-        flat = joined.flatten(0, 1)
-        real = flat != losses.IGNORED_LABEL
-        with checkpointing(model), self.compute_loss_context_manager():
-            logits = token_logits(model, hidden, flat)
-        rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
-        captioner = captioner_in(model, self.accelerator)
-        forbidden = forbidden_tokens(self._how_to_write(captioner), flat[rolled_out], logits.shape[-1])
-        of_policy = rolled_out[:, None].expand_as(real)[real]  # (T,)
-        logits = policy_logits(logits, self._temperature, forbidden, of_policy)
-        of_tokens = losses.token_log_probs(logits, flat[real])
-        log_probs = losses.sequence_log_probs(
-            of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
-            flat,
-            normalize=a.length_normalization,
-            constant=a.max_new_tokens or a.max_reference_length,
-        ).view(joined.shape[:2])
-        of_rollouts, of_references = (part.flatten() for part in log_probs.tensor_split([a.num_rollouts], dim=1))
-        part = share(len(inputs["captions"]), self.accelerator)
-        advantages = F.pad(appraisal.advantages, (0, len(of_rollouts) - len(appraisal.advantages)))  # of a stand-in: 0
-        loss = part * losses.policy_gradient_loss(of_rollouts, advantages)
-        terms = {"loss/policy_gradient": loss}
-        if a.wtf_weight:
-            weights = F.pad(appraisal.reference_weights, (0, len(of_references) - len(appraisal.reference_weights)))
-            term = part * losses.weighted_teacher_forcing_loss(of_references, weights)
-            terms["loss/weighted_teacher_forcing"] = term
-            loss = loss + a.wtf_weight * term
-        if self.reference_model is not None:
-            divergence = self._divergence(logits[of_policy], inputs["pixel_values"], flat[rolled_out], forbidden)
-            divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
-            terms["kl"] = divergence
-            loss = loss + a.kl_weight * divergence
-        return loss, logits, terms
-
-    @property
-    def _temperature(self) -> float:
-        return self.args.temperature if self.args.rollouts == "sample" else 1.0
-
-    def _divergence(self, logits: Tensor, pixel_values: Tensor, labels: Tensor, forbidden: Tensor | None) -> Tensor:
-        """KL of the policy from the captioner that training began with, its encoder included, on the rollouts.
-
-        Logits ``(T, V)`` of the policy are those of the real tokens of labels ``(B * K, L)``.
-        """
-        assert self.reference_model is not None
-        self.reference_model.to(pixel_values.device)  # type: ignore[arg-type]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            hidden = encode(self.reference_model.encoder, pixel_values, self.accelerator)
-            with self.accelerator.autocast():
-                reference_logits = token_logits(self.reference_model, hidden, labels)
-        reference_logits = policy_logits(reference_logits, self._temperature, forbidden)
-        return losses.kl_divergence(logits, reference_logits, labels[labels != losses.IGNORED_LABEL])
-
-    # ----------------------------------------------------------------------------------------------- discriminator
+        with self.meter.phase("step"):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            step = self.state.global_step + 1
+            if not self.void_steps.pending and (problem := self._gradient_problem(model)):
+                self.void_steps.mark(step, inputs["columns"]["image_id"], f"{problem} The loss is finite.")
+            # DeepSpeed, and a scaler of fp16, leave a step out by themselves when they see its gradients.
+            if self.void_steps.close(step) and not self.is_deepspeed_enabled and self.accelerator.scaler is None:
+                model.zero_grad()
+        return loss
 
     def _pretrain_discriminator(self, model: Any) -> None:
         """Let it see the warm-started captioner's rollouts before its score counts."""
@@ -372,32 +295,108 @@ class RLCaptionTrainer(EvaluatingTrainer):
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
             inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
-                hidden = self._encode(model, inputs["pixel_values"])
-                _, captions, _ = self._roll_out(model, hidden, len(inputs["captions"]))
-            found = self.appraiser.teach_discriminator(inputs, captions)
+                hidden = self.policy.encode(model, inputs["pixel_values"])
+                images = len(inputs["captions"])
+                rollouts = self.policy.roll_out(model, hidden, images, self.appraiser.needs_greedy)
+            found = self.appraiser.teach_discriminator(inputs, rollouts.texts)
         loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
         accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
         self.log({"discriminator/pretrain_steps": steps, "discriminator/pretrain_accuracy": accuracy})
         if self.is_world_process_zero():
             logger.info("The discriminator now tells %.0f %% of rollouts from reference captions.", 100 * accuracy)
 
-    # ----------------------------------------------------------------------------------------------------- metrics
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log line, averaged over steps and processes; show samples, watch."""
         if "loss" in logs:
-            logs.update(self.meter.flush(self.accelerator))
-            logs["memory/peak_gib"] = peak_memory(self.accelerator)
-            if self.skipped_steps:
-                logs["skipped_steps"] = self.skipped_steps
-            if self.is_world_process_zero():
-                for rollout, reference in self._samples[: self.args.log_samples]:
-                    said = plain(rollout), plain(reference)
-                    logger.info("step %d | rollout: %s | reference: %s", self.state.global_step, *said)
+            logs.update(self.step_log.flush(self.state))
+            if self.void_steps.count:
+                logs["skipped_steps"] = self.void_steps.count
         logs.update(self.alarms.watch(logs, self.state.global_step))
         super().log(logs, *args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the parent's, timed."""
-        with self.meter.phase("step"):
-            return super().training_step(*args, **kwargs)
+    # ------------------------------------------------------------------------------------------ state and checkpoints
+
+    def _begin(self, step: int | None) -> None:
+        """Know nothing of earlier runs; ``step`` is that of the checkpoint that is resumed."""
+        super()._begin(step)
+        self.void_steps.reset()
+        self.alarms.reset()
+        self._unlogged_loss = torch.tensor(0.0)
+        self._carried: dict[str, Any] | None = None
+
+    def _compare(self, checkpoint: Path | None) -> None:
+        """As the parent's; also with what a run is made with."""
+        origin = origin_of(
+            self.args,
+            scorer=self.scorer.fingerprint,
+            dataset=self.train_dataset,
+            rewards=[reward.name for reward in self.appraiser.rewards],
+            reward_weights=self.appraiser.reward_weights,
+            reference_model=self.reference_model,
+        )
+        super()._compare(checkpoint)
+        if checkpoint is not None:
+            self.rl_state.compare(checkpoint, origin)
+        self.rl_state.origin = origin
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """As the parent's; takes up what had not been logged at the checkpoint."""
+        if self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._total_loss_scalar = carried["total_loss"]
+            tr_loss += carried["loss"]
+            self._globalstep_last_logged = carried["logged_step"]
+        self._unlogged_loss = tr_loss
+        if self.void_steps.in_a_row:
+            grad_norm = None
+            if self.accelerator.optimizer_step_was_skipped and self._seen_step != self.state.global_step:
+                assert self.lr_scheduler is not None
+                self.lr_scheduler.step()  # the Trainer left that out with the optimiser's; the schedule goes by steps
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save, beside optimiser and schedule, all else that the next step depends on."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        unlogged = {
+            "loss": self._unlogged_loss.cpu(), "logged_step": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar, "figures": self.meter.state_dict(),
+        }  # fmt: skip
+        self.rl_state.save(output_dir, unlogged)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take it all up again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (unlogged := self.rl_state.load(checkpoint)):
+            self._carried = unlogged
+            self.meter.load_state_dict(unlogged["figures"])
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As the parent's; and the discriminator."""
+        super()._save(output_dir, state_dict)
+        if self.args.discriminator_weight:
+            folder = output_dir or str(self.args.output_dir)
+            self.discriminator.discriminator.save(folder, scorer=scorer_id(self.scorer))
+
+    def _load_best_model(self) -> None:
+        """Load the best captioner, and the discriminator that is saved beside it."""
+        super()._load_best_model()
+        if self.args.discriminator_weight:
+            self.discriminator.discriminator.load(str(self.state.best_model_checkpoint))
+
+    def write_card(self, folder: str | Path, **facts: Any) -> Path:
+        """Write the card of the training as it stands.
+
+        Args:
+            folder: where to.
+            facts: arguments of [`hf_distinct.hub.model_card.write_model_card`], beside those in ``self.card``.
+
+        Returns:
+            The path of the card.
+        """
+        known: dict[str, Any] = {
+            "base_model": getattr(self.model.config, "_name_or_path", None),
+            "log_history": self.state.log_history, "alarms": self.alarms.told,
+        }  # fmt: skip
+        return write_training_card(folder, self.args, self.appraiser, self.train_dataset, **known | self.card | facts)

@@ -46,6 +46,7 @@ from hf_distinct import ClipScorer, RLCaptionConfig, RLCaptionTrainer, emoji_sce
 from hf_distinct.captioner import token_logits
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.generation.labels import decode, join_labels
+from hf_distinct.generation.policy import Policy, Rollouts
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.reporting import format_table
 from hf_distinct.rewards.appraiser import Appraiser
@@ -148,16 +149,23 @@ class SameSamples(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
-class RecordingTrainer(RLCaptionTrainer):
-    """Keeps the labels of the rollouts of its last step, and beside its captioner one that it did not touch."""
+class RecordingPolicy(Policy):
+    """Keeps the labels of the rollouts of the last step."""
 
-    rollouts: Tensor
-    stock: Any
+    labels: Tensor
 
-    def _roll_out(self, *args: Any) -> tuple[Tensor, list[str], list[str]]:
-        found = super()._roll_out(*args)
-        self.rollouts = found[0]
+    def roll_out(self, *args: Any, **kwargs: Any) -> Rollouts:
+        """As the parent's."""
+        found = super().roll_out(*args, **kwargs)
+        self.labels = found.labels
         return found
+
+
+class RecordingTrainer(RLCaptionTrainer):
+    """Keeps what its policy wrote, and beside its captioner one that it did not touch."""
+
+    policy: RecordingPolicy
+    stock: Any
 
 
 def how(trainer: RecordingTrainer, rollouts: int) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def how(trainer: RecordingTrainer, rollouts: int) -> dict[str, Any]:
     if a.rollouts == "beam":
         config = rollout_config(model, num_beams=a.num_beams, no_repeat_ngram_size=a.no_repeat_ngram_size)
         return {"generation_config": config, "logits_processor": LogitsProcessorList()}
-    drawn = SameSamples(trainer.rollouts, int(trainer.processing_class.pad_token_id))
+    drawn = SameSamples(trainer.policy.labels, int(trainer.processing_class.pad_token_id))
     config = rollout_config(model, do_sample=True, num_return_sequences=rollouts)
     return {"generation_config": config, "logits_processor": LogitsProcessorList([drawn])}
 
@@ -285,6 +293,8 @@ def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Pa
         copy.deepcopy(captioner), args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images),
         processing_class=tokenizer, image_processor=image_processor,
     )  # fmt: skip
+    known = (args, trainer.accelerator, tokenizer, trainer.compute_loss_context_manager)
+    trainer.policy = RecordingPolicy(*known)
     trainer.stock = captioner.to(trainer.args.device).eval()
     return trainer
 

@@ -43,7 +43,7 @@ from hf_distinct.files.model_names import is_shipped
 from hf_distinct.gallery import Gallery
 from hf_distinct.hub.model_card import Sample
 from hf_distinct.hub.transfer import hub_token, pull, push_folder
-from hf_distinct.inference.pipelines import load_captioner, save_tokenizer
+from hf_distinct.inference.pipelines import load_captioner, save_processors
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
 from hf_distinct.rewards.appraiser import found_rewards
@@ -289,14 +289,14 @@ def main() -> None:
         processing_class=tokenizer,
         image_processor=image_processor,
         caption_metrics=None if watched is None else watched.measure,
+        card={
+            "data": settings.dataset,
+            "data_license": settings.data_license or (EMOJI_LICENSE if settings.drawn else train.info.license) or None,
+            "base_model": "captioner, shipped with hf_distinct" if is_shipped(source) else source,
+            "settings": changed_settings(settings) | config.changed,
+            "emissions": settings.emissions,
+        },
     )
-    trainer.card = {
-        "data": settings.dataset,
-        "data_license": settings.data_license or (EMOJI_LICENSE if settings.drawn else train.info.license) or None,
-        "base_model": "captioner, shipped with hf_distinct" if is_shipped(source) else source,
-        "settings": changed_settings(settings) | config.changed,
-        "emissions": settings.emissions,
-    }
     said_before = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     push, config.push_to_hub = config.push_to_hub, False  # from here on once, at the end, with all that was measured
@@ -304,8 +304,7 @@ def main() -> None:
     trainer.save_model(config.output_dir)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        save_tokenizer(tokenizer, output)
-        image_processor.save_pretrained(output)
+        save_processors(tokenizer, image_processor, output)
     said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return

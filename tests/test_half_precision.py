@@ -40,9 +40,10 @@ def test_encoder_and_decoder_multiply_in_the_precision_that_was_asked_for(make_t
         encoder.clear(), decoder.clear()
         return call()
 
-    hidden = ask(lambda: trainer._encode(model, inputs["pixel_values"]))
+    policy = trainer.policy
+    hidden = ask(lambda: policy.encode(model, inputs["pixel_values"]))
     assert encoder == expected and hidden.dtype == torch.float32
-    ask(lambda: trainer._roll_out(model, hidden, len(inputs["captions"])))
+    rollouts = ask(lambda: policy.roll_out(model, hidden, len(hidden), greedy=False))
     assert decoder == expected
     ask(lambda: trainer.evaluate(tiny.scenes(4)))  # before and after Accelerate has wrapped the model
     assert encoder == decoder == expected
@@ -51,8 +52,8 @@ def test_encoder_and_decoder_multiply_in_the_precision_that_was_asked_for(make_t
     ask(lambda: trainer.evaluate(tiny.scenes(4)))
     assert encoder == decoder == expected
     reference = products(trainer.reference_model)
-    labels = torch.full((2, 3), 5)
-    trainer._divergence(torch.zeros(6, model.config.decoder.vocab_size), inputs["pixel_values"][:2], labels, None)
+    scores = policy.score(model, hidden, rollouts.labels, rollouts.labels[:0])
+    policy.divergence(scores, trainer.reference_model, inputs["pixel_values"])
     assert reference == expected
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 

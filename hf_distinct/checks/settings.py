@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import IntervalStrategy
 
 import hf_distinct.evaluation as evaluation
+from hf_distinct.generation.word_limits import left_out
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import GenerationConfig, TrainingArguments
 
     from hf_distinct.config import RLCaptionConfig
 
@@ -135,12 +136,18 @@ _IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
 """A setting, its value, and the settings that then do nothing."""
 
 
-def idle_settings(args: RLCaptionConfig) -> Iterator[str]:
-    """Sentences on settings that were told and do nothing beside another one: a reason to warn.
+def idle_settings(args: RLCaptionConfig, saved: GenerationConfig | None) -> Iterator[str]:
+    """Sentences on what was set and does nothing: a reason to warn.
 
     Args:
-        args: the settings.
+        args: the settings, one of which may do nothing beside another.
+        saved: the captioner's generation config, of which rollouts do not follow all.
     """
+    if unkept := left_out(saved, args.rollouts):
+        yield (
+            f"The captioner's generation config asks for {', '.join(f'{k}={v}' for k, v in unkept.items())}. "
+            "Evaluations and the saved captioner follow it; rollouts do not."
+        )
     yield from idle_precision(args)
     for name, value, idle in _IDLE:
         if getattr(args, name) != value or (name == "pool_neighbours" and args.hard_batches):

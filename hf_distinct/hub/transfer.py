@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
+from hf_distinct.discriminator import FILE as DISCRIMINATOR
 from hf_distinct.text.card_merge import BESIDE, edited, merge
 from hf_distinct.text.escaping import plain
 from hf_distinct.text.portable import portable_file
@@ -53,7 +54,6 @@ MODEL_FILES = (
     *REQUIRED_FILES, *TOKENIZER,
     BESIDE, "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
 )  # fmt: skip
-DISCRIMINATOR = "discriminator.safetensors"
 SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "text_config.json", *TOKENIZER)
 
 NAMED = 20

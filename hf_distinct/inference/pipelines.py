@@ -143,6 +143,18 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
     path.write_text(text, encoding="utf-8")
 
 
+def save_processors(
+    tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor, folder: str | os.PathLike[str]
+) -> None:
+    """Save both processors of a captioner beside it, so that ``pipeline("image-to-text")`` loads it.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    save_tokenizer(tokenizer, folder)
+    image_processor.save_pretrained(folder)
+
+
 def _exact_segformer(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
     """A SegFormer's attention as it is rounded in transformers 4.57; for use, not for training: without dropout.
 

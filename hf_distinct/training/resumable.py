@@ -39,11 +39,13 @@ class ResumableTrainer(Seq2SeqTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interruption = Interruption()
-        self._begin(None)
+        self._stop_signal = 0  # what all processes agreed to stop at
+        self._saved_step: int | None = None
+        self._seen_step: int | None = None
 
     def _begin(self, step: int | None) -> None:
         """Know nothing of earlier runs; ``step`` is that of the checkpoint that is resumed."""
-        self._stop_signal = 0  # what all processes agreed to stop at
+        self._stop_signal = 0
         self._saved_step, self._seen_step = step, step
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -113,6 +115,16 @@ class ResumableTrainer(Seq2SeqTrainer):
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, which would take the batch of the checkpoint's processes, whatever the settings say now."""
         return super()._inner_training_loop(self.args.train_batch_size, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The parent's, without groups of no parameter.
+
+        Low-rank adapters have no bias: the group without weight decay is empty, and DeepSpeed would take it away from
+        the optimiser after the scheduler has counted it.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; nothing once the last step is done.

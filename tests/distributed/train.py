@@ -24,32 +24,41 @@ from peft import LoraConfig, get_peft_model
 
 from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.generation.labels import join_labels
+from hf_distinct.generation.policy import Policy, Rollouts
 
 
-class Trainer(tiny.RecordingTrainer):
+class NotingPolicy(Policy):
     """Notes the longest caption of each rollout, in tokens."""
 
-    def _roll_out(self, *args: Any) -> Any:
-        found = super()._roll_out(*args)
-        self.lengths = [*getattr(self, "lengths", []), found[0].shape[1]]
+    seeds: list[int]
+
+    def roll_out(self, *args: Any, **kwargs: Any) -> Rollouts:
+        found = super().roll_out(*args, **kwargs)
+        self.lengths = [*getattr(self, "lengths", []), found.labels.shape[1]]
         return found
 
 
-class SameSamples(Trainer):
+class SameSamples(NotingPolicy):
     """The samples of an image depend on the image alone, not on who holds it in which company."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.seeds = inputs["image_ids"].abs().tolist() or [0]
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _roll_out(self, model: Any, hidden: torch.Tensor, images: int) -> Any:
+    def roll_out(self, model: Any, hidden: torch.Tensor, images: int, greedy: bool) -> Rollouts:
         labels, captions = [], []
         for row, seed in zip(hidden, self.seeds, strict=True):
             torch.manual_seed(seed)
-            of_one, texts, _ = super()._roll_out(model, row[None], min(images, 1))
-            labels.append(of_one)
-            captions += texts
-        return join_labels(*labels), captions, []
+            of_one = super().roll_out(model, row[None], min(images, 1), greedy=False)
+            labels.append(of_one.labels)
+            captions += of_one.texts
+        return Rollouts(join_labels(*labels), captions, [])
+
+
+class Trainer(tiny.RecordingTrainer):
+    """Tells its policy which images a batch has."""
+
+    policy: NotingPolicy
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.policy.seeds = inputs["image_ids"].abs().tolist() or [0]
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def adapted(model: Any) -> Any:
@@ -70,19 +79,20 @@ def spoiled(by: str) -> Any:
 
 def gathers(trainer: Trainer) -> list[list[int]]:
     """How many exchanges of "give me your part of this" rollouts of 2 and 12 tokens take, and how long they became."""
-    hidden = trainer._encode(trainer.model_wrapped, tiny.a_batch(trainer)["pixel_values"])
-    trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))  # lets go of what encoding has gathered
+    policy, model = trainer.policy, trainer.model_wrapped
+    hidden = policy.encode(model, tiny.a_batch(trainer)["pixel_values"])
+    policy.roll_out(model, hidden, len(hidden), greedy=False)  # lets go of what encoding has gathered
     found = []
     for trainer.args.max_new_tokens in (2, 12):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            labels, _, _ = trainer._roll_out(trainer.model_wrapped, hidden, len(hidden))
+            labels = policy.roll_out(model, hidden, len(hidden), greedy=False).labels
         events = [e for e in profile.key_averages() if e.key.startswith("c10d::") and "allgather" in e.key]
         found.append([sum(e.count for e in events), labels.shape[1]])
     return found
 
 
 def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    kind = SameSamples if settings.pop("same_samples", False) else Trainer
+    kind = SameSamples if settings.pop("same_samples", False) else NotingPolicy
     dataset = tiny.scenes(settings.pop("images", 12))
     if settings.pop("lora", False):
         settings["adapt"] = adapted
@@ -93,7 +103,9 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         settings |= {"caption_metrics": lambda *_: {"CIDEr-D": next(measured)}, "eval_dataset": tiny.scenes(3)}
     checkpoint = settings.pop("resume", None)
     # The choice of CPU and gloo is left to RLCaptionConfig, as in a launched recipe.
-    trainer = tiny.make_trainer(models, output, kind=kind, dataset=dataset, use_cpu=False, **settings)
+    trainer: Any = tiny.make_trainer(models, output, kind=Trainer, dataset=dataset, use_cpu=False, **settings)
+    known = (trainer.args, trainer.accelerator, trainer.processing_class, trainer.compute_loss_context_manager)
+    trainer.policy = kind(*known)
     trainer.train(resume_from_checkpoint=checkpoint)
     if judged:
         trainer.save_model(str(output / "saved"))
@@ -105,7 +117,7 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
         "losses": accelerator.gather(torch.tensor([trainer.step_losses])).mean(dim=0),
         "captions": gather_object([trainer.caption(tiny.scenes(5))]),
-        "lengths": gather_object([trainer.lengths]),
+        "lengths": gather_object([trainer.policy.lengths]),
         "copies": gather_object([hashlib.sha256(copy.numpy().tobytes()).hexdigest()]),
         "weights": accelerator.get_state_dict(trainer.model_wrapped),
         "discriminator": trainer.discriminator.discriminator.state_dict(),

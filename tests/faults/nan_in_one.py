@@ -27,5 +27,5 @@ class Watcher(test_not_finite.TrainerCallback):
 trainer.add_callback(Watcher())
 trainer.train()
 losses = torch.tensor(trainer.step_losses)
-torch.save({"weights": seen, "losses": losses, "skipped": trainer.skipped_steps}, output / f"{rank}.pt")
+torch.save({"weights": seen, "losses": losses, "skipped": trainer.void_steps.count}, output / f"{rank}.pt")
 trainer.accelerator.end_training()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_distinct.training import checkpoints
-from hf_distinct.training.durable import SKIPPED_IN_A_ROW
+from hf_distinct.training.void_steps import SKIPPED_IN_A_ROW
 
 
 def flaky(*bad_calls, row=0, value=math.nan):
@@ -58,7 +58,7 @@ def test_the_step_is_left_out_named_and_counted(make_trainer, caplog, row, value
     embedding = "decoder.transformer.wte.weight"
     assert not torch.equal(watcher.weights[1][embedding], watcher.weights[2][embedding])
     assert all(torch.equal(watcher.weights[0][name], weight) for name, weight in watcher.weights[1].items())
-    assert watcher.counts == [1, 1, 2] and trainer.skipped_steps == 1
+    assert watcher.counts == [1, 1, 2] and trainer.void_steps.count == 1
     assert f"step 2 is left out: reward 'flaky' is {value} for image 'train-0-" in caplog.text
     assert [line.get("skipped_steps") for line in trainer.state.log_history[:3]] == [None, 1, 1]
     assert all(math.isfinite(x) for line in trainer.state.log_history for x in line.values())
@@ -67,7 +67,7 @@ def test_the_step_is_left_out_named_and_counted(make_trainer, caplog, row, value
 def test_one_bad_batch_of_several_that_make_a_step_voids_it(make_trainer):
     trainer, watcher = train(make_trainer, flaky(3), gradient_accumulation_steps=2, per_device_train_batch_size=2)
     assert all(torch.equal(watcher.weights[0][name], weight) for name, weight in watcher.weights[1].items())
-    assert watcher.counts == [1, 1, 2] and trainer.skipped_steps == 1
+    assert watcher.counts == [1, 1, 2] and trainer.void_steps.count == 1
 
 
 def test_a_run_of_them_ends_the_training_with_the_images(make_trainer):
@@ -83,7 +83,7 @@ def test_a_run_of_them_ends_the_training_with_the_images(make_trainer):
 
 def test_one_short_of_a_run_does_not(make_trainer):
     trainer, _ = train(make_trainer, flaky(*set(range(2, 2 + SKIPPED_IN_A_ROW)) - {4}), max_steps=8)
-    assert trainer.state.global_step == 8 and trainer.skipped_steps == SKIPPED_IN_A_ROW - 1
+    assert trainer.state.global_step == 8 and trainer.void_steps.count == SKIPPED_IN_A_ROW - 1
 
 
 def test_a_loss_that_is_not_finite_counts_too(make_trainer, caplog):
@@ -111,7 +111,7 @@ def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
     alone = make_trainer(tmp_path, rewards=[flaky()], **OF_TWO | {"max_steps": 4})
     alone.train(resume_from_checkpoint="true")
     assert "was written by 2 processes and there are 1 now" in caplog.text and "Not exact: " in caplog.text
-    assert alone.state.global_step == 4 and len(alone.step_losses) == 1 and alone.skipped_steps == 1
+    assert alone.state.global_step == 4 and len(alone.step_losses) == 1 and alone.void_steps.count == 1
     assert [len(batch["image_ids"]) for batch in alone.appraiser.memory] == [4, 4]  # of the two, and its own
 
 
@@ -134,7 +134,7 @@ def test_a_gradient_that_is_not_finite_makes_no_step(make_trainer, caplog):
     assert all(torch.equal(first[name], weight) for name, weight in second.items())
     assert not all(torch.equal(second[name], weight) for name, weight in third.items())
     assert all(weight.isfinite().all() for weight in third.values())
-    assert trainer.skipped_steps == 1 and watcher.counts == [1, 1, 2]
+    assert trainer.void_steps.count == 1 and watcher.counts == [1, 1, 2]
     assert "step 2 is left out: The gradient of decoder.transformer.wpe.weight is NaN or infinite" in caplog.text
 
 

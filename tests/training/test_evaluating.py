@@ -99,9 +99,8 @@ def test_a_generation_config_of_the_settings_is_the_captioners(make_trainer, tmp
 
     trainer = make_trainer(generation_config=str(tmp_path / "generation"), adapt=adapt)
     assert max(len(caption.split()) for caption in trainer.caption(tiny.scenes(3))) <= 4
-    hidden = trainer._encode(trainer.model, tiny.a_batch(trainer)["pixel_values"])
-    labels, _, _ = trainer._roll_out(trainer.model, hidden, len(hidden))
-    assert labels.shape[1] <= 4
+    hidden = trainer.policy.encode(trainer.model, tiny.a_batch(trainer)["pixel_values"])
+    assert trainer.policy.roll_out(trainer.model, hidden, len(hidden), greedy=False).labels.shape[1] <= 4
     trainer.save_model(str(tmp_path / "saved"))
     assert adapted or GenerationConfig.from_pretrained(tmp_path / "saved").max_length == 5
 

@@ -1,0 +1,178 @@
+"""The policy: what rollouts are drawn from, and the log-probabilities of captions under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+
+from hf_distinct import losses
+from hf_distinct.captioner import captioner_in, encode, token_logits
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.generation.greedy import generate_with_greedy
+from hf_distinct.generation.labels import decode, join_labels
+from hf_distinct.generation.logits_processors import NoRepeatNGrams
+from hf_distinct.generation.rollouts import generate_labels, rollout_config
+from hf_distinct.generation.word_limits import forbidden_tokens
+from hf_distinct.training.gradient_checkpointing import checkpointing
+
+
+@dataclass
+class Rollouts:
+    """What the captioner wrote for B images.
+
+    Attributes:
+        labels: ``(B * K, L)``, those of an image in a row; -100 after the end.
+        texts: the B * K captions.
+        greedy: the B greedy captions; none where they were not asked for.
+    """
+
+    labels: Tensor
+    texts: list[str]
+    greedy: list[str]
+
+
+@dataclass
+class Scores:
+    """Log-probabilities of K rollouts and G references an image, and what the divergence needs of the rollouts.
+
+    Attributes:
+        rollouts: ``(B * K,)``, of whole captions.
+        references: ``(B * G,)``.
+        logits: ``(T, V)`` of the policy, one row a real token.
+        of_rollouts: ``(T,)`` bool, which of them are a rollout's.
+        rollout_labels: ``(B * K, L)``.
+        forbidden: what was forbidden where the rollouts' tokens were drawn; see `forbidden_tokens`.
+    """
+
+    rollouts: Tensor
+    references: Tensor
+    logits: Tensor
+    of_rollouts: Tensor
+    rollout_labels: Tensor
+    forbidden: Tensor | None
+
+
+class Policy:
+    """Writes rollouts and scores captions, both at the same temperature and with the same tokens forbidden.
+
+    A person may have said just what is forbidden, so references are scored among all tokens.
+
+    Args:
+        args: the settings.
+        accelerator: knows the wrappers of a model, and its precision.
+        tokenizer: the captioner's.
+        autocast: makes the context in which the model is called (the Trainer's own).
+    """
+
+    def __init__(
+        self,
+        args: RLCaptionConfig,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.args = args
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.autocast = autocast
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by: the temperature of samples; 1 for beams."""
+        return self.args.temperature if self.args.rollouts == "sample" else 1.0
+
+    def encode(self, model: Any, pixel_values: Tensor) -> Tensor:
+        """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
+        encoder = captioner_in(model, self.accelerator).encoder
+        learns = torch.is_grad_enabled() and not self.args.freeze_encoder
+        with torch.set_grad_enabled(learns), checkpointing(encoder), self.autocast():
+            return encode(encoder, pixel_values, self.accelerator)
+
+    def roll_out(self, model: Any, hidden: Tensor, images: int, greedy: bool) -> Rollouts:
+        """Write K captions an image.
+
+        Args:
+            model: the captioner, wrapped or not.
+            hidden: ``(B, S, H)``, what `encode` gave.
+            images: B, or 0 where B = 1 is a stand-in (see `hf_distinct.distributed.gathering.own_rows`): its caption
+                has no token and no text.
+            greedy: whether the greedy captions are wanted, too.
+        """
+        a = self.args
+        with generation_ready(model, self.accelerator) as captioner, self.autocast(), self.accelerator.autocast():
+            processors, config = LogitsProcessorList(), self.generation_config(captioner)
+            if a.rollouts == "beam" and a.no_repeat_ngram_size:
+                processors.append(NoRepeatNGrams(a.no_repeat_ngram_size))
+            if greedy:
+                labels, of_greedy = generate_with_greedy(captioner, hidden, config, processors)
+            else:
+                labels = generate_labels(captioner, hidden, config, processors)
+                of_greedy = labels[:0]
+        labels[images * a.num_rollouts :] = losses.IGNORED_LABEL
+        texts, greedy_texts = (decode(self.tokenizer, part) for part in (labels, of_greedy))
+        return Rollouts(labels, texts[: images * a.num_rollouts], greedy_texts[:images])
+
+    def generation_config(self, captioner: VisionEncoderDecoderModel) -> GenerationConfig:
+        """By which the rollouts of a captioner are written."""
+        a = self.args
+        how: dict[str, Any] = {"num_return_sequences": a.num_rollouts, "max_new_tokens": a.max_new_tokens}
+        if a.rollouts == "beam":
+            return rollout_config(captioner, num_beams=a.num_beams, **how)
+        return rollout_config(captioner, do_sample=True, temperature=a.temperature, **how)
+
+    def score(self, model: Any, hidden: Tensor, rollouts: Tensor, references: Tensor) -> Scores:
+        """Log-probabilities of all captions in one decoder pass.
+
+        Args:
+            model: the captioner, wrapped where gradients are wanted.
+            hidden: ``(B, S, H)``.
+            rollouts: labels ``(B * K, L)``.
+            references: labels ``(B * G, M)``; G may be 0.
+        """
+        a = self.args
+        # Captions of an image in a row, as the decoder pass wants them: its rollouts, then its references.
+        parts = join_labels(rollouts, references).tensor_split([len(rollouts)])
+        joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
+        flat = joined.flatten(0, 1)
+        real = flat != losses.IGNORED_LABEL
+        with checkpointing(model), self.autocast():
+            logits = token_logits(model, hidden, flat)
+        rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
+        config = self.generation_config(captioner_in(model, self.accelerator))
+        forbidden = forbidden_tokens(config, flat[rolled_out], logits.shape[-1])
+        of_rollouts = rolled_out[:, None].expand_as(real)[real]  # (T,)
+        logits = losses.policy_logits(logits, self.temperature, forbidden, of_rollouts)
+        of_tokens = losses.token_log_probs(logits, flat[real])
+        log_probs = losses.sequence_log_probs(
+            of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
+            flat,
+            normalize=a.length_normalization,
+            constant=a.max_new_tokens or a.max_reference_length,
+        ).view(joined.shape[:2])
+        own, theirs = (part.flatten() for part in log_probs.tensor_split([a.num_rollouts], dim=1))
+        return Scores(own, theirs, logits, of_rollouts, flat[rolled_out], forbidden)
+
+    def divergence(self, scores: Scores, reference_model: Any, pixel_values: Tensor) -> Tensor:
+        """KL of the policy from another captioner, the other's encoder included, on the rollouts: a scalar.
+
+        Args:
+            scores: of the rollouts.
+            reference_model: the captioner that training began with.
+            pixel_values: ``(B, 3, H, W)``.
+        """
+        reference_model.to(pixel_values.device)
+        labels = scores.rollout_labels
+        with torch.no_grad(), self.autocast():
+            hidden = encode(reference_model.encoder, pixel_values, self.accelerator)
+            with self.accelerator.autocast():
+                logits = token_logits(reference_model, hidden, labels)
+        logits = losses.policy_logits(logits, self.temperature, scores.forbidden)
+        return losses.kl_divergence(scores.logits[scores.of_rollouts], logits, labels[labels != losses.IGNORED_LABEL])

@@ -1,0 +1,65 @@
+"""The card of a training: what the trainer knows of it, in the words of a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_distinct.config import RLCaptionConfig
+from hf_distinct.hub.model_card import write_model_card
+from hf_distinct.reporting.reward_formula import describe_reward
+from hf_distinct.rewards.appraiser import Appraiser
+from hf_distinct.scorer import ClipScorer
+from hf_distinct.text.portable import portable
+
+
+def scorer_id(scorer: ClipScorer) -> str:
+    """How cards and discriminators name a scorer: by a name that means something elsewhere, and its fingerprint."""
+    return f"{portable(scorer.name)} (fingerprint {scorer.fingerprint})"
+
+
+def write_training_card(
+    folder: str | Path,
+    args: RLCaptionConfig,
+    appraiser: Appraiser,
+    dataset: Dataset,
+    *,
+    base_model: str | None,
+    log_history: Sequence[Mapping[str, Any]],
+    alarms: Sequence[str],
+    **facts: Any,
+) -> Path:
+    """Write the card of a training as it stands.
+
+    Args:
+        folder: where to.
+        args: the settings.
+        appraiser: holds the rewards.
+        dataset: that of the training.
+        base_model: what the captioner was loaded from.
+        log_history: of the Trainer.
+        alarms: what was reported.
+        facts: further arguments of [`hf_distinct.hub.model_card.write_model_card`], or in the place of these.
+
+    Returns:
+        The path of the card.
+    """
+    names = [reward.name for reward in appraiser.rewards]
+    rewards = dict(zip(names, appraiser.reward_weights, strict=True))
+    documented = {reward.name: reward.__doc__ for reward in appraiser.rewards}
+    clip = scorer_id(appraiser.scorer)
+    known: dict[str, Any] = {
+        "model_name": (args.hub_model_id or Path(str(args.output_dir)).absolute().name).split("/")[-1],
+        "data": dataset.info.dataset_name or "captioned pictures",
+        "data_license": dataset.info.license or None,
+        "scorer": clip,
+        "reward": describe_reward(rewards, appraiser.baseline, clip, args, documented),
+        "base_model": base_model or None,
+        "settings": args.changed,
+        "log_history": log_history,
+        "alarms": alarms,
+    }
+    return write_model_card(folder, **known | facts)
