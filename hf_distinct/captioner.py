@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct.fast.packing import Packing
 from hf_distinct.fast.shared_cross_attention import share_images
 from hf_distinct.losses import IGNORED_LABEL
-from hf_distinct.training.gradient_checkpointing import checkpointed_layers
 
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
@@ -119,3 +121,40 @@ def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **setting
         **settings,
     )
     return outputs.logits
+
+
+
+def checkpointed_layers(model: nn.Module) -> list[Any]:
+    """The layers for which ``gradient_checkpointing_enable`` was called."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [layer for layer in layers if layer.gradient_checkpointing]
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's checkpointed layers recompute their activations.
+
+    The layers of transformers do so in train mode only, and would in silence keep everything in eval mode, which the
+    step needs: the policy that is scored has no dropout. So each layer is in train mode while it is asked, and in eval
+    mode while it runs; the modules within it stay as they are. Where nothing was enabled, nothing happens.
+    """
+    layers = [layer for layer in checkpointed_layers(model) if not layer.training]
+    functions = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, function in zip(layers, functions, strict=True):
+        layer.training, layer._gradient_checkpointing_func = True, _run_in_eval(layer, function)
+    try:
+        yield
+    finally:
+        for layer, function in zip(layers, functions, strict=True):
+            layer.training, layer._gradient_checkpointing_func = False, function
+
+
+def _run_in_eval(layer: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        layer.training = False
+        try:
+            return checkpoint(*args)
+        finally:
+            layer.training = True
+
+    return run

@@ -8,11 +8,10 @@ from typing import Literal, get_args
 
 from transformers.training_args import OptimizerNames
 
-from hf_distinct.checks.problems import refuse
-from hf_distinct.checks.settings import accelerator_problems, refused_settings
 from hf_distinct.distributed.launching import TOKENS, LaunchedArguments
 from hf_distinct.losses import Normalization, ReferenceWeighting
-from hf_distinct.runs.arguments import changed_settings
+from hf_distinct.settings import accelerator_problems, changed_settings, refused_settings
+from hf_distinct.text.problems import refuse
 
 Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
@@ -29,7 +28,7 @@ class RLCaptionConfig(LaunchedArguments):
     that differ from the parent's: ``remove_unused_columns=False`` (rewards read every column),
     ``dataloader_drop_last=True`` (a batch of one image has nothing to contrast with), ``learning_rate=1e-5``,
     ``logging_steps=10``, ``report_to=[]``.
-    Settings of the parent that would have no effect here are refused: see `hf_distinct.checks.settings.REFUSED`.
+    Settings of the parent that would have no effect here are refused: see `hf_distinct.settings.REFUSED`.
 
     Attributes:
         changed: the settings that differ from their defaults, by name.

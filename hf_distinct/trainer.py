@@ -20,12 +20,9 @@ from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.captioner import captioner_in, end_ids
-from hf_distinct.checks.fit import check_fit, decoder_positions, training_problems
-from hf_distinct.checks.problems import attempt
-from hf_distinct.checks.settings import idle_settings
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
@@ -35,13 +32,17 @@ from hf_distinct.fast.gelu import fuse_gelu
 from hf_distinct.generation.policy import Policy, Rollouts
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.hub.training_card import scorer_id, write_training_card
+from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
 from hf_distinct.rewards.appraiser import Appraisal, Appraiser, Rewards, found_rewards
 from hf_distinct.scorer import ClipScorer, as_scorer, scorer_problems
+from hf_distinct.text.problems import attempt
 from hf_distinct.training.alarms import AlarmCallback
 from hf_distinct.training.caption_trainer import CaptionTrainer
 from hf_distinct.training.evaluating import CaptionMetrics, with_special_tokens
+from hf_distinct.training.fit import training_problems
 from hf_distinct.training.origin import origin_of
 from hf_distinct.training.rl_state import RLState
+from hf_distinct.training.settings import idle_settings
 from hf_distinct.training.step_log import StepLog
 from hf_distinct.training.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
 from hf_distinct.training.void_steps import VoidSteps

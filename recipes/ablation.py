@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import psutil
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.evaluation.frontier import reach
 from hf_distinct.files import run_lock
@@ -37,6 +36,7 @@ from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.runs.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
+from hf_distinct.text.problems import refuse
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data.images import ImageError, picture_files
 from hf_distinct.files import run_lock
 from hf_distinct.inference.captioning import Captioner
@@ -30,6 +29,7 @@ from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_sett
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, own_files
 from hf_distinct.scorer import ClipScorer, shipped
+from hf_distinct.text.problems import refuse
 
 SHOWN = 1000  # about 5 MB
 logger = logging.getLogger("caption")

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.evaluation import caption_statistics
@@ -42,6 +41,7 @@ from hf_distinct.runs.dataset_settings import DatasetSettings, is_shipped
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer, shipped_or_named
+from hf_distinct.text.problems import refuse
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 CLIPS = {"judge": "judge", "scorer": "scorer"}

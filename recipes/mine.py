@@ -23,7 +23,6 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset, Image
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.images import decode_image
@@ -39,6 +38,7 @@ from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer
+from hf_distinct.text.problems import refuse
 
 SCORER = {"scorer": "scorer"}
 """The setting that names the CLIP, and the shipped one that speaks of emoji scenes by default."""

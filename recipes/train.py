@@ -28,11 +28,9 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.checks.fit import check_fit, training_problems
-from hf_distinct.checks.problems import attempt, refuse
 from hf_distinct.data import embed_dataset
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.embedding_cache import cache_names
-from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.emoji.dataset import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
@@ -43,15 +41,20 @@ from hf_distinct.files.model_names import is_shipped
 from hf_distinct.gallery import Gallery
 from hf_distinct.hub.model_card import Sample
 from hf_distinct.hub.transfer import hub_token, pull, push_folder
+from hf_distinct.inference.captioner_fit import check_fit
 from hf_distinct.inference.pipelines import load_captioner, save_processors
 from hf_distinct.reporting import format_table
-from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
+from hf_distinct.reporting.contrast_rows import ContrastRow
+from hf_distinct.reporting.contrast_sheet import write_contrast_sheet
 from hf_distinct.rewards.appraiser import found_rewards
-from hf_distinct.runs.arguments import Told, changed_settings, clear_errors, parse_settings
+from hf_distinct.runs.arguments import Told, clear_errors, parse_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, output_problems, own_files, write_json
 from hf_distinct.scorer import ClipScorer
+from hf_distinct.settings import changed_settings
+from hf_distinct.text.problems import attempt, refuse
+from hf_distinct.training.fit import training_problems
 
 CONFIGS = Path(__file__).parent / "configs"
 EMOJI = {"train_size": 4000, "scenes_seed": 0}

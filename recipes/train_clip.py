@@ -30,9 +30,6 @@ from datasets import Image as ImageFeature
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_distinct.checks.finite import step_problems, weight_problems
-from hf_distinct.checks.problems import refuse
-from hf_distinct.clip.training import CaptionedImages, evaluate, loss_of
 from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.emoji.scenes import nouns
@@ -45,6 +42,9 @@ from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
 from hf_distinct.scorer import ClipScorer, save_open_clip
+from hf_distinct.text.problems import refuse
+from hf_distinct.training.clip_training import CaptionedImages, evaluate, loss_of
+from hf_distinct.training.finite import step_problems, weight_problems
 from hf_distinct.training.interruption import Interruption, leave
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}

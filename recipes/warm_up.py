@@ -28,8 +28,6 @@ from transformers import (
     set_seed,
 )
 
-from hf_distinct.checks.fit import decoder_positions
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
@@ -39,11 +37,13 @@ from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.gallery import Gallery
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
+from hf_distinct.inference.captioner_fit import decoder_positions
 from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_tokenizer
 from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
+from hf_distinct.text.problems import refuse
 from hf_distinct.training.teacher_forcing import TeacherForcing
 
 logger = logging.getLogger("warm_up")

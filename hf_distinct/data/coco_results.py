@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import read_json, take, take_id
-from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS, is_missing
+from hf_distinct.data.texts import is_missing
+from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
 logger = logging.get_logger(__name__)
 

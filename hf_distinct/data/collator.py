@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import decode_pixels
 from hf_distinct.data.workers import share

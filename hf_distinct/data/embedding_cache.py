@@ -17,7 +17,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.parts import Parts
 from hf_distinct.data.table import read_object
 from hf_distinct.files.disk_space import check_room

@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from hf_distinct.data.caption_embeddings import ARRAYS, CaptionEmbeddings
 from hf_distinct.data.embedding_cache import MANIFEST
-from hf_distinct.data.embeddings import ARRAYS, CaptionEmbeddings
 from hf_distinct.data.neighbours import FILE, FOLDER_NAME, Neighbours
 from hf_distinct.data.table import read_object
 from hf_distinct.data.texts import is_storable

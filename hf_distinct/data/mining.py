@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_distinct.data.embeddings import POLL_SECONDS, CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
+from hf_distinct.data.embeddings import POLL_SECONDS
 from hf_distinct.data.neighbours import Neighbours
 from hf_distinct.data.parts import Parts, this_process
 from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows

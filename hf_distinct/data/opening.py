@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data.table import read_json, refuse_settings
 from hf_distinct.data.texts import MAX_TEXT_BYTES, decode_text, read_bytes
 from hf_distinct.files.fence import GIVE_IT, Fence, is_address
 from hf_distinct.files.yaml_files import parse_yaml
+from hf_distinct.text.problems import refuse
 
 SAVED = ("dataset_dict.json", "dataset_info.json")
 CARDS = ("README.md", ".huggingface.yaml")

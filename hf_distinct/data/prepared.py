@@ -16,7 +16,7 @@ from hf_distinct.data.skips import NAMES_SHOWN, Skips
 from hf_distinct.data.table import clean_captions
 
 if TYPE_CHECKING:
-    from hf_distinct.data.embeddings import CaptionEmbeddings
+    from hf_distinct.data.caption_embeddings import CaptionEmbeddings
     from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.evaluation.retrieval import retrieval_ranks
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
+
 if TYPE_CHECKING:
     from hf_distinct.data.skips import Skips
 
-# A caption longer than this is a pasted article, not a caption: CLIP reads 77 tokens, about 300 characters.
-MAX_CAPTION_CHARACTERS = 1000
 # Of a list of captions, and of the text of one picture: a sparse file of 8 GiB takes no room on disk.
 MAX_FILE_BYTES = 4 << 30
 MAX_TEXT_BYTES = 16 << 20

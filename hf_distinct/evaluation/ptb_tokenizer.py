@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS
 from hf_distinct.evaluation.ptb_characters import DIGITS, LETTERS, MARKS, SIGNS
 from hf_distinct.evaluation.unspaced import is_unspaced, split_unspaced
+from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
 logger: Any = logging.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 from hf_distinct import losses
-from hf_distinct.captioner import captioner_in, encode, token_logits
+from hf_distinct.captioner import captioner_in, checkpointing, encode, token_logits
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.generation.greedy import generate_with_greedy
@@ -21,7 +21,6 @@ from hf_distinct.generation.labels import decode, join_labels
 from hf_distinct.generation.logits_processors import NoRepeatNGrams
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.generation.word_limits import forbidden_tokens
-from hf_distinct.training.gradient_checkpointing import checkpointing
 
 
 @dataclass

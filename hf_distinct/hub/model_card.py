@@ -150,7 +150,7 @@ def write_model_card(
         base_model: The model that the training started from: a Hub id or a path.
         model_license: Its licence, as the Hub calls it: `apache-2.0`.
         data_license: That of the data, in words.
-        settings: What the training was told, by name; see `hf_distinct.runs.arguments.changed_settings`.
+        settings: What the training was told, by name; see `hf_distinct.settings.changed_settings`.
         metrics: Measured values by system and name, as in `metrics.json`: `{"before": {...}, "after": {...}, ...}`.
             Those of `"after"`, or of the last system, also become the card's `model-index`, which the Hub shows.
         samples: Pictures with captions.

@@ -17,9 +17,9 @@ from transformers.utils import logging
 
 from hf_distinct.data.mined import link_or_copy
 from hf_distinct.discriminator import FILE as DISCRIMINATOR
+from hf_distinct.files import checkpoints
 from hf_distinct.hub.transfer import REQUIRED_FILES, commit_files, model_files, prepare_repo, push_folder
 from hf_distinct.text.portable import portable_file, portable_values
-from hf_distinct.training import checkpoints
 
 logger = logging.get_logger(__name__)
 

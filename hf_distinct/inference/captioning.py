@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
-from hf_distinct.checks.fit import check_fit
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, warn_of_losses
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
@@ -24,6 +23,7 @@ from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.labels import decode
 from hf_distinct.generation.rollouts import ONE_CAPTION, generate_labels, rollout_config
+from hf_distinct.inference.captioner_fit import check_fit
 from hf_distinct.inference.pipelines import load_captioner
 from hf_distinct.scorer import ClipScorer, scorer_problems
 

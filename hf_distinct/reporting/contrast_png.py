@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_distinct.reporting.contrast_sheet import (
+from hf_distinct.reporting.contrast_rows import (
     IMAGE_SIZE,
     LEGEND,
     SIMILAR_IN_COLUMN,

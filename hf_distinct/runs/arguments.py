@@ -20,12 +20,14 @@ from transformers.utils import logging
 
 from hf_distinct.files.yaml_files import parse_yaml
 from hf_distinct.runs.logs import lasting_output
+from hf_distinct.settings import changed_settings
 from hf_distinct.text.escaping import plain, plain_lines
 from hf_distinct.training.interruption import Signalled, ended_from_inside
 
 logger = logging.get_logger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
 Told = Mapping[str, Sequence[str]]
 """What the command line sets: the words after each ``--name``, by name."""
 
@@ -147,25 +149,6 @@ def parse_settings(
         return parser.parse_args_into_dataclasses(from_file + argv)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
-
-
-def changed_settings(settings: Any) -> dict[str, Any]:
-    """What was set to something else than its default.
-
-    Args:
-        settings: an instance of a dataclass; what has no default counts as set, one kind of nothing for another not.
-
-    Returns:
-        Values by name, in the order of the dataclass.
-    """
-    changed = {}
-    for field in dataclasses.fields(settings):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = getattr(settings, field.name)
-        nothing = value in (None, "") and default in (None, "")
-        if field.init and value != default and not nothing:
-            changed[field.name] = value
-    return changed
 
 
 def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 
-from hf_distinct.checks.problems import refuse
 from hf_distinct.data import ensure_splits, load_captions
 from hf_distinct.files.model_names import SHIPPED, is_shipped, shipped, shipped_or_named
+from hf_distinct.text.problems import refuse
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

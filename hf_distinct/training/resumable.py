@@ -15,12 +15,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_distinct.checks.finite import REMEDY, gradient_problems, scaler_problems, weight_problems
 from hf_distinct.distributed.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
-from hf_distinct.files import run_lock
+from hf_distinct.files import checkpoints, run_lock
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.safe_loading import refuse_code
-from hf_distinct.training import checkpoints
+from hf_distinct.training.finite import REMEDY, gradient_problems, scaler_problems, weight_problems
 from hf_distinct.training.interruption import Interruption, leave
 
 logger = logging.get_logger(__name__)
@@ -49,7 +48,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self._saved_step, self._seen_step = step, step
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; see `hf_distinct.training.checkpoints.choose` for ``resume_from_checkpoint``.
+        """As the parent's; see `hf_distinct.files.checkpoints.choose` for ``resume_from_checkpoint``.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once there is a checkpoint.

@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.files import checkpoints
 from hf_distinct.rewards.appraiser import Appraiser
-from hf_distinct.training import checkpoints
 from hf_distinct.training.alarms import AlarmCallback
 from hf_distinct.training.origin import differences, refusals, rewards_differ
 from hf_distinct.training.void_steps import VoidSteps

@@ -18,9 +18,6 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct.captioner import caption_logits, captioner_in, encode
-from hf_distinct.checks.finite import loss_problems
-from hf_distinct.checks.fit import check_fit, decoder_positions
-from hf_distinct.checks.settings import idle_precision
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.workers import fit_trainer
@@ -28,9 +25,12 @@ from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.evaluation.diversity import unique_share
 from hf_distinct.gallery import Gallery
 from hf_distinct.generation.guidance import drop_images
+from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.training.alarms import AlarmCallback, Bound, bounds
+from hf_distinct.training.finite import loss_problems
 from hf_distinct.training.resumable import ResumableTrainer
+from hf_distinct.training.settings import idle_precision
 from hf_distinct.training.training_data import EpochCallback, seed_of_data
 
 logger = logging.get_logger(__name__)

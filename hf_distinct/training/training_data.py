@@ -10,8 +10,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.collator import CaptionCollator
-from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
+from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.scorer import ClipScorer

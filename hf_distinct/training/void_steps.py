@@ -8,7 +8,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import gather_object
 from transformers.utils import logging
 
-from hf_distinct.checks.finite import REMEDY
+from hf_distinct.training.finite import REMEDY
 
 logger = logging.get_logger(__name__)
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from hf_distinct import Captioner, emoji_scenes
 from hf_distinct.data.images import ImageError, decode_image, picture_files
-from hf_distinct.data.texts import MAX_CAPTION_CHARACTERS
 from hf_distinct.runs.arguments import clear_errors, parse_settings
 from hf_distinct.scorer import ClipScorer, shipped
+from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
 SAMPLES = 10
 FOUND, EXAMPLES = 10, 20

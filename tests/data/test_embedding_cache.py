@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from hf_distinct.data import embeddings as embeddings_module
+from hf_distinct.data.caption_embeddings import EmbeddedRows
 from hf_distinct.data.embedding_cache import EmbeddingCache, cache_name
-from hf_distinct.data.embeddings import EmbeddedRows, embed_dataset
+from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.table import caption_features
 
 

@@ -6,7 +6,8 @@ import torch
 from datasets import Image
 from PIL import Image as PILImage
 
-from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
+from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.images import to_rgb
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.mining import MiningSettings, _Search, find_neighbours, mine_neighbours
 
 # Unit vectors whose products are exact in floating point, whatever the order of the sums: entries are 0, +-1 or +-1/2.

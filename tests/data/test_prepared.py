@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.prepared import (
     as_captioned,
     as_evaluated,

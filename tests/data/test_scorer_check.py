@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.scorer_check import ScorerCheck, check_scorer
 
 

@@ -32,8 +32,8 @@ from datasets import Dataset
 from PIL import Image as PILImage
 
 from hf_distinct.data import load_captions
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.coco_results import read_coco_references, read_coco_results
-from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mined import write_portable
 from hf_distinct.data.neighbours import FILE, Neighbours

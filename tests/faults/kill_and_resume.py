@@ -35,7 +35,7 @@ import tiny
 import torch
 from transformers import TrainerCallback
 
-from hf_distinct.training import checkpoints
+from hf_distinct.files import checkpoints
 
 STEPS, SAVE_STEPS, IMAGES, BATCH = 24, 3, 22, 4
 PATIENCE = 60  # seconds that the others have to end in, after one was killed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_distinct.training import checkpoints
+from hf_distinct.files import checkpoints
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DDP = ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_distinct.training import checkpoints
+from hf_distinct.files import checkpoints
 from hf_distinct.training.void_steps import SKIPPED_IN_A_ROW
 
 

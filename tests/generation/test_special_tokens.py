@@ -5,9 +5,9 @@ import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_distinct.checks.fit import captioner_problems
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
+from hf_distinct.inference.captioner_fit import captioner_problems
 
 FAMILIES = {  # the tokens that a tokenizer brings; start, end and padding of captions
     "bert": ({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}, ("[CLS]", "[SEP]", "[PAD]")),

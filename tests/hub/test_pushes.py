@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_distinct.discriminator import Discriminator
+from hf_distinct.files.checkpoints import damage
 from hf_distinct.hub import transfer as pushing
-from hf_distinct.training.checkpoints import damage
 
 NAME = f"{USER}/run"
 MODEL = {

@@ -12,7 +12,7 @@ import tiny
 from safetensors.torch import load_file
 
 from hf_distinct import ClipScorer, RLCaptionConfig, load_captions
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COUNT = 60

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from hf_distinct import ClipScorer, push_folder
+from hf_distinct.files.checkpoints import damage
 from hf_distinct.hub.model_card import write_model_card
-from hf_distinct.training.checkpoints import damage
 
 PERSON = "jane-doe-of-mars"
 COUNT = 12

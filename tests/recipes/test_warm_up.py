@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from hf_distinct.data import load_captions
+from hf_distinct.files import checkpoints
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.inference.pipelines import load_image_processor
-from hf_distinct.training import checkpoints
 
 CAPTIONS = ["a red dog", "a blue cat on a mat"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hf_distinct.config import RLCaptionConfig
-from hf_distinct.runs.arguments import GIVES_WAY, changed_settings, clear_errors, parse_settings
+from hf_distinct.runs.arguments import GIVES_WAY, clear_errors, parse_settings
+from hf_distinct.settings import changed_settings
 
 
 @dataclass

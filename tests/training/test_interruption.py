@@ -10,7 +10,7 @@ import sys
 import pytest
 from transformers import TrainerCallback
 
-from hf_distinct.training import checkpoints
+from hf_distinct.files import checkpoints
 from hf_distinct.training.interruption import Interruption
 
 

@@ -15,9 +15,9 @@ import tiny
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
-from hf_distinct.checks.finite import LEAST_SCALE, scaler_problems
+from hf_distinct.files import checkpoints
 from hf_distinct.gallery import Gallery
-from hf_distinct.training import checkpoints
+from hf_distinct.training.finite import LEAST_SCALE, scaler_problems
 from hf_distinct.training.teacher_forcing import UNUSED, TeacherForcing, teacher_forcing_problems
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_distinct.checks.finite import not_finite, step_problems, weight_problems
+from hf_distinct.training.finite import not_finite, step_problems, weight_problems
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

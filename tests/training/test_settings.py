@@ -13,7 +13,8 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 import hf_distinct
 from hf_distinct import RLCaptionConfig
-from hf_distinct.checks.settings import REFUSED, settings_problems
+from hf_distinct.settings import REFUSED
+from hf_distinct.training.settings import settings_problems
 
 pytestmark = pytest.mark.both_ends
 TESTS = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ CHANGES_A_STEP = {
 SHOWN_BY = {
     "activation_checkpointing": "test_trainer_options.py::test_checkpointed_layers_run_again_by_their_new_name",
     "activation_checkpointing_kwargs": "test_trainer_options.py::test_checkpointed_layers_run_again_by_their_new_name",
-    "accelerator_config": "checks/test_settings.py::test_batches_are_made_by_every_process",
+    "accelerator_config": "training/test_settings.py::test_batches_are_made_by_every_process",
     "alarm_cider_floor": "training/test_alarms.py::test_a_figure_out_of_its_bounds_twice_in_a_row_raises_an_alarm",
     "alarms": "training/test_alarms.py::test_who_only_warns_stops_nothing_and_who_is_off_says_nothing",
     "bf16": "test_trainer_options.py::test_half_precision_takes_nearly_the_step_of_full_precision",
@@ -68,8 +69,8 @@ SHOWN_BY = {
     "deepspeed": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
     "eval_on_start": "training/test_evaluating.py::test_an_evaluation_at_the_start_stays_asked_for_after_an_error",
     "eval_strategy": "test_trainer_evaluation.py::test_evaluation_within_training_does_not_change_it",
-    "fp16": "checks/test_settings.py::test_fp16_on_a_cpu_is_float32",
-    "full_determinism": "checks/test_settings.py::test_a_step_is_possible_by_deterministic_algorithms",
+    "fp16": "training/test_settings.py::test_fp16_on_a_cpu_is_float32",
+    "full_determinism": "training/test_settings.py::test_a_step_is_possible_by_deterministic_algorithms",
     "generation_config": "training/test_evaluating.py::test_a_generation_config_of_the_settings_is_the_captioners",
     "generation_max_length": "training/test_evaluating.py::test_settings_of_generation_rule_captions",
     "generation_num_beams": "training/test_evaluating.py::test_settings_of_generation_rule_captions",
@@ -77,14 +78,14 @@ SHOWN_BY = {
     "gradient_checkpointing": "test_trainer_options.py::test_the_encoder_is_checkpointed_too",
     "gradient_checkpointing_kwargs": "test_trainer_options.py::test_the_encoder_is_checkpointed_too",
     "greater_is_better": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
-    "group_by_length": "checks/test_settings.py::test_rows_have_one_order",
+    "group_by_length": "training/test_settings.py::test_rows_have_one_order",
     "hub_always_push": "hub/test_pushes.py::test_every_save_is_a_commit_of_model_and_card",
     "hub_model_id": "hub/test_pushes.py::test_every_save_is_a_commit_of_model_and_card",
     "hub_private_repo": "hub/test_transfer.py::test_a_private_repository_is_for_nobody_else",
     "hub_revision": "hub/test_transfer.py::test_a_push_to_a_branch_leaves_main_alone",
     "hub_strategy": "hub/test_pushes.py::test_a_run_goes_on_exactly_from_what_was_pushed_of_a_checkpoint",
     "hub_token": "faults/test_safety.py::test_a_token_is_in_nothing_that_a_run_leaves_or_says",
-    "length_column_name": "checks/test_settings.py::test_rows_have_one_order",
+    "length_column_name": "training/test_settings.py::test_rows_have_one_order",
     "load_best_model_at_end": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
     "log_samples": "test_trainer_steps.py::test_what_a_log_line_says",
     "max_grad_norm": "test_trainer_options.py::test_a_clipped_step_has_the_length_that_was_asked_for",
@@ -97,11 +98,11 @@ SHOWN_BY = {
     "pool_other_processes": "distributed/test_two_processes.py::test_both_remember_the_same_texts_and_images",
     "push_to_hub": "hub/test_pushes.py::test_every_save_is_a_commit_of_model_and_card",
     "remove_unused_columns": "test_config.py::test_what_contradicts_itself_is_an_error",
-    "resume_from_checkpoint": "training/test_checkpoints.py::test_a_path_is_taken_as_it_is",
+    "resume_from_checkpoint": "files/test_checkpoints.py::test_a_path_is_taken_as_it_is",
     "save_strategy": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
-    "save_total_limit": "training/test_checkpoints.py::test_the_oldest_are_removed_but_never_the_newest_nor_the_best",
+    "save_total_limit": "files/test_checkpoints.py::test_the_oldest_are_removed_but_never_the_newest_nor_the_best",
     "skip_memory_metrics": "training/test_evaluating.py::test_an_evaluation_measures_time_and_memory",
-    "train_sampling_strategy": "checks/test_settings.py::test_rows_have_one_order",
+    "train_sampling_strategy": "training/test_settings.py::test_rows_have_one_order",
     "use_cpu": "test_config.py::test_the_processor_is_chosen_only_where_there_is_nothing_else",
 }  # fmt: skip
 

@@ -1,21 +1,15 @@
-"""Whether captioner, tokenizer, image processor, scorer, data, rewards and settings fit together.
-
-All of it is found out before anything is embedded.
-
-Each ``..._problems`` yields sentences, one for each thing that does not fit; [`check_fit`] raises them all at once.
-"""
+"""Whether captioner, tokenizer and image processor fit together, and the captioner can caption at all."""
 
 from __future__ import annotations
 
 import copy
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -27,20 +21,11 @@ from transformers import (
 )
 
 from hf_distinct.captioner import caption_logits, end_ids, without_adapters
-from hf_distinct.checks.problems import refuse
-from hf_distinct.checks.settings import settings_problems
 from hf_distinct.data.images import to_pixel_values
-from hf_distinct.data.prepared import embeddings_problems, neighbours_problems
 from hf_distinct.data.skips import NAMES_SHOWN
 from hf_distinct.distributed.zero3 import gathered
 from hf_distinct.generation.rollouts import ONE_CAPTION, longest_caption
-from hf_distinct.rewards.appraiser import contrast_problems, reward_problems
-
-if TYPE_CHECKING:
-    from hf_distinct.config import RLCaptionConfig
-    from hf_distinct.data.embeddings import CaptionEmbeddings
-    from hf_distinct.rewards import Reward
-    from hf_distinct.scorer import ClipScorer
+from hf_distinct.text.problems import refuse
 
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 NAMED_TOKENS = (
@@ -82,40 +67,15 @@ def check_fit(
     refuse(problems, picture_problems(captioner, image_processor) if not problems else ())
 
 
-def training_problems(
-    args: RLCaptionConfig,
-    *,
-    train_dataset: Dataset | None,
-    eval_dataset: Any,
-    scorer: ClipScorer | None,
-    rewards: Sequence[str | Reward] | None,
-    caption_metrics: Any,
-    embeddings: CaptionEmbeddings | None = None,
-) -> Iterator[str]:
-    """What a training by reinforcement is made of beside the captioner, and does not bear out the rest.
-
-    Args:
-        args: the settings.
-        train_dataset: as `as_captioned` returns it. It, scorer and rewards are None if there was a problem with them.
-        eval_dataset: a dataset, a dict of them by name, or None.
-        scorer: the CLIP that rewards.
-        rewards: as `found_rewards` returns them.
-        caption_metrics: what an evaluation computes, or None.
-        embeddings: those that were given for ``train_dataset``.
-    """
-    if train_dataset is not None:
-        yield from batch_problems(train_dataset, args)
-        yield from neighbours_problems(train_dataset, "train_dataset", args.pool_neighbours)
-        columns = train_dataset.column_names
-        yield from settings_problems(
-            args, eval_dataset=eval_dataset, caption_metrics=caption_metrics, train_columns=columns
+def launch_problems(args: TrainingArguments) -> Iterator[str]:
+    """One process with several GPUs, for which the Trainer would take nn.DataParallel."""
+    if args.n_gpu > 1:
+        yield (
+            f"This process sees {args.n_gpu} GPUs, and the Trainer would split each batch among them by "
+            "nn.DataParallel, which hf_distinct does not support. Start one process for each GPU: `accelerate launch "
+            f"--multi_gpu --num_processes {args.n_gpu} SCRIPT ...`; or make only one visible: "
+            "`CUDA_VISIBLE_DEVICES=0`."
         )
-        if embeddings is not None:
-            yield from embeddings_problems(train_dataset, embeddings, "train_dataset", scorer)
-        if rewards is not None:
-            yield from reward_problems(rewards, columns, args.reward_weights)
-    if rewards is not None:
-        yield from contrast_problems(rewards, args)
 
 
 def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
@@ -265,27 +225,6 @@ def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
     except (ValueError, TypeError) as error:
         told = " ".join(str(error).split())
         yield f"The captioner cannot be saved as it is configured: {told} (see model.generation_config.)"
-
-
-def launch_problems(args: TrainingArguments) -> Iterator[str]:
-    """One process with several GPUs, for which the Trainer would take nn.DataParallel."""
-    if args.n_gpu > 1:
-        yield (
-            f"This process sees {args.n_gpu} GPUs, and the Trainer would split each batch among them by "
-            "nn.DataParallel, which hf_distinct does not support. Start one process for each GPU: `accelerate launch "
-            f"--multi_gpu --num_processes {args.n_gpu} SCRIPT ...`; or make only one visible: "
-            "`CUDA_VISIBLE_DEVICES=0`."
-        )
-
-
-def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[str]:
-    """Too few rows for one batch, with which the Trainer would end at step 0, in silence."""
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(train_dataset) < batch:
-        yield (
-            f"{len(train_dataset)} training images do not fill one batch of {batch}: lower "
-            "per_device_train_batch_size."
-        )
 
 
 @torch.no_grad()

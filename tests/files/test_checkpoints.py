@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_distinct.training import checkpoints
+from hf_distinct.files import checkpoints
 
 
 def write(folder: Path, step: int, *, sealed: bool = True) -> Path:

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from hf_distinct import Captioner, ClipScorer, RLCaptionConfig, RLCaptionTrainer
-from hf_distinct.checks.fit import check_fit, decoder_positions, launch_problems
-from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.caption_embeddings import CaptionEmbeddings
+from hf_distinct.inference.captioner_fit import check_fit, decoder_positions, launch_problems
 
 pytestmark = pytest.mark.both_ends  # models and generation configs are what transformers makes of them
 

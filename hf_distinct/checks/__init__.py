@@ -1,1 +1,0 @@
-"""What must hold before and during a training; all problems are reported in one error."""
