@@ -33,7 +33,8 @@ from hf_distinct.generation.policy import Policy, Rollouts
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.hub.training_card import scorer_id, write_training_card
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
-from hf_distinct.rewards.appraiser import Appraisal, Appraiser, Rewards, found_rewards
+from hf_distinct.rewards.appraiser import Appraisal, Appraiser
+from hf_distinct.rewards.resolve import Rewards, found_rewards
 from hf_distinct.scorer import ClipScorer, as_scorer, scorer_problems
 from hf_distinct.text.problems import attempt
 from hf_distinct.training.alarms import AlarmCallback
@@ -162,9 +163,8 @@ class RLCaptionTrainer(CaptionTrainer):
         )
         # The loss is a mean over captions; the Trainer must only divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.discriminator = DiscriminatorTrainer(
-            Discriminator(self.scorer.embed_dim).to(args.device), lr=args.discriminator_lr
-        )
+        discriminator = Discriminator(self.scorer.embed_dim).to(args.device)
+        self.discriminator = DiscriminatorTrainer(discriminator, lr=args.discriminator_lr)
         self.appraiser = Appraiser(
             args,
             scorer=self.scorer,
@@ -387,14 +387,11 @@ class RLCaptionTrainer(CaptionTrainer):
             self.discriminator.discriminator.load(str(self.state.best_model_checkpoint))
 
     def write_card(self, folder: str | Path, **facts: Any) -> Path:
-        """Write the card of the training as it stands.
+        """Write the card of the training as it stands, and return its path.
 
         Args:
             folder: where to.
             facts: arguments of [`hf_distinct.hub.model_card.write_model_card`], beside those in ``self.card``.
-
-        Returns:
-            The path of the card.
         """
         known: dict[str, Any] = {
             "base_model": getattr(self.model.config, "_name_or_path", None),

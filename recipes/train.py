@@ -46,7 +46,7 @@ from hf_distinct.inference.pipelines import load_captioner, save_processors
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_rows import ContrastRow
 from hf_distinct.reporting.contrast_sheet import write_contrast_sheet
-from hf_distinct.rewards.appraiser import found_rewards
+from hf_distinct.rewards.resolve import found_rewards
 from hf_distinct.runs.arguments import Told, clear_errors, parse_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,15 @@ from transformers.utils import logging
 
 from hf_distinct import losses
 from hf_distinct.config import RLCaptionConfig
-from hf_distinct.data.collator import OWN_COLUMNS
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.distributed.gathering import gather_rows, own_part
 from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
 from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
-from hf_distinct.rewards.resolve import BUILT_IN_REWARDS
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
 
-LOGGED_NAMES = ("total", "discriminator")
 REWARDED = ("rollouts", "references")
 
 
@@ -329,63 +326,6 @@ class Appraiser:
         self.discriminator.load_state_dict(state["discriminator"])
         self.memory.clear()
         self.memory.extend(state["memory"])
-
-
-Rewards = str | Callable[..., Any] | Reward | Sequence[str | Callable[..., Any] | Reward]
-
-
-def found_rewards(rewards: Rewards) -> list[str | Reward]:
-    """One reward or several, each found where it is named; those of this package stay names: they need the captions.
-
-    Raises:
-        ValueError: see `hf_distinct.rewards.resolve_reward`; or there is none.
-    """
-    several: Any = rewards if isinstance(rewards, (list, tuple)) else [rewards]
-    if not several:
-        raise ValueError("rewards is empty; give at least one, e.g. 'contrastive'.")
-    return [each if each in BUILT_IN_REWARDS else resolve_reward(each) for each in several]
-
-
-def reward_problems(
-    rewards: Sequence[str | Reward], columns: Sequence[str], weights: Sequence[float] | None = None
-) -> Iterator[str]:
-    """Say what keeps these rewards from being used together, or with a dataset.
-
-    Args:
-        rewards: as `found_rewards` gives them.
-        columns: names of the dataset's columns.
-        weights: of the rewards, if there are any.
-    """
-    if weights is not None and len(weights) != len(rewards):
-        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set as many of both."
-    names = Counter(reward if isinstance(reward, str) else reward.name for reward in rewards)
-    for name, count in names.items():
-        if count > 1:
-            yield (
-                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
-                "CallableReward(function, name)."
-            )
-        if name in LOGGED_NAMES:
-            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
-    for reward in rewards:
-        if isinstance(reward, CallableReward):
-            yield from reward.problems([name for name in columns if name not in OWN_COLUMNS])
-
-
-def contrast_problems(rewards: Sequence[str | Reward], args: RLCaptionConfig) -> Iterator[str]:
-    """Say whether a contrastive reward would have nothing to contrast with.
-
-    Args:
-        rewards: as `found_rewards` gives them.
-        args: the settings of pools and batches.
-    """
-    contrasts = any(str(each).startswith("contrastive") or isinstance(each, ContrastiveReward) for each in rewards)
-    images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
-    if contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
-        yield (
-            "A contrastive reward needs something to contrast with, and the batch has one image: raise "
-            "per_device_train_batch_size, or set pool_neighbours or memory_batches."
-        )
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:

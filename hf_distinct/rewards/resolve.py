@@ -139,3 +139,18 @@ _NO_MODELS = (
 def _suggestion(name: str, known: Any) -> str:
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+Rewards = str | Callable[..., Any] | Reward | Sequence[str | Callable[..., Any] | Reward]
+
+
+def found_rewards(rewards: Rewards) -> list[str | Reward]:
+    """One reward or several, each found where it is named; those of this package stay names: they need the captions.
+
+    Raises:
+        ValueError: see `hf_distinct.rewards.resolve_reward`; or there is none.
+    """
+    several: Any = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    if not several:
+        raise ValueError("rewards is empty; give at least one, e.g. 'contrastive'.")
+    return [each if each in BUILT_IN_REWARDS else resolve_reward(each) for each in several]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from hf_distinct.data.collator import OWN_COLUMNS
 from hf_distinct.data.prepared import embeddings_problems, neighbours_problems
-from hf_distinct.rewards.appraiser import contrast_problems, reward_problems
+from hf_distinct.rewards import ContrastiveReward
+from hf_distinct.rewards.callable import CallableReward
 from hf_distinct.training.settings import settings_problems
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from hf_distinct.data.caption_embeddings import CaptionEmbeddings
     from hf_distinct.rewards import Reward
     from hf_distinct.scorer import ClipScorer
+
+LOGGED_NAMES = ("total", "discriminator")
 
 
 def training_problems(
@@ -62,4 +67,46 @@ def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[st
         yield (
             f"{len(train_dataset)} training images do not fill one batch of {batch}: lower "
             "per_device_train_batch_size."
+        )
+
+
+def reward_problems(
+    rewards: Sequence[str | Reward], columns: Sequence[str], weights: Sequence[float] | None = None
+) -> Iterator[str]:
+    """Say what keeps these rewards from being used together, or with a dataset.
+
+    Args:
+        rewards: as `found_rewards` gives them.
+        columns: names of the dataset's columns.
+        weights: of the rewards, if there are any.
+    """
+    if weights is not None and len(weights) != len(rewards):
+        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set as many of both."
+    names = Counter(reward if isinstance(reward, str) else reward.name for reward in rewards)
+    for name, count in names.items():
+        if count > 1:
+            yield (
+                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
+                "CallableReward(function, name)."
+            )
+        if name in LOGGED_NAMES:
+            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
+    for reward in rewards:
+        if isinstance(reward, CallableReward):
+            yield from reward.problems([name for name in columns if name not in OWN_COLUMNS])
+
+
+def contrast_problems(rewards: Sequence[str | Reward], args: RLCaptionConfig) -> Iterator[str]:
+    """Say whether a contrastive reward would have nothing to contrast with.
+
+    Args:
+        rewards: as `found_rewards` gives them.
+        args: the settings of pools and batches.
+    """
+    contrasts = any(str(each).startswith("contrastive") or isinstance(each, ContrastiveReward) for each in rewards)
+    images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
+    if contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
+        yield (
+            "A contrastive reward needs something to contrast with, and the batch has one image: raise "
+            "per_device_train_batch_size, or set pool_neighbours or memory_batches."
         )

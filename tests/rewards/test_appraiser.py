@@ -10,7 +10,9 @@ import torch
 
 from hf_distinct import RLCaptionConfig
 from hf_distinct.rewards import CallableReward, SimilarityReward
-from hf_distinct.rewards.appraiser import _advantages, contrast_problems, found_rewards, reward_problems
+from hf_distinct.rewards.appraiser import _advantages
+from hf_distinct.rewards.resolve import found_rewards
+from hf_distinct.training.fit import contrast_problems, reward_problems
 
 R = torch.tensor([[1.0, 2.0, 6.0], [4.0, 0.0, 0.0]])
 SCORED = torch.tensor([[True, False, True], [True, False, False]])
