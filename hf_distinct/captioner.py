@@ -13,7 +13,7 @@ from transformers import VisionEncoderDecoderModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distinct.fast.packing import Packing
+from hf_distinct.fast.packing import Packing, may_pack
 from hf_distinct.fast.shared_cross_attention import share_images
 from hf_distinct.losses import IGNORED_LABEL
 
@@ -97,7 +97,7 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
     packing = Packing(real)
     again = torch.is_grad_enabled() and bool(checkpointed_layers(decoder))
     torchs_own = decoder.config._attn_implementation == "sdpa"
-    if again or not torchs_own or not len(packing.places) or not share_images(decoder):
+    if again or not torchs_own or not len(packing.places) or not share_images(decoder) or not may_pack():
         return caption_logits(model, encoder_hidden_states, labels)[real]
     inputs = _inputs(captioner, labels)[real].unsqueeze(1)
     with packing.in_passes_of(decoder):

@@ -183,6 +183,13 @@ class RLCaptionConfig(LaunchedArguments):
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights."}
     )
+    fast_paths: bool = field(
+        default=True,
+        metadata={
+            "help": "Use accelerations that reach into transformers, torch and open_clip (see `hf_distinct.fast`). "
+            "Without them the results are the same up to rounding."
+        },
+    )
     log_samples: int = field(default=3, metadata={"help": "Number of sampled captions shown at each log line."})
 
     def __post_init__(self) -> None:

@@ -6,20 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_distinct.clip.loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
+from hf_distinct.fast.text_tower import encode_token_ids
 from hf_distinct.files.model_names import shipped, shipped_or_named
 
 __all__ = [
@@ -32,66 +29,6 @@ def clean_caption(caption: str) -> str:
     """A caption as CLIP shall read it: white space stripped, the final full stop removed."""
     caption = caption.strip()
     return caption[:-1].rstrip() if caption.endswith(".") else caption
-
-
-def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor:
-    """Text features of a CLIP model, without computing what follows each text's end.
-
-    open_clip pads every text to the full context. Under causal attention and pooling at the end token (OpenAI's text
-    tower) nothing after that token reaches the features, and a Hugging Face tower masks its padding. There, texts are
-    sorted by length, and each bucket is cut to its longest. Other towers get the padded batch.
-
-    Args:
-        model: an open_clip model.
-        token_ids: ``(n, context)``.
-        bucket: number of texts that are computed together.
-
-    Returns:
-        Features ``(n, d)``, not normalised.
-    """
-    tower = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
-    if isinstance(tower, HFTextEncoder):
-        real = token_ids != tower.config.pad_token_id
-        places = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)
-        lengths, encode = (real * places).amax(dim=1).clamp_min(1), model.encode_text
-    elif _reads_only_to_the_end(tower):
-        lengths, encode = _ends(tower, token_ids) + 1, partial(_causal_features, tower)
-    else:
-        return model.encode_text(token_ids)
-    order = lengths.argsort()
-    features = [encode(token_ids[rows, : int(lengths[rows[-1]])]) for rows in order.split(bucket)]
-    return torch.cat(features)[order.argsort()]
-
-
-def _pooling(tower: Any) -> str:
-    return tower.text_pool_type if isinstance(tower, open_clip.CLIP) else tower.pool_type
-
-
-def _reads_only_to_the_end(tower: Any) -> bool:
-    if not isinstance(tower, (open_clip.CLIP, TextTransformer)) or getattr(tower, "cls_emb", None) is not None:
-        return False
-    return _pooling(tower) in ("argmax", "eos") and tower.attn_mask is not None
-
-
-def _ends(tower: Any, token_ids: Tensor) -> Tensor:
-    """The place that a text tower pools at: ``(n,)``."""
-    if _pooling(tower) == "argmax":
-        return token_ids.argmax(dim=-1)
-    end = tower.text_eos_id if isinstance(tower, open_clip.CLIP) else tower.eos_id
-    return (token_ids == end).int().argmax(dim=-1)
-
-
-def _causal_features(tower: Any, token_ids: Tensor) -> Tensor:
-    """Features of texts ``(n, length)`` under a causal text tower, which may be cut to any length."""
-    length = token_ids.shape[1]
-    hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
-    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
-    rows = torch.arange(len(token_ids), device=token_ids.device)
-    hidden = tower.ln_final(hidden[rows, _ends(tower, token_ids)])
-    projection = tower.text_projection
-    if projection is None:
-        return hidden
-    return projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
 
 
 class ClipScorer:

@@ -28,8 +28,8 @@ from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
 from hf_distinct.distributed.zero3 import generation_ready
-from hf_distinct.fast.gelu import fuse_gelu
-from hf_distinct.generation.policy import Policy, Rollouts
+from hf_distinct.fast import as_set
+from hf_distinct.generation.policy import Policy, Rollouts, prepare_policy
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.hub.training_card import scorer_id, write_training_card
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
@@ -137,9 +137,7 @@ class RLCaptionTrainer(CaptionTrainer):
         for each in [*idle_settings(args, model.generation_config), *scorer_problems(self.scorer, longest)]:
             logger.warning(each)
         fit_trainer(args, image_processor)
-        if args.freeze_encoder:
-            model.encoder.requires_grad_(False)
-        fuse_gelu(model)
+        prepare_policy(model, args)
         self.card = dict(card or {})
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         train_dataset, embeddings = embedded_and_mined(train_dataset, embeddings, self.scorer, args)
@@ -202,6 +200,7 @@ class RLCaptionTrainer(CaptionTrainer):
         batches = map(partial(own_rows, size=self._train_batch_size, accelerator=self.accelerator), epoch_iterator)
         return super().get_batch_samples(batches, *args, **kwargs)
 
+    @as_set
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

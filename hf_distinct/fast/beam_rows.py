@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_distinct.fast.shared_cross_attention import CACHE, ImageCache
+from hf_distinct.fast import usable
+from hf_distinct.fast.shared_cross_attention import CACHE, ImageCache, same_captions
+from hf_distinct.fast.trial_model import END, START, trial_captioner, trial_states_of_all_kinds
 
 
 class BeamRows(ImageCache):
@@ -119,3 +121,16 @@ class BeamRows(ImageCache):
             while self.tokens.shape[1] <= limit and not bool(self._ended().all()):
                 model(decoder_input_ids=unused, use_cache=True, **{CACHE: self})
         return self.tokens
+
+
+def may_choose_beams() -> bool:
+    """Whether [`BeamRows`] may be used."""
+    return usable("beam_rows", _trial)
+
+
+def _trial() -> bool:
+    states = trial_states_of_all_kinds()
+    alone, beside = (BeamRows(states, 3, greedy, START, [END]) for greedy in (False, True))
+    same = all(same_captions(cache, states, num_beams=3, num_return_sequences=2) for cache in (alone, beside))
+    watched = not bool(alone.searching.all())  # else the search does not say which images it is done with
+    return same and watched and beside.finish(trial_captioner(), 12).shape[0] == len(states)

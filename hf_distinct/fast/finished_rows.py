@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_distinct.fast.shared_cross_attention import ImageCache
+from hf_distinct.fast import usable
+from hf_distinct.fast.shared_cross_attention import ImageCache, same_captions
+from hf_distinct.fast.trial_model import END, trial_states_of_all_kinds
 
 SHRINK = 0.8  # of the rows: a pass with as many or fewer that are not finished is worth copying what is kept of them
 
@@ -43,3 +45,13 @@ class DropFinished(ImageCache):
     def restore(self, logits: Tensor) -> Tensor:
         """Zero for captions that have ended."""
         return self.spread(logits)
+
+
+def may_drop_finished() -> bool:
+    """Whether [`DropFinished`] may be used."""
+    return usable("finished_rows", _trial)
+
+
+def _trial() -> bool:
+    states = trial_states_of_all_kinds()
+    return same_captions(DropFinished(states, [END]), states)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_distinct.fast import usable
+
 WIDE = 2**18  # weights of a layer: with as many or fewer, a call of oneDNN costs more than it saves
 
 
@@ -23,7 +25,7 @@ def narrow_products(model: nn.Module) -> Iterator[None]:
     as fast there (`recipes/benchmark.py --size base`, on an AMD EPYC).
     """
     layers: list[Any] = []
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise") and not torch.is_autocast_enabled("cpu"):
+    if not torch.is_autocast_enabled("cpu") and usable("narrow_products", _trial):
         layers = [layer for layer in model.modules() if _is_wide(layer)]
     for layer in layers:
         layer.forward = partial(_multiply, layer)
@@ -45,3 +47,8 @@ def _multiply(layer: Any, hidden: Tensor) -> Tensor:
     """``(..., in)`` become ``(..., out)``."""
     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight  # (out, in)
     return torch.ops.mkldnn._linear_pointwise(hidden, weight, layer.bias, "none", [], "")
+
+
+def _trial() -> bool:
+    hidden, layer = torch.randn(3, 5, device="cpu"), nn.Linear(5, 7, device="cpu", dtype=torch.float32)
+    return torch.allclose(_multiply(layer, hidden.float()), layer(hidden.float()), atol=1e-5)

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+from hf_distinct.fast import usable
+from hf_distinct.fast.shared_cross_attention import share_images
+from hf_distinct.fast.trial_model import PER_IMAGE, same, trial_captioner, trial_states, trial_tokens
 
 
 class Packing:
@@ -50,3 +56,28 @@ class Packing:
             for layer in layers:
                 if layer.is_cross_attention:
                     layer.packing = None
+
+
+def may_pack() -> bool:
+    """Whether [`Packing`] may be used."""
+    return usable("packing", _trial)
+
+
+def _trial() -> bool:
+    model, states, tokens = trial_captioner(), trial_states(), trial_tokens()
+    real = torch.arange(tokens.shape[1]) < torch.tensor([6, 2, 4, 1, 5, 3])[:, None]
+
+    def logits(states: Tensor, tokens: Tensor, **settings: Any) -> Tensor:
+        outputs: Any = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+        mask = torch.ones_like(tokens)
+        return model(
+            encoder_outputs=outputs, decoder_input_ids=tokens, decoder_attention_mask=mask, use_cache=False, **settings
+        ).logits
+
+    expected = logits(states.repeat_interleave(PER_IMAGE, dim=0), tokens)[real]
+    packing = Packing(real)
+    if not share_images(model.decoder):
+        return False
+    with packing.in_passes_of(model.decoder):
+        found = logits(states, tokens[real].unsqueeze(1), decoder_position_ids=packing.positions).squeeze(1)
+    return same(found, expected)

@@ -12,6 +12,9 @@ from transformers import DynamicCache, EncoderDecoderCache, VisionEncoderDecoder
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from hf_distinct.fast import usable
+from hf_distinct.fast.trial_model import PER_IMAGE, same, trial_captioner, trial_states, trial_tokens
+
 # What transformers calls a cache among a model's arguments, and those of its layers; 5.24 renamed it.
 CACHE = "cache" if "cache" in signature(VisionEncoderDecoderModel.forward).parameters else "past_key_values"
 
@@ -88,11 +91,13 @@ def share_images(decoder: nn.Module) -> bool:
     again of the same decoder, it does nothing.
 
     Returns:
-        Whether this decoder can: GPT-2 can. For others, the encoder states must be repeated.
+        Whether this decoder can: GPT-2 can, while accelerations are on. Else the encoder states must be repeated.
     """
     layers = [
         module for module in decoder.modules() if isinstance(module, GPT2Attention) and module.is_cross_attention
     ]
+    if not layers or not usable("shared_cross_attention", _trial):
+        return False
     layer: Any
     for layer in layers:
         if not hasattr(layer, "captions"):
@@ -100,7 +105,18 @@ def share_images(decoder: nn.Module) -> bool:
             layer.packing = None  # of that pass, see `packing.py`
             layer.register_forward_pre_hook(_fold, with_kwargs=True)
             layer.register_forward_hook(_unfold, with_kwargs=True)
-    return bool(layers)
+    return True
+
+
+def _trial() -> bool:
+    model, states, tokens = trial_captioner(), trial_states(), trial_tokens()
+
+    def logits(states: Tensor) -> Tensor:
+        outputs: Any = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+        return model(encoder_outputs=outputs, decoder_input_ids=tokens, use_cache=False).logits
+
+    expected = logits(states.repeat_interleave(PER_IMAGE, dim=0))
+    return share_images(model.decoder) and same(logits(states), expected)
 
 
 def _fold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -126,3 +142,23 @@ def _unfold(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: 
 def _rows(layer: Any, kwargs: dict[str, Any]) -> Any:
     """What the rows of a pass are of its captions, where they are not just these."""
     return cache if isinstance(cache := kwargs[CACHE], ImageCache) else layer.packing
+
+
+def same_captions(cache: ImageCache, states: Tensor, **how: Any) -> bool:
+    """Whether the trial captioner writes the same captions with a cache as `generate` does by itself.
+
+    Args:
+        cache: a new one of ``states``.
+        states: ``(B, S, H)``.
+        how: arguments of ``generate``.
+    """
+    model: Any = trial_captioner()
+    how = {"max_new_tokens": 12, "do_sample": False, **how}
+
+    def write(states: Tensor, **given: Any) -> Tensor:
+        outputs: Any = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+        return model.generate(encoder_outputs=outputs, **how, **given)
+
+    expected = write(states)
+    with cache.in_passes_of(model):
+        return share_images(model.decoder) and write(states[:, :1], **{CACHE: cache}).equal(expected)

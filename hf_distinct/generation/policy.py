@@ -16,11 +16,21 @@ from hf_distinct import losses
 from hf_distinct.captioner import captioner_in, checkpointing, encode, token_logits
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.fast import fast_paths
+from hf_distinct.fast.gelu import fuse_gelu
 from hf_distinct.generation.greedy import generate_with_greedy
 from hf_distinct.generation.labels import decode, join_labels
 from hf_distinct.generation.logits_processors import NoRepeatNGrams
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.generation.word_limits import forbidden_tokens
+
+
+def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
+    """Make of a captioner what the settings ask for: a frozen encoder, a fused GELU."""
+    if args.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    with fast_paths(args.fast_paths):
+        fuse_gelu(model)
 
 
 @dataclass

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, VisionEncoderDecoderModel
 
 from hf_distinct.captioner import encoder_outputs, end_ids, token_id
-from hf_distinct.fast.beam_rows import BeamRows
-from hf_distinct.fast.finished_rows import DropFinished
+from hf_distinct.fast.beam_rows import BeamRows, may_choose_beams
+from hf_distinct.fast.finished_rows import DropFinished, may_drop_finished
 from hf_distinct.fast.narrow_products import narrow_products
 from hf_distinct.fast.shared_cross_attention import CACHE, ImageCache, share_images
 from hf_distinct.generation.labels import to_labels
@@ -76,7 +76,10 @@ def generate_labels(
     if cache is None and share_images(model.decoder):
         start, beams = token_id(model, "decoder_start_token_id"), generation_config.num_beams or 1
         ends = end_ids(model)
-        cache = DropFinished(states, ends) if beams == 1 else BeamRows(states, beams, False, start, ends)
+        if beams == 1:
+            cache = DropFinished(states, ends) if may_drop_finished() else ImageCache(states)
+        else:
+            cache = BeamRows(states, beams, False, start, ends) if may_choose_beams() else ImageCache(states)
     given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
     if generation_config.do_sample:
         given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)

@@ -24,6 +24,7 @@ from hf_distinct.captioner import caption_logits, end_ids, without_adapters
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.skips import NAMES_SHOWN
 from hf_distinct.distributed.zero3 import gathered
+from hf_distinct.fast import fast_paths
 from hf_distinct.generation.rollouts import ONE_CAPTION, longest_caption
 from hf_distinct.text.problems import refuse
 
@@ -64,7 +65,8 @@ def check_fit(
         found += [launch_problems(args), generation_problems(captioner)]
     problems = list(chain(*found, *further))
     # A pass with tokens that the decoder has not would fail for that, and say it less well.
-    refuse(problems, picture_problems(captioner, image_processor) if not problems else ())
+    with fast_paths(getattr(args, "fast_paths", True)):
+        refuse(problems, picture_problems(captioner, image_processor) if not problems else ())
 
 
 def launch_problems(args: TrainingArguments) -> Iterator[str]:

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, VisionEncoderDecoderModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_distinct.data.prepared import as_evaluated, as_pictures
+from hf_distinct.fast import as_set
 from hf_distinct.hub.pushes import Pushes
 from hf_distinct.inference.pipelines import save_processors
 from hf_distinct.training.evaluating import CaptionMetrics, DatasetWriter, measure_captions, named_dataset
@@ -55,6 +56,7 @@ class CaptionTrainer(ResumableTrainer):
         """What sends to the Hub; the parent asks for it before it is constructed."""
         return Pushes(self.args, self.write_card, pickled=self.is_deepspeed_enabled)
 
+    @as_set
     def caption(self, dataset: Dataset) -> list[str | None]:
         """Caption a dataset as evaluations do: by the saved generation config, and ``args.generation_*`` where set.
 
@@ -105,6 +107,7 @@ class CaptionTrainer(ResumableTrainer):
             as_evaluated(dataset, "eval_dataset"), ignore_keys, metric_key_prefix, **generation
         )  # fmt: skip
 
+    @as_set
     def evaluation_loop(
         self,
         dataloader: Any,
