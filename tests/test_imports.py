@@ -24,7 +24,7 @@ ROOMS = [
     {"gallery", "inference", "reporting"},
     {"hub"},
     {"training"},
-    {"trainer", "runs"},
+    {"trainer", "runs", "cli"},
 ]
 ROOM = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 
