@@ -124,6 +124,7 @@ class Captioner:
             sampler=batches,
             batch_size=None,
             num_workers=workers,
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one
         )
         guides = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
@@ -158,7 +159,7 @@ class Captioner:
         if not num_samples:
             how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
             tokens = self.model.generate(
-                batch.pixel_values.to(self.device), **how, logits_processor=LogitsProcessorList(guides)
+                batch.pixel_values.to(self.device, non_blocking=True), **how, logits_processor=LogitsProcessorList(guides)
             )
             return decode(self.tokenizer, tokens)
         samples = self._sample(batch.pixel_values, num_samples, seed, guides)
@@ -168,7 +169,7 @@ class Captioner:
         """Samples of each image, ``count`` of them."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
-        hidden = self.model.encoder(pixels.to(self.device)).last_hidden_state.repeat_interleave(count, dim=0)
+        hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
         labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*guides, GumbelNoise(seeds)]))
         texts = decode(self.tokenizer, labels)
@@ -250,6 +251,13 @@ class _Batch:
     losses: list[tuple[str, str]]
     pixel_values: Tensor | None = None
     clip_pixels: Tensor | None = None
+
+    def pin_memory(self) -> _Batch:
+        """Pin the pixels, as a DataLoader asks a batch to: their copy to a GPU then takes no time of the host."""
+        self.pixel_values, self.clip_pixels = (
+            each if each is None else each.pin_memory() for each in (self.pixel_values, self.clip_pixels)
+        )
+        return self
 
 
 class _PreparedBatches(torch.utils.data.Dataset):

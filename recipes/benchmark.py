@@ -95,7 +95,7 @@ class Reference:
     """The step that the published scripts have, with the trainer's settings; the arithmetic of rewards is ours."""
 
     def __init__(self, trainer: RecordingTrainer) -> None:
-        self.trainer, self.meter = trainer, Meter()
+        self.trainer, self.meter = trainer, Meter(trainer.args.device)
         self.scorer = PaddedScorer(trainer.scorer)
         discriminator = DiscriminatorTrainer(
             copy.deepcopy(trainer.discriminator.discriminator), trainer.args.discriminator_lr
