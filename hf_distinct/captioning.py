@@ -157,10 +157,8 @@ class Captioner:
         if batch.pixel_values is None:
             return []
         if not num_samples:
-            how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
-            tokens = self.model.generate(
-                batch.pixel_values.to(self.device, non_blocking=True), **how, logits_processor=LogitsProcessorList(guides)
-            )
+            how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION, "logits_processor": LogitsProcessorList(guides)}
+            tokens = self.model.generate(batch.pixel_values.to(self.device, non_blocking=True), **how)
             return decode(self.tokenizer, tokens)
         samples = self._sample(batch.pixel_values, num_samples, seed, guides)
         return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
@@ -169,7 +167,8 @@ class Captioner:
         """Samples of each image, ``count`` of them."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
-        hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state.repeat_interleave(count, dim=0)
+        hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state
+        hidden = hidden.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
         labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*guides, GumbelNoise(seeds)]))
         texts = decode(self.tokenizer, labels)
