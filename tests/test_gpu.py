@@ -22,7 +22,7 @@ from hf_distinct.rollout import generate_labels, join_labels, rollout_config
 pytestmark = pytest.mark.gpu
 CUDA = torch.cuda.is_available()
 REHEARSED = os.environ.get("GPU_REHEARSAL") == "1"
-LONGEST = 13
+IMAGES, LONGEST = 4, 13
 # How often a phase of a step may wait for the GPU; captions wait for each token, and their texts for all of them.
 WAITS = {"encode": 0, "reward": 2, "score": 8, "backward": 0}
 
@@ -65,10 +65,23 @@ def test_a_step_is_that_of_the_cpu(device, trainer_on, tmp_path):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+def end_early(model):
+    """Ends the captions of each image after another number of tokens."""
+    end = model.generation_config.eos_token_id
+
+    def processor(input_ids, scores):
+        image = torch.arange(len(scores), device=scores.device) * IMAGES // len(scores)
+        likely = scores.max(dim=1).values + 9
+        scores[:, end] = torch.where(2 + 3 * image < input_ids.shape[1], likely, scores[:, end])
+        return scores
+
+    return processor
+
+
 @pytest.mark.parametrize("how", ["sample", "greedy", "beam"])
 def test_fast_ways_write_what_plain_ones_do(device, tiny_models, how):
     model = tiny.exact_captioner(tiny_models).to(device)
-    states = tiny.encoded(4).to(device)
+    states, ends = tiny.encoded(IMAGES).to(device), end_early(model)
     settings = {
         "sample": {"do_sample": True, "num_return_sequences": 5},
         "greedy": {},
@@ -76,11 +89,11 @@ def test_fast_ways_write_what_plain_ones_do(device, tiny_models, how):
     }[how]
     config = rollout_config(model, max_new_tokens=LONGEST, **settings)
     torch.manual_seed(0)
-    labels = generate_labels(model, states, config)
-    stock, processors = tiny.exact_captioner(tiny_models).to(device), LogitsProcessorList()
+    labels = generate_labels(model, states, config, LogitsProcessorList([ends]))
+    stock, processors = tiny.exact_captioner(tiny_models).to(device), LogitsProcessorList([ends])
     if how == "sample":
-        states, processors = states.repeat_interleave(5, dim=0), LogitsProcessorList([MultinomialSampling()])
-        settings = {}
+        states, settings = states.repeat_interleave(5, dim=0), {}
+        processors.append(MultinomialSampling())
     config = rollout_config(stock, max_new_tokens=LONGEST, **settings)
     torch.manual_seed(0)
     expected = stock.generate(
@@ -92,7 +105,7 @@ def test_fast_ways_write_what_plain_ones_do(device, tiny_models, how):
 
 @pytest.mark.parametrize("settings", [{"do_sample": True, "num_return_sequences": 3}, {"num_beams": 3}])
 def test_greedy_captions_beside_others_are_greedy_captions(device, tiny_models, settings):
-    model, states = tiny.exact_captioner(tiny_models).to(device), tiny.encoded(4).to(device)
+    model, states = tiny.exact_captioner(tiny_models).to(device), tiny.encoded(IMAGES).to(device)
     config = rollout_config(model, max_new_tokens=LONGEST, **settings)
     _, greedy = generate_with_greedy(model, states, config, LogitsProcessorList())
     alone = generate_labels(model, states, rollout_config(model, max_new_tokens=LONGEST))
