@@ -172,7 +172,7 @@ class Appraiser:
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
-        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts), self.accelerator)
+        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts, non_blocking=True), self.accelerator)
         figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
         table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
         known = self._known({name: each.split(sizes) for name, each in where.items()})

@@ -78,7 +78,7 @@ def parts(output: Path, rehearse: bool, photographs: Path | None) -> list[Part]:
     return [
         Part("tests", tests, 90, environment={"GPU_REHEARSAL": "1"} if rehearse else {}),
         own("step", 190),
-        own("profile", 40),
+        own("profile", 50),
         Part("captioning", [str(RECIPES / "benchmark_captioning.py"), "--rows", rows["captioning"]], 35),
         Part("embedding", [str(RECIPES / "benchmark_mining.py"), "embedding", "--rows", rows["embedding"]], 45),
         launched("one process", 50, "one_process.yaml", [], *scenes, *half),

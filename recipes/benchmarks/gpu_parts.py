@@ -161,9 +161,10 @@ def phases(trainer: Any, clock: Callable[[], float], found: dict[str, float]) ->
 
 def profile_step(report: Report, small: bool) -> None:
     """Where the time of one step goes: how busy the device is in each phase, and with which kernels."""
+    models, images = load_models(small), 2 if small else 64
     with tempfile.TemporaryDirectory() as folder:
         for rollouts in ("sample", "beam"):
-            trainer = benchmark.make_trainer(load_models(small), rollouts, 2 if small else 64, Path(folder), 1, True)
+            trainer = benchmark.make_trainer(models, rollouts, images, Path(folder), 1, bf16=True)
             trainer.model.eval()
             batch = benchmark.batches(trainer)[0]
             for _ in range(2):
