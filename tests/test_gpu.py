@@ -193,6 +193,7 @@ def test_memory_does_not_grow(device, trainer_on, tmp_path):
 
 def test_workers_give_batches_as_the_collator_makes_them(device, trainer_on, tmp_path):
     trainer = trainer_on(device, tmp_path, dataloader_num_workers=1, max_steps=1)
+    assert trainer.accelerator.dataloader_config.non_blocking == (device.type == "cuda")
     batch = next(iter(trainer.get_train_dataloader()))
     rows = {row["image_id"]: row for row in trainer.train_dataset}
     expected = trainer.data_collator([rows[image_id] for image_id in batch["columns"]["image_id"]])
