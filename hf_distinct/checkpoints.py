@@ -43,7 +43,7 @@ def seal(folder: Path, processes: int) -> None:
     found = seals.describe(folder, files)
     unfinished = folder / f"{SEAL}.tmp"
     with unfinished.open("w") as file:
-        json.dump({"processes": processes, "files": found}, file, indent=1)
+        json.dump(seals.sealed({"processes": processes, "files": found}), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(folder / SEAL)
@@ -53,8 +53,10 @@ def damage(folder: Path) -> str | None:
     """The reason why a checkpoint is not whole, with the name of the file; None if it is whole."""
     try:
         found = json.loads((folder / SEAL).read_text())
+        if reason := seals.altered(found, ("processes", "files")):
+            return f"{SEAL}: {reason}"
         files = dict(found["files"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"it was never finished ({SEAL} is missing or broken)"
     return seals.changed(folder, files)
 
