@@ -44,6 +44,7 @@ from hf_distinct.interruption import Interruption, leave
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.results import output_problems, write_json
+from hf_distinct.room import named_errors
 from hf_distinct.scorer import ClipScorer, save_open_clip
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
@@ -233,7 +234,7 @@ def end_diverged(problems: Iterable[str], step: int, settings: Settings) -> None
 
 def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preprocess_cfg: dict) -> None:
     """Write all that open_clip loads; the model before it stays until this one is whole."""
-    with written_together(Path(settings.output_dir)) as unfinished:
+    with named_errors(settings.output_dir), written_together(Path(settings.output_dir)) as unfinished:
         if hasattr(tokenize, "save_pretrained"):  # the config names its files, which must be there before
             tokenize.save_pretrained(unfinished)
         save_open_clip(model, unfinished, model_cfg, preprocess_cfg)
