@@ -94,7 +94,7 @@ def hear(run: subprocess.Popen[str], *parts: str) -> Seconds:
             found[words[0]] = (float(words[1]), float(words[2]))
             if words[0] == parts[-1]:
                 return found
-    raise ValueError(f"the run of {run.args[2]} ended early; try it alone")  # type: ignore[index]
+    raise ValueError(f"{run.args!r} ended early; start it alone to see why")
 
 
 def measure(checkouts: list[Path], starts: int, steps: int, batch: int) -> list[list[Seconds]]:
