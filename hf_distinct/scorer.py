@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hf_distinct.clip_loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
 from hf_distinct.names import shipped, shipped_or_named
+from hf_distinct.problems import one_line
 
 __all__ = [
     "ClipScorer", "clean_caption", "encode_token_ids", "save_open_clip", "scorer_problems", "shipped",
@@ -250,12 +251,6 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
             f"{scorer.context_length}, so captions that differ later get the same reward. Lower max_new_tokens, or "
             "use a scorer with a longer context_length."
         )
-
-
-def one_line(error: Exception, length: int = 500) -> str:
-    """The message of an error without line breaks, cut where it lists hundreds of weights."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= length else message[:length] + " ..."
 
 
 def save_open_clip(

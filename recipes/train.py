@@ -45,7 +45,7 @@ from hf_distinct.hub import hub_token, pull, push_folder
 from hf_distinct.logs import show_logs
 from hf_distinct.model_card import Sample
 from hf_distinct.names import is_shipped
-from hf_distinct.pipelines import load_captioner, save_tokenizer
+from hf_distinct.pipelines import load_captioner
 from hf_distinct.problems import attempt, refuse
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_sheet import ContrastRow, write_contrast_sheet
@@ -302,9 +302,6 @@ def main() -> None:
     output = Path(str(config.output_dir))
     trainer.save_model(config.output_dir)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_tokenizer(tokenizer, output)
-        image_processor.save_pretrained(output)
     said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return

@@ -35,6 +35,7 @@ from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.clip_training import CaptionedImages, evaluate, loss_of
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
 from hf_distinct.data.negatives import KINDS
+from hf_distinct.data.parts import written_together
 from hf_distinct.data.prepared import readable
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
@@ -43,6 +44,7 @@ from hf_distinct.interruption import Interruption, leave
 from hf_distinct.logs import show_logs
 from hf_distinct.problems import refuse
 from hf_distinct.results import output_problems, write_json
+from hf_distinct.room import named_errors
 from hf_distinct.scorer import ClipScorer, save_open_clip
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
@@ -231,10 +233,11 @@ def end_diverged(problems: Iterable[str], step: int, settings: Settings) -> None
 
 
 def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preprocess_cfg: dict) -> None:
-    """Write all that open_clip loads."""
-    if hasattr(tokenize, "save_pretrained"):  # the config names its files, which must be there before
-        tokenize.save_pretrained(settings.output_dir)
-    save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
+    """Write all that open_clip loads; the model before it stays until this one is whole."""
+    with named_errors(settings.output_dir), written_together(Path(settings.output_dir)) as unfinished:
+        if hasattr(tokenize, "save_pretrained"):  # the config names its files, which must be there before
+            tokenize.save_pretrained(unfinished)
+        save_open_clip(model, unfinished, model_cfg, preprocess_cfg)
 
 
 def train_model(

@@ -31,6 +31,7 @@ from transformers import (
 from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes
+from hf_distinct.data.parts import written_together
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.fit import decoder_positions
@@ -41,6 +42,7 @@ from hf_distinct.pipelines import load_captioner, load_image_processor, save_tok
 from hf_distinct.problems import refuse
 from hf_distinct.results import output_problems, write_json
 from hf_distinct.rollout import rollout_config
+from hf_distinct.room import named_errors
 from hf_distinct.safe_loading import refuse_code
 from hf_distinct.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.teacher_forcing import TeacherForcing
@@ -290,8 +292,9 @@ def main() -> None:
     trainer.save_model(training.output_dir)
     output = Path(training.output_dir)
     if trainer.is_world_process_zero():
-        save_tokenizer(tokenizer, output)
-        image_processor.save_pretrained(output)
+        with named_errors(output), written_together(output) as unfinished:
+            save_tokenizer(tokenizer, unfinished)
+            image_processor.save_pretrained(unfinished)
         write_json(output / "training_log.json", trainer.state.log_history)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -21,7 +21,7 @@ from hf_distinct.data.embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.parts import Parts
 from hf_distinct.data.table import read_object
 from hf_distinct.room import check_room
-from hf_distinct.seals import changed, describe
+from hf_distinct.seals import altered, changed, describe, sealed
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer
@@ -30,6 +30,7 @@ logger = logging.get_logger(__name__)
 
 FORM = 2  # a number of its own for each form of what is stored: older files are not found, instead of misread
 MANIFEST = "manifest.json"
+MANIFEST_KEYS = ("scorer", "fingerprint", "portable_name", "failures", "losses", "files")
 
 
 class EmbeddingCache:
@@ -76,6 +77,8 @@ class EmbeddingCache:
             return None
         try:
             manifest = read_object(self.folder / MANIFEST)
+            if reason := altered(manifest, MANIFEST_KEYS):
+                raise ValueError(f"{MANIFEST}: {reason}")
             first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
             if first and (reason := changed(self.folder, manifest["files"])):
                 raise ValueError(reason)
@@ -156,7 +159,7 @@ class EmbeddingCache:
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
             **told, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
 def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:

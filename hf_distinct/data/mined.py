@@ -15,6 +15,7 @@ from hf_distinct.data.table import read_object
 from hf_distinct.data.texts import is_storable
 from hf_distinct.escaping import as_code, as_markdown
 from hf_distinct.portable import portable_values
+from hf_distinct.seals import sealed
 
 STATISTICS = "statistics.json"
 PORTABLE_FILES = ("README.md", FILE, STATISTICS, f"*/{MANIFEST}", *(f"*/{name}.npy" for name in ARRAYS))
@@ -89,7 +90,7 @@ def write_portable(folder: Path, target: Path) -> None:
     embeddings.mkdir()
     for source in sources[2:]:
         link_or_copy(source, embeddings / source.name)
-    (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (embeddings / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
     neighbours.embeddings = name
     neighbours.save(target / FILE)
     (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
