@@ -182,16 +182,16 @@ class ClipTrainer:
         """One pass over the data; of one that is resumed, what is left of it."""
         place, resumed = self.place, self._resumed
         self._resumed = None
-        if resumed is not None and place.stage == stage:
-            set_random_states(place.random_states)
-        else:
+        within = resumed is not None and place.stage == stage
+        if resumed is not None:
+            set_random_states(place.random_states if within else resumed)
+        if not within:
             place.stage, place.epoch, place.taken, place.random_states = stage, place.epoch + 1, 0, random_states()
         if isinstance(loader.sampler, DistributedSampler):
             loader.sampler.set_epoch(place.epoch)
         left = iter(loader)
-        if resumed is not None:
-            skipped = range(place.taken if place.stage == stage else 0)
-            for _ in tqdm(skipped, desc="skipping", disable=self.rank != 0 or not skipped):
+        if within:
+            for _ in tqdm(range(place.taken), desc="skipping", disable=self.rank != 0):
                 next(left)
             set_random_states(resumed)
         return left

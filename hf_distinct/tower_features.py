@@ -115,7 +115,8 @@ def tower_features(
     """
     assert views.count is not None
     device = next(tower.parameters()).device
-    about = [digest_of_tensors(_on_cpu(tower)), views.described, views.mirror, views.count, seed]
+    about = [digest_of_tensors(_on_cpu(tower)), views.described, views.mirror, views.count]
+    about += [seed] if views.augmented else []
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
     path = Path(folder) / cache_name(dataset, _Fingerprint(fingerprint)).replace("embeddings", "features")  # type: ignore[arg-type]
     whole, kept_file = path / "features.npy", path / "rows.json"
