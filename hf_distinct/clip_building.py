@@ -133,6 +133,23 @@ def clip_of_towers(
     return TrainedClip(model, model_cfg, preprocess_cfg, tokenize)
 
 
+def tell_places_apart(model: Any, scale: float = 10.0) -> None:
+    """Start the positions of an attention pool large enough for its heads to look at different places.
+
+    At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
+    after a long plateau, if at all.
+
+    Raises:
+        ValueError: the image tower has no attention pool.
+    """
+    ends = ("attnpool.positional_embedding", "pool.pos_embed")
+    found = [parameter for name, parameter in model.visual.named_parameters() if name.endswith(ends)]
+    if not found:
+        raise ValueError("--spread_positions has no effect on an image tower without an attention pool: leave it out.")
+    for parameter in found:
+        parameter.data.mul_(scale)
+
+
 def published_clip(name: str) -> TrainedClip:
     """A trained CLIP to go on from, by any name that [`hf_distinct.ClipScorer`] takes."""
     scorer = ClipScorer(name)

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +52,7 @@ class Schedule:
     negative_weight: float
     image_frozen_steps: int = 0
     text_frozen_steps: int = 0
-    pretrained: tuple[str, ...] = ()
+    pretrained: Sequence[str] = ()
     patience: int = 0
     num_workers: int = 0
     bf16: bool = False
@@ -183,14 +183,15 @@ class ClipTrainer:
         place, resumed = self.place, self._resumed
         self._resumed = None
         within = resumed is not None and place.stage == stage
-        if resumed is not None:
-            set_random_states(place.random_states if within else resumed)
-        if not within:
+        if within:
+            set_random_states(place.random_states)
+        else:
+            set_random_states(resumed or random_states())
             place.stage, place.epoch, place.taken, place.random_states = stage, place.epoch + 1, 0, random_states()
         if isinstance(loader.sampler, DistributedSampler):
             loader.sampler.set_epoch(place.epoch)
         left = iter(loader)
-        if within:
+        if within and resumed is not None:
             for _ in tqdm(range(place.taken), desc="skipping", disable=self.rank != 0):
                 next(left)
             set_random_states(resumed)

@@ -19,7 +19,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,14 @@ from open_clip_train.distributed import init_distributed_device_so
 
 from hf_distinct import checkpoints, run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.clip_building import TrainedClip, clip_of_towers, image_tower_of, published_clip, small_clip
+from hf_distinct.clip_building import (
+    TrainedClip,
+    clip_of_towers,
+    image_tower_of,
+    published_clip,
+    small_clip,
+    tell_places_apart,
+)
 from hf_distinct.clip_trainer import ALWAYS, ClipTrainer, Schedule
 from hf_distinct.clip_training import EMOJI_RULES, ENGLISH_RULES, CaptionedImages, Measure, NegativeRules
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
@@ -44,11 +51,14 @@ from hf_distinct.logs import show_logs
 from hf_distinct.metering import peak_of_process
 from hf_distinct.problems import refuse
 from hf_distinct.results import output_problems, write_json
-from hf_distinct.scorer import ClipScorer
 from hf_distinct.tower_features import tower_features
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5
+LEAST = {
+    "train_size": 1, "embed_dim": 1, "curriculum_nouns": 1, "max_steps": 1, "eval_steps": 1, "batch_size": 2,
+    "cached_views": 0, "patience": 0, "num_workers": 0,
+}  # fmt: skip
 MEASURED = 1000
 """Pictures of a split that are measured, at most."""
 logger = logging.getLogger("train_clip")
@@ -186,8 +196,6 @@ class Settings(DatasetSettings):
         refuse(self.problems())
         if self.lr is None:
             self.lr = NEW_RATE if self.model is None else TUNING_RATE
-        if self.kind_weights is None:
-            self.kind_weights = list(self.rules.weights)
 
     @property
     def rules(self) -> NegativeRules:
@@ -209,12 +217,9 @@ class Settings(DatasetSettings):
         for name in ("drill", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name}={getattr(self, name)} should be a fraction from 0 to 1."
-        for name in ("train_size", "embed_dim", "curriculum_nouns", "max_steps", "eval_steps"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} should be at least 1."
-        for name in ("cached_views", "patience", "num_workers"):
-            if getattr(self, name) < 0:
-                yield f"{name}={getattr(self, name)} should be 0 or more."
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)} should be at least {least}."
         for name in ("image_frozen_steps", "text_frozen_steps"):
             if not ALWAYS <= getattr(self, name) <= self.max_steps:
                 yield f"{name}={getattr(self, name)} should be from 0 to max_steps={self.max_steps}, or -1 for all."
@@ -222,8 +227,6 @@ class Settings(DatasetSettings):
             yield "--cached_views needs an image tower that does not change: set --image_frozen_steps, to -1 for all."
         if self.cached_views and self.curriculum_steps:
             yield "--cached_views has no features of the scenes of --curriculum_steps: leave one of them out."
-        if self.batch_size < 2:
-            yield f"batch_size={self.batch_size} should be at least 2: each image is compared with the others."
         for name in ("lr", "tower_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 yield f"{name}={getattr(self, name)} should be a positive number."
@@ -279,27 +282,10 @@ def make_model(settings: Settings, train: Dataset) -> TrainedClip:
     return clip
 
 
-def tell_places_apart(model: Any, scale: float = 10.0) -> None:
-    """Start the positions of an attention pool large enough for its heads to look at different places.
-
-    At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
-    after a long plateau, if at all.
-
-    Raises:
-        ValueError: the image tower has no attention pool.
-    """
-    ends = ("attnpool.positional_embedding", "pool.pos_embed")
-    found = [parameter for name, parameter in model.visual.named_parameters() if name.endswith(ends)]
-    if not found:
-        raise ValueError("--spread_positions has no effect on an image tower without an attention pool: leave it out.")
-    for parameter in found:
-        parameter.data.mul_(scale)
-
-
 def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[CaptionedImages, int]]:
     """What to train on and until which step."""
     changes, rules = augmentation(settings), settings.rules if settings.hard_negatives else None
-    how = (rules, settings.kind_weights or (), settings.drill)
+    how = (rules, settings.kind_weights or settings.rules.weights, settings.drill)
     views = clip.views(changes, settings.mirror)
     found = [(CaptionedImages(train, views, *how), settings.max_steps)]
     if settings.curriculum_steps:
@@ -323,11 +309,11 @@ def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any
     )
 
 
-def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings) -> Measure:
-    """What measures a split."""
+def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
+    """What measures a split, by features of the image tower that are ``cached``, or from the pictures."""
     rows = rows.select(range(min(MEASURED, len(rows))))
     features = None
-    if settings.cached_views and settings.image_frozen_steps == ALWAYS:
+    if cached:
         rows, features = features_of(rows, clip, settings, clip.views(count=1))
     elif not settings.drawn:
         rows = readable(rows, name, settings.strict)
@@ -346,14 +332,9 @@ def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
 
 def schedule_of(settings: Settings) -> Schedule:
     """How it is trained."""
-    assert settings.lr is not None
-    of_towers = {"image": settings.image_tower, "text": settings.text_tower}
-    return Schedule(
-        settings.max_steps, settings.batch_size, settings.lr, settings.tower_lr, settings.weight_decay,
-        settings.eval_steps, settings.negative_weight, settings.image_frozen_steps, settings.text_frozen_steps,
-        tuple(name for name, given in of_towers.items() if given), settings.patience, settings.num_workers,
-        settings.bf16, settings.seed,
-    )  # fmt: skip
+    given = {"image": settings.image_tower, "text": settings.text_tower}
+    own = {each.name: getattr(settings, each.name) for each in fields(Schedule) if each.name != "pretrained"}
+    return Schedule(**own, pretrained=[name for name, tower in given.items() if tower])
 
 
 def begin(settings: Settings) -> torch.device:
@@ -378,7 +359,8 @@ def main() -> None:
     train, validation, test = load_data(settings)
     clip = make_model(settings, train)
     clip.model.to(device, memory_format=torch.channels_last).train()
-    measure = measure_of(validation, "the validation split", clip, settings)
+    cached = settings.cached_views > 0 and settings.image_frozen_steps == ALWAYS
+    measure = measure_of(validation, "the validation split", clip, settings, cached)
     metrics: dict[str, float] = {}
 
     def evaluate(step: int) -> float:
@@ -402,23 +384,21 @@ def main() -> None:
     logger.info("training took %.1f minutes and %.1f GiB of memory at most", minutes, peak_of_process())
     if rank == 0:
         report: dict[str, Any] = {"steps": place.step, "logit_scale": clip.model.logit_scale.exp().item(), **metrics}
+        kept = published_clip(settings.output_dir)  # as others will load it
         if test is not None:
-            report |= final_report(test, measure, settings) | {"steps": place.step, "best_step": place.best_step}
+            report |= {"best_step": place.best_step, "logit_scale": kept.model.logit_scale.exp().item()}
+            report |= final_report(kept, validation, test, settings)
         write_json(Path(settings.output_dir) / "metrics.json", report)
-        ClipScorer(settings.output_dir)  # it loads as others will load it
     trainer.remove_checkpoints()
 
 
-def final_report(test: Dataset, measure: Measure, settings: Settings) -> dict[str, Any]:
-    """Figures of the model that was kept, as others will load it, on the validation and on the test split."""
-    kept = published_clip(settings.output_dir)
-    at_end = replace(settings, cached_views=0, cache_dir=None)
-    on_test = measure_of(test, "the test split", kept, at_end)
-    measure = Measure(measure.dataset, kept.transform(), kept.tokenize, settings.rules)
-    found = {"validation": measure(kept.model), "test": on_test(kept.model)}
-    for split, metrics in found.items():
-        logger.info("%s: %s", split, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    return {"logit_scale": kept.model.logit_scale.exp().item(), **found["validation"], "test": found["test"]}
+def final_report(kept: TrainedClip, validation: Dataset, test: Dataset, settings: Settings) -> dict[str, Any]:
+    """Figures of the model that was kept, with each kind of negative, on the validation and on the test split."""
+    found = {}
+    for split, rows in {"validation": validation, "test": test}.items():
+        found[split] = measure_of(rows, f"the {split} split", kept, settings, cached=False)(kept.model)
+        logger.info("%s: %s", split, ", ".join(f"{name} {value:.3f}" for name, value in found[split].items()))
+    return found["validation"] | {"test": found["test"]}
 
 
 def tell_stopped(asked: int, trainer: ClipTrainer, settings: Settings) -> None:

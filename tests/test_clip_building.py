@@ -12,11 +12,12 @@ from PIL import Image
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from hf_distinct import ClipScorer
-from hf_distinct.clip_building import clip_of_towers, image_tower_of, small_clip, text_tower_of
+from hf_distinct.clip_building import clip_of_towers, image_tower_of, small_clip, tell_places_apart, text_tower_of
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.finite import not_finite
 
 IMAGE_TOWER = "test_efficientnet"
+VISION = {"timm_model_name": IMAGE_TOWER, "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 CAPTIONS = ["a black dog runs on the grass", "two cats"]
 
 
@@ -89,8 +90,7 @@ def test_text_towers_of_other_kinds_are_refused(towers: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["towers", "small"])
 def test_a_frozen_tower_keeps_weights_and_statistics(towers: Path, kind: str) -> None:
-    vision = {"timm_model_name": IMAGE_TOWER, "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
-    clip = build(towers) if kind == "towers" else small_clip(vision, 24, CAPTIONS)
+    clip = build(towers) if kind == "towers" else small_clip(VISION, 24, CAPTIONS)
     model = clip.model.train()
     for tower in (image_tower_of(model), text_tower_of(model)):
         tower.freeze(True)
@@ -114,3 +114,13 @@ def test_a_frozen_tower_keeps_weights_and_statistics(towers: Path, kind: str) ->
     assert model.visual.trunk.conv_stem.weight.grad is not None
     means = {name: value for name, value in model.state_dict().items() if name.endswith("running_mean")}
     assert means and all(torch.equal(value, before[name]) for name, value in means.items())
+
+
+def test_positions_are_spread_where_there_are_any() -> None:
+    with pytest.raises(ValueError, match="--spread_positions has no effect on an image tower without"):
+        tell_places_apart(small_clip(VISION, 16, ["a dog"]).model)
+    pool = {"layers": [1, 1, 1, 1], "width": 12, "head_width": 48, "image_size": 64}
+    model = small_clip(pool, 16, ["a dog"]).model
+    before = model.visual.attnpool.positional_embedding.detach().clone()
+    tell_places_apart(model)
+    assert (model.visual.attnpool.positional_embedding == 10 * before).all()

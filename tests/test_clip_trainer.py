@@ -27,7 +27,7 @@ def make(towers: Path, output: Path, cached: bool = False, measure=lambda step: 
     """A trainer of a small CLIP with dropout and negatives, on pictures or, until the image tower thaws, features."""
     torch.manual_seed(0)
     clip = build(towers)
-    schedule = Schedule(**{**SCHEDULE, "pretrained": ("image", "text"), **settings})
+    schedule = Schedule(**{**SCHEDULE, "pretrained": ["image", "text"], **settings})
     how = (EMOJI_RULES, EMOJI_RULES.weights, 0.5)
     stages = [(CaptionedImages(SCENES, clip.views({"scale": [0.5, 1]}, mirror=True), *how), schedule.max_steps)]
     if cached:

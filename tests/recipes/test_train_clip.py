@@ -17,9 +17,12 @@ import torch
 from open_clip import factory
 from open_clip.pretrained import _PRETRAINED
 from PIL import Image
+from test_clip_building import IMAGE_TOWER
+from test_clip_building import towers as towers
 
-from hf_distinct import clip_trainer
-from hf_distinct.clip_building import published_clip, small_clip
+from hf_distinct import clip_trainer, run_lock
+from hf_distinct.clip_building import published_clip
+from hf_distinct.data.emoji_scenes import emoji_scenes
 from hf_distinct.scorer import ClipScorer
 
 TOWER = json.dumps({"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64})
@@ -95,17 +98,94 @@ def test_too_few_images_for_a_batch_are_counted(tmp_path: Path) -> None:
     assert "10 images do not fill a batch of 16" in failed.stderr
 
 
-def test_positions_are_spread_where_there_are_any(recipe: ModuleType) -> None:
-    with pytest.raises(ValueError, match="--spread_positions has no effect on an image tower without"):
-        recipe.tell_places_apart(small_clip(recipe.VISION, 16, ["a dog"]).model)
-    pool = {"layers": [1, 1, 1, 1], "width": 12, "head_width": 48, "image_size": 64}
-    model = small_clip(pool, 16, ["a dog"]).model
-    before = model.visual.attnpool.positional_embedding.detach().clone()
-    recipe.tell_places_apart(model)
-    assert (model.visual.attnpool.positional_embedding == 10 * before).all()
-
-
 def test_a_published_model_is_tuned_at_a_lower_rate(recipe: ModuleType) -> None:
     assert [recipe.Settings(model=model, lr=lr).lr for model, lr in [(None, None), ("x", None), ("x", 3.0)]] == [
         2e-3, 1e-5, 3.0
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in Karpathy's form, as Flickr8k's archive has them: the JSON beside the folder of pictures."""
+    folder = tmp_path_factory.mktemp("flickr8k")
+    (folder / "Flicker8k_Dataset").mkdir()
+    images = []
+    for number, row in enumerate(emoji_scenes("train", 40, seed=0)):
+        row["image"].resize((96, 64)).save(folder / "Flicker8k_Dataset" / f"{number}.jpg")
+        split = "train" if number < 24 else "val" if number < 32 else "test"
+        sentences = [{"raw": f"{caption} ."} for caption in row["captions"]]
+        images.append({"filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": sentences})
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
+    return folder / "dataset_flickr8k.json"
+
+
+def of_towers(towers: Path, photographs: Path) -> list[object]:
+    return [
+        "--dataset", photographs, "--image_tower", IMAGE_TOWER, "--image_weights", towers / "image.pth",
+        "--text_tower", towers / "text", "--projection", "mlp", "--embed_dim", 16, "--image_frozen_steps", -1,
+        "--text_frozen_steps", 2, "--cached_views", 2, "--mirror", "true", "--batch_size", 8, "--max_steps", 6,
+        "--eval_steps", 2, "--keep_best", "true", "--bf16", "true",
+    ]  # fmt: skip
+
+
+def test_pretrained_towers_from_photographs_to_a_scorer(towers: Path, photographs: Path, tmp_path: Path) -> None:
+    done = train(tmp_path, *of_towers(towers, photographs), "--hard_negatives", "true")
+    assert "Features of 24 pictures, 2 views each of 256 numbers, take " in done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 6 and metrics["best_step"] in (2, 4, 6)
+    for figures in (metrics, metrics["test"]):
+        assert {"t2i_R@1", "i2t_R@1", "prefers_truth/noun", "prefers_truth/shuffle"} <= set(figures)
+    scorer = ClipScorer(tmp_path)
+    assert scorer.embed_dim == 16 and not list(tmp_path.glob("checkpoint-*"))
+    trunk = torch.load(towers / "image.pth")["conv_stem.weight"].half().float()
+    assert torch.equal(scorer.model.visual.trunk.conv_stem.weight, trunk)
+
+
+def test_the_same_command_resumes_a_killed_run(
+    recipe: ModuleType, towers: Path, photographs: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    flags = [*of_towers(towers, photographs), "--resume_from_checkpoint", "true"]
+    train(tmp_path / "whole", *flags)
+    monkeypatch.setattr("sys.argv", ["train_clip.py", *map(str, flags), "--output_dir", str(tmp_path / "cut")])
+    plain = recipe.ClipTrainer.checkpoint
+
+    def killed(self: Any) -> None:
+        plain(self)
+        if self.place.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe.ClipTrainer, "checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main()
+    run_lock.release(tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoint-4" / "complete.json").is_file()
+    train(tmp_path / "cut", *flags)
+    for name in ("metrics.json", "open_clip_model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_train_one_model(towers: Path, photographs: Path, tmp_path: Path, run_processes: Any) -> None:
+    flags = [*of_towers(towers, photographs), "--hard_negatives", "true", "--output_dir", tmp_path]
+    script = str(Path(__file__).parents[1] / "distributed" / "recipe_in_two.py")
+    run_processes(script, ["train_clip.py", *flags], ["train_clip.py", *flags])
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 6
+    assert len(list((tmp_path / "features").glob("*/features.npy"))) == 2
+    ClipScorer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text_tower": "a"}, "--text_tower has no effect without --image_tower"),
+        ({"image_tower": "a", "vision_cfg": "{}"}, "--vision_cfg has no effect with --image_tower"),
+        ({"image_tower": "a", "cached_views": 1}, "--cached_views needs an image tower that does not change"),
+        ({"patience": 2}, "--patience has no effect without --keep_best"),
+        ({"image_frozen_steps": -2}, "image_frozen_steps=-2 should be from 0 to max_steps=1200, or -1 for all"),
+        ({"augmentation": '{"scales": 1}'}, "augmentation=.* is not open_clip's aug_cfg .*scales"),
+        ({"num_workers": -1}, "num_workers=-1 should be at least 0"),
+        ({"hard_negatives": True, "kind_weights": [1.0]}, "kind_weights should be 12 numbers.* noun, .* repeat"),
+    ],
+)
+def test_settings_that_cannot_act_are_refused(recipe: ModuleType, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe.Settings(dataset="captions.json", **settings)
