@@ -15,7 +15,7 @@ from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 from torch import nn
 from transformers import AutoConfig
 
@@ -67,6 +67,20 @@ class TrainedClip:
         if hasattr(self.tokenize, "save_pretrained"):  # the config names its files, which must be there before
             self.tokenize.save_pretrained(folder)
         save_open_clip(self.model, Path(folder), self.model_cfg, self.preprocess_cfg)
+
+
+def read_augmentation(given: str | None) -> dict[str, Any] | None:
+    """Read the JSON of open_clip's ``aug_cfg``; None stays None.
+
+    Raises:
+        ValueError: if it is no JSON.
+        TypeError: if it is no object, or has settings that open_clip does not know; the message names them.
+    """
+    if given is None:
+        return None
+    settings = json.loads(given)
+    AugmentationCfg(**settings)
+    return settings
 
 
 def small_clip(vision_cfg: dict[str, Any], embed_dim: int, captions: list[str]) -> TrainedClip:

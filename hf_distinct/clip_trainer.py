@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip_train.distributed import init_distributed_device_so
 from open_clip_train.precision import get_autocast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +28,7 @@ from hf_distinct.clip_training import CaptionedImages, Embedder, loss_of
 from hf_distinct.data.parts import this_process
 from hf_distinct.finite import step_problems, weight_problems
 from hf_distinct.interruption import Interruption
+from hf_distinct.launching import check_number_of_processes
 from hf_distinct.workers import fitting_workers
 
 logger = logging.getLogger("train_clip")
@@ -34,6 +36,20 @@ logger = logging.getLogger("train_clip")
 STATE = "clip_state.pt"
 ALWAYS = -1
 """Number of steps for which a tower stays frozen, if that is all of them."""
+
+
+def join_processes(batch_size: int) -> torch.device:
+    """Join the other processes of a launch, if there are any; returns the device of this one.
+
+    Raises:
+        ValueError: there are fewer processes than the launcher was asked for, or they cannot share a batch.
+    """
+    found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
+    _, processes = this_process()
+    check_number_of_processes(processes)
+    if batch_size % processes:
+        raise ValueError(f"batch_size={batch_size} cannot be divided among {processes} processes.")
+    return torch.device(found["device"])
 
 
 @dataclass
@@ -124,8 +140,6 @@ class ClipTrainer:
         )
         self._resumed: dict[str, Any] | None = None
 
-    # ---------------------------------------------------------------------------------------------------- the schedule
-
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW; pretrained towers have a rate of their own, vectors and embeddings no decay."""
         schedule = self.schedule
@@ -161,8 +175,6 @@ class ClipTrainer:
 
     def _is_frozen(self, steps: int) -> bool:
         return steps == ALWAYS or self.place.step < steps
-
-    # ---------------------------------------------------------------------------------------------------- the batches
 
     def batches(self) -> Iterator[tuple[Tensor, list[str], list[str], bool]]:
         """Batches of every stage, epoch after epoch, from the place where the training is.
@@ -212,8 +224,6 @@ class ClipTrainer:
         return DataLoader(
             rows, batch_size=size, shuffle=sampler is None, sampler=sampler, drop_last=True, num_workers=workers
         )
-
-    # ---------------------------------------------------------------------------------------------------- the steps
 
     def train(self) -> int:
         """Take all steps that are left; returns the signal that ended the training before its end, or 0.
@@ -292,8 +302,6 @@ class ClipTrainer:
         shared = torch.tensor(float(value), device=self.device)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return type(value)(shared.item())
-
-    # ---------------------------------------------------------------------------------------------------- what is kept
 
     def _evaluate(self) -> None:
         """Measure, save the model if it is wanted, and write a checkpoint."""

@@ -19,15 +19,13 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from open_clip.transform import AugmentationCfg
-from open_clip_train.distributed import init_distributed_device_so
 
 from hf_distinct import checkpoints, run_lock
 from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
@@ -36,17 +34,17 @@ from hf_distinct.clip_building import (
     clip_of_towers,
     image_tower_of,
     published_clip,
+    read_augmentation,
     small_clip,
     tell_places_apart,
 )
-from hf_distinct.clip_trainer import ALWAYS, ClipTrainer, Schedule
+from hf_distinct.clip_trainer import ALWAYS, ClipTrainer, Schedule, join_processes
 from hf_distinct.clip_training import EMOJI_RULES, ENGLISH_RULES, CaptionedImages, Measure, NegativeRules
 from hf_distinct.data.emoji_scenes import CAPTION_STYLES, emoji_scenes, nouns
 from hf_distinct.data.parts import this_process
 from hf_distinct.data.prepared import readable
 from hf_distinct.data.settings import DatasetSettings
 from hf_distinct.interruption import leave
-from hf_distinct.launching import check_number_of_processes
 from hf_distinct.logs import show_logs
 from hf_distinct.metering import peak_of_process
 from hf_distinct.problems import refuse
@@ -108,8 +106,7 @@ class Settings(DatasetSettings):
         default=TUNING_RATE, metadata={"help": "Peak learning rate of --image_tower and --text_tower once they train."}
     )
     mirror: bool = field(
-        default=False,
-        metadata={"help": "Mirror half of the pictures, except where the caption says left or right."},
+        default=False, metadata={"help": "Mirror half of the pictures, but never with a caption of left or right."}
     )
     augmentation: str | None = field(
         default=None,
@@ -174,10 +171,7 @@ class Settings(DatasetSettings):
     weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
     eval_steps: int = field(default=300, metadata={"help": "Number of steps between evaluations."})
     keep_best: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the model of the best evaluation, by the mean of R@1 in both directions, not the last."
-        },
+        default=False, metadata={"help": "Keep the model with the best mean of both R@1s on validation, not the last."}
     )
     patience: int = field(
         default=0, metadata={"help": "Stop after so many evaluations without a better one. 0: never."}
@@ -231,7 +225,7 @@ class Settings(DatasetSettings):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 yield f"{name}={getattr(self, name)} should be a positive number."
         try:
-            augmentation(self)
+            read_augmentation(self.augmentation)
         except (ValueError, TypeError) as error:
             yield f"augmentation={self.augmentation} is not open_clip's aug_cfg as JSON: {error}."
 
@@ -251,17 +245,11 @@ class Settings(DatasetSettings):
             yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
         if not self.cached_views:
             yield from unused_settings(self, ("cache_dir",), "without --cached_views")
+        elif self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
+            unseen = ("augmentation",) if self.cached_views > 1 else ("augmentation", "mirror")
+            yield from unused_settings(self, unseen, f"with --cached_views {self.cached_views}: set more of them")
         if not self.keep_best:
             yield from unused_settings(self, ("patience",), "without --keep_best: the best model would be lost")
-
-
-def augmentation(settings: Settings) -> dict[str, Any] | None:
-    """The random changes of pictures, as open_clip takes them."""
-    if settings.augmentation is None:
-        return None
-    given = json.loads(settings.augmentation)
-    AugmentationCfg(**given)  # names those that it does not know
-    return given
 
 
 def make_model(settings: Settings, train: Dataset) -> TrainedClip:
@@ -284,7 +272,7 @@ def make_model(settings: Settings, train: Dataset) -> TrainedClip:
 
 def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[CaptionedImages, int]]:
     """What to train on and until which step."""
-    changes, rules = augmentation(settings), settings.rules if settings.hard_negatives else None
+    changes, rules = read_augmentation(settings.augmentation), settings.rules if settings.hard_negatives else None
     how = (rules, settings.kind_weights or settings.rules.weights, settings.drill)
     views = clip.views(changes, settings.mirror)
     found = [(CaptionedImages(train, views, *how), settings.max_steps)]
@@ -303,10 +291,8 @@ def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[
 def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any) -> tuple[Dataset, torch.Tensor]:
     """What the frozen image tower gives for the views of pictures."""
     (tower,) = image_tower_of(clip.model).modules
-    folder = settings.cache_dir or f"{settings.output_dir}/features"
-    return tower_features(
-        rows, tower.eval(), views, folder, settings.seed, settings.num_workers, strict=settings.strict
-    )
+    folder, workers = settings.cache_dir or f"{settings.output_dir}/features", settings.num_workers
+    return tower_features(rows, tower.eval(), views, folder, settings.seed, workers, strict=settings.strict)
 
 
 def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
@@ -332,30 +318,25 @@ def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
 
 def schedule_of(settings: Settings) -> Schedule:
     """How it is trained."""
+    assert settings.lr is not None
     given = {"image": settings.image_tower, "text": settings.text_tower}
-    own = {each.name: getattr(settings, each.name) for each in fields(Schedule) if each.name != "pretrained"}
-    return Schedule(**own, pretrained=[name for name, tower in given.items() if tower])
-
-
-def begin(settings: Settings) -> torch.device:
-    """Join the other processes, if there are any, and keep the folder for this run."""
-    found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
-    rank, processes = this_process()
-    check_number_of_processes(processes)
-    if settings.batch_size % processes:
-        raise ValueError(f"batch_size={settings.batch_size} cannot be divided among {processes} processes.")
-    if rank == 0:
-        run_lock.claim(settings.output_dir)
-    torch.manual_seed(settings.seed)
-    return torch.device(found["device"])
+    return Schedule(
+        settings.max_steps, settings.batch_size, settings.lr, settings.tower_lr, settings.weight_decay,
+        settings.eval_steps, settings.negative_weight, settings.image_frozen_steps, settings.text_frozen_steps,
+        [name for name, tower in given.items() if tower], settings.patience, settings.num_workers, settings.bf16,
+        settings.seed,
+    )  # fmt: skip
 
 
 def main() -> None:
     """Train and save."""
     (settings,) = parse_settings(Settings, description=__doc__)
     show_logs("train_clip")
-    device = begin(settings)
+    device = join_processes(settings.batch_size)
     rank, processes = this_process()
+    if rank == 0:
+        run_lock.claim(settings.output_dir)
+    torch.manual_seed(settings.seed)
     train, validation, test = load_data(settings)
     clip = make_model(settings, train)
     clip.model.to(device, memory_format=torch.channels_last).train()
@@ -381,7 +362,7 @@ def main() -> None:
     if asked:
         tell_stopped(asked, trainer, settings)
     minutes, place = (time.monotonic() - start) / 60, trainer.place
-    logger.info("training took %.1f minutes and %.1f GiB of memory at most", minutes, peak_of_process())
+    logger.info("Training took %.1f minutes and at most %.1f GiB of memory.", minutes, peak_of_process())
     if rank == 0:
         report: dict[str, Any] = {"steps": place.step, "logit_scale": clip.model.logit_scale.exp().item(), **metrics}
         kept = published_clip(settings.output_dir)  # as others will load it
@@ -393,7 +374,7 @@ def main() -> None:
 
 
 def final_report(kept: TrainedClip, validation: Dataset, test: Dataset, settings: Settings) -> dict[str, Any]:
-    """Figures of the model that was kept, with each kind of negative, on the validation and on the test split."""
+    """Figures of the model that was kept, with those of each kind of negative."""
     found = {}
     for split, rows in {"validation": validation, "test": test}.items():
         found[split] = measure_of(rows, f"the {split} split", kept, settings, cached=False)(kept.model)
