@@ -234,10 +234,48 @@ class Tower:
                     part.eval()
 
 
-def image_tower_of(model: Any) -> Tower:
-    """The trunk of a timm tower, or all of another image tower."""
-    part = model.visual.trunk if isinstance(model.visual, TimmModel) else model.visual
+def image_tower_of(model: Any, thawed: int = 0) -> Tower:
+    """The trunk of a timm tower, without its last ``thawed`` stages, or all of another image tower."""
+    part, _ = split_image_tower(model, thawed)
     return Tower([part], list(part.parameters()))
+
+
+def split_image_tower(model: Any, thawed: int = 0) -> tuple[nn.Module, nn.Module]:
+    """Divide what makes an embedding of pixels in two modules, one after the other.
+
+    Args:
+        model: an open_clip model.
+        thawed: how many of the last stages of a timm tower belong to the second part, which ends with the projection.
+
+    Returns:
+        What can be frozen, and what is always trained.
+
+    Raises:
+        ValueError: the tower has no such stages, or fewer.
+    """
+    if not isinstance(model.visual, TimmModel):
+        if thawed:
+            raise ValueError(
+                "--image_thawed_stages needs an image tower of timm: leave it out, which trains all of it."
+            )
+        return model.visual, nn.Identity()
+    trunk, head = model.visual.trunk, model.visual.head
+    if not thawed:
+        return trunk, head
+    if not hasattr(trunk, "as_sequential"):
+        raise ValueError(f"--image_thawed_stages cannot divide a {type(trunk).__name__}: thaw all of it, or nothing.")
+    layers = list(trunk.as_sequential())
+    stages = [place for place, layer in enumerate(layers) if _is_stage(layer)]
+    if thawed >= len(stages):
+        raise ValueError(
+            f"image_thawed_stages={thawed} should be less than the {len(stages)} stages of the image tower."
+        )
+    return nn.Sequential(*layers[: stages[-thawed]]), nn.Sequential(*layers[stages[-thawed] :], head)
+
+
+def _is_stage(layer: nn.Module) -> bool:
+    """Whether a layer has weights, and is no normalisation of the layer before it."""
+    return any(True for _ in layer.parameters()) and not isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
 def text_tower_of(model: Any) -> Tower:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
-import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +29,7 @@ from hf_distinct.data.parts import this_process
 from hf_distinct.finite import step_problems, weight_problems
 from hf_distinct.interruption import Interruption
 from hf_distinct.launching import check_number_of_processes
+from hf_distinct.random_states import random_states, set_random_states
 from hf_distinct.workers import fitting_workers
 
 logger = logging.getLogger("train_clip")
@@ -67,6 +68,7 @@ class Schedule:
     eval_steps: int
     negative_weight: float
     image_frozen_steps: int = 0
+    image_thawed_stages: int = 0
     text_frozen_steps: int = 0
     pretrained: Sequence[str] = ()
     patience: int = 0
@@ -123,15 +125,16 @@ class ClipTrainer:
         save: Callable[[], None],
         keep_best: bool = False,
     ):
-        self.model, self.tokenize = clip.model, clip.tokenize
+        self.model, self.model_cfg, self.tokenize = clip.model, clip.model_cfg, clip.tokenize
         self.schedule, self.stages, self.output_dir = schedule, stages, Path(output_dir)
         self.measure, self.save, self.keep_best = measure, save, keep_best
         self.rank, self.processes = this_process()
         self.device = self.model.logit_scale.device
-        self.towers = {
-            "image": (image_tower_of(self.model), schedule.image_frozen_steps),
-            "text": (text_tower_of(self.model), schedule.text_frozen_steps),
-        }
+        self.towers = {"image": image_tower_of(self.model), "text": text_tower_of(self.model)}
+        self.frozen = [
+            (image_tower_of(self.model, schedule.image_thawed_stages), schedule.image_frozen_steps),
+            (self.towers["text"], schedule.text_frozen_steps),
+        ]
         self.place = Place()
         self.optimizer = self._optimizer()
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -143,7 +146,7 @@ class ClipTrainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW; pretrained towers have a rate of their own, vectors and embeddings no decay."""
         schedule = self.schedule
-        of_towers = {id(each) for name in schedule.pretrained for each in self.towers[name][0].parameters}
+        of_towers = {id(each) for name in schedule.pretrained for each in self.towers[name].parameters}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for decayed, tower in itertools.product((True, False), (False, True)):
             rate, decay = (schedule.tower_lr if tower else schedule.lr), (schedule.weight_decay if decayed else 0.0)
@@ -168,10 +171,10 @@ class ClipTrainer:
     def _set_modes(self) -> None:
         """Freeze what is frozen at this step. A pretrained tower keeps the statistics of its BatchNorm."""
         self.model.train()
-        for name, (tower, steps) in self.towers.items():
+        for tower, steps in self.frozen:
             tower.freeze(self._is_frozen(steps))
-            if steps or name in self.schedule.pretrained:
-                tower.keep_statistics()
+        for name in self.schedule.pretrained:
+            self.towers[name].keep_statistics()
 
     def _is_frozen(self, steps: int) -> bool:
         return steps == ALWAYS or self.place.step < steps
@@ -237,7 +240,7 @@ class ClipTrainer:
         embedder = self._embedder()
         with interruption.watched():
             for batch in self.batches():
-                if any(place.step == steps > 0 for _, steps in self.towers.values()):
+                if any(place.step == steps > 0 for _, steps in self.frozen):
                     embedder = self._embedder()  # a tower thaws
                 loss = self._step(embedder, *batch)
                 place.step += 1
@@ -259,7 +262,7 @@ class ClipTrainer:
     def _embedder(self) -> nn.Module:
         """The model, wrapped for several processes; anew when other weights are trained."""
         self._set_modes()
-        embedder = Embedder(self.model)
+        embedder = Embedder(self.model, self.schedule.image_thawed_stages)
         if self.processes == 1:
             return embedder
         devices = [self.device] if self.device.type == "cuda" else None
@@ -336,7 +339,7 @@ class ClipTrainer:
                 state = {
                     "model": {name: value for name, value in self.model.state_dict().items() if name not in fixed},
                     "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                    "schedule": asdict(self.schedule),
+                    "origin": self._origin(),
                 }  # fmt: skip
                 torch.save(state, folder / STATE)
             if self.processes > 1:
@@ -344,6 +347,17 @@ class ClipTrainer:
             if self.rank == 0:
                 checkpoints.seal(folder, self.processes)
                 checkpoints.remove_oldest(folder, 1, None)
+
+    def _origin(self) -> dict[str, Any]:
+        """What a run that is resumed must have in common with the one that wrote the checkpoint."""
+        rows = [stage for stage, _ in self.stages]
+        weights = [list(each.kind_weights) if each.rules else [] for each in rows]
+        data = {
+            "images": [len(each) for each in rows],
+            "drill": [each.drill for each in rows],
+            "kind_weights": weights,
+        }
+        return asdict(self.schedule) | data | {"model": json.dumps(self.model_cfg)}
 
     def resume(self, checkpoint: str) -> None:
         """Take up a checkpoint.
@@ -353,7 +367,7 @@ class ClipTrainer:
         """
         folder = Path(checkpoint)
         state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
-        now, then = asdict(self.schedule), state["schedule"]
+        now, then = self._origin(), state["origin"]
         other = [
             f"{name}={then[name]} (now {now[name]})" for name in now if name != "patience" and now[name] != then[name]
         ]
@@ -377,20 +391,3 @@ class ClipTrainer:
             for folder in self.output_dir.glob("checkpoint-*"):
                 if checkpoints.step_of(folder) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def random_states() -> dict[str, Any]:
-    """Those of torch and Python, of this process."""
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": list(random.getstate())}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Go on from `random_states`."""
-    torch.set_rng_state(states["torch"].cpu())
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())

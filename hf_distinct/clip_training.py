@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from open_clip.loss import gather_features
-from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_distinct.clip_building import split_image_tower
 from hf_distinct.data import english_negatives, negatives
 from hf_distinct.data.emoji_scenes import Scene, full_caption, judge_caption
 from hf_distinct.data.images import ImageError, decode_image
@@ -142,17 +142,19 @@ class Embedder(nn.Module):
 
     Args:
         model: an open_clip model.
+        thawed: last stages of its image tower that do not belong to the frozen part.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, thawed: int = 0) -> None:
         super().__init__()
         self.model = model
+        _, self.project = split_image_tower(model, thawed)
 
     def forward(self, pictures: Tensor, token_ids: Tensor, features: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Embed both.
 
         Args:
-            pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)`` of the tower.
+            pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)`` of the tower's frozen part.
             token_ids: ``(m, context)``.
             features: which of them.
 
@@ -162,11 +164,6 @@ class Embedder(nn.Module):
         images = self.project(pictures) if features else self.model.encode_image(pictures)
         texts = encode_token_ids(self.model, token_ids)
         return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1), self.model.logit_scale.exp()
-
-    def project(self, features: Tensor) -> Tensor:
-        """What the model does after its image tower: ``(n, ...)`` to ``(n, d)``."""
-        visual = self.model.visual
-        return visual.head(features) if isinstance(visual, TimmModel) else features
 
 
 def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float) -> Tensor:
@@ -213,7 +210,8 @@ class Measure:
         transform: turns an RGB picture into pixels.
         tokenize: turns texts into token ids.
         rules: of the negatives that truth is compared with.
-        features: ``(N, 1, ...)`` of the frozen image tower; None: the model sees pixels.
+        features: ``(N, 1, ...)`` of the image tower's frozen part; None: the model sees pixels.
+        thawed: last stages of the image tower that do not belong to it.
     """
 
     def __init__(
@@ -223,9 +221,10 @@ class Measure:
         tokenize: Callable,
         rules: NegativeRules,
         features: Tensor | None = None,
+        thawed: int = 0,
     ):
         self.dataset, self.transform, self.tokenize, self.rules = dataset, transform, tokenize, rules
-        self.features = features
+        self.features, self.thawed = features, thawed
         self.rows: list[dict[str, Any]] = list(dataset.remove_columns("image"))
         self.emoji = "scene" in dataset.column_names
         self.captions = [
@@ -252,7 +251,7 @@ class Measure:
         return metrics | (self._kinds(model, images, firsts) if kinds else {})
 
     def _images(self, model: Any) -> Tensor:
-        device, project = model.logit_scale.device, Embedder(model).project
+        device, (_, project) = model.logit_scale.device, split_image_tower(model, self.thawed)
         embeds = []
         for start in range(0, len(self.rows), 100):
             if self.features is not None:

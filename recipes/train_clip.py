@@ -32,10 +32,10 @@ from hf_distinct.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.clip_building import (
     TrainedClip,
     clip_of_towers,
-    image_tower_of,
     published_clip,
     read_augmentation,
     small_clip,
+    split_image_tower,
     tell_places_apart,
 )
 from hf_distinct.clip_trainer import ALWAYS, ClipTrainer, Schedule, join_processes
@@ -55,10 +55,9 @@ VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "li
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5
 LEAST = {
     "train_size": 1, "embed_dim": 1, "curriculum_nouns": 1, "max_steps": 1, "eval_steps": 1, "batch_size": 2,
-    "cached_views": 0, "patience": 0, "num_workers": 0,
+    "cached_views": 0, "patience": 0, "num_workers": 0, "image_thawed_stages": 0,
 }  # fmt: skip
-MEASURED = 1000
-"""Pictures of a split that are measured, at most."""
+MEASURED = 1000  # pictures of a split, at most
 logger = logging.getLogger("train_clip")
 
 
@@ -98,6 +97,9 @@ class Settings(DatasetSettings):
     image_dropout: float = field(default=0.0, metadata={"help": "Dropout of the features of --image_tower."})
     image_frozen_steps: int = field(
         default=0, metadata={"help": "Number of first steps in which the image tower stays frozen; -1: all steps."}
+    )
+    image_thawed_stages: int = field(
+        default=0, metadata={"help": "Number of last stages of the image tower that train while the rest is frozen."}
     )
     text_frozen_steps: int = field(
         default=0, metadata={"help": "Number of first steps in which the text tower stays frozen; -1: all steps."}
@@ -231,18 +233,19 @@ class Settings(DatasetSettings):
 
     def _unused(self) -> Iterator[str]:
         if self.model is not None:
-            towers = ("vision_cfg", "embed_dim", "image_tower", "text_tower")
-            yield from unused_settings(self, towers, "with --model: it belongs to a new model")
+            new = ("vision_cfg", "embed_dim", "image_tower", "text_tower")
+            yield from unused_settings(self, new, "with --model: it belongs to a new model")
         if self.image_tower is not None:
             yield from unused_settings(self, ("vision_cfg",), "with --image_tower")
         else:
             of_towers = ("image_weights", "text_tower", "projection", "image_dropout", "tower_lr")
             yield from unused_settings(self, of_towers, "without --image_tower")
         if not self.hard_negatives:
-            parts = ("negative_weight", "kind_weights", "drill")
-            yield from unused_settings(self, parts, "without --hard_negatives")
+            yield from unused_settings(self, ("negative_weight", "kind_weights", "drill"), "without --hard_negatives")
         if not self.curriculum_steps:
             yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
+        if not self.image_frozen_steps:
+            yield from unused_settings(self, ("image_thawed_stages",), "without --image_frozen_steps")
         if not self.cached_views:
             yield from unused_settings(self, ("cache_dir",), "without --cached_views")
         elif self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
@@ -255,19 +258,14 @@ class Settings(DatasetSettings):
 def make_model(settings: Settings, train: Dataset) -> TrainedClip:
     """What is trained."""
     if settings.model is not None:
-        clip = published_clip(settings.model)
-    else:
-        captions = [caption for row in train["captions"] for caption in row]
-        if settings.image_tower is None:
-            clip = small_clip(json.loads(settings.vision_cfg), settings.embed_dim, captions)
-        else:
-            clip = clip_of_towers(
-                settings.image_tower, settings.image_weights, settings.text_tower, settings.embed_dim,
-                settings.projection, settings.image_dropout, captions,
-            )  # fmt: skip
-    if settings.spread_positions:
-        tell_places_apart(clip.model)
-    return clip
+        return published_clip(settings.model)
+    captions = [caption for row in train["captions"] for caption in row]
+    if settings.image_tower is None:
+        return small_clip(json.loads(settings.vision_cfg), settings.embed_dim, captions)
+    return clip_of_towers(
+        settings.image_tower, settings.image_weights, settings.text_tower, settings.embed_dim, settings.projection,
+        settings.image_dropout, captions,
+    )  # fmt: skip
 
 
 def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[CaptionedImages, int]]:
@@ -290,20 +288,20 @@ def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[
 
 def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any) -> tuple[Dataset, torch.Tensor]:
     """What the frozen image tower gives for the views of pictures."""
-    (tower,) = image_tower_of(clip.model).modules
+    tower, _ = split_image_tower(clip.model, settings.image_thawed_stages)
     folder, workers = settings.cache_dir or f"{settings.output_dir}/features", settings.num_workers
     return tower_features(rows, tower.eval(), views, folder, settings.seed, workers, strict=settings.strict)
 
 
 def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
     """What measures a split, by features of the image tower that are ``cached``, or from the pictures."""
-    rows = rows.select(range(min(MEASURED, len(rows))))
-    features = None
+    rows, features = rows.select(range(min(MEASURED, len(rows)))), None
     if cached:
         rows, features = features_of(rows, clip, settings, clip.views(count=1))
     elif not settings.drawn:
         rows = readable(rows, name, settings.strict)
-    return Measure(rows, clip.transform(), clip.tokenize, settings.rules, features)
+    stages = settings.image_thawed_stages
+    return Measure(rows, clip.transform(), clip.tokenize, settings.rules, features, stages)
 
 
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -322,9 +320,9 @@ def schedule_of(settings: Settings) -> Schedule:
     given = {"image": settings.image_tower, "text": settings.text_tower}
     return Schedule(
         settings.max_steps, settings.batch_size, settings.lr, settings.tower_lr, settings.weight_decay,
-        settings.eval_steps, settings.negative_weight, settings.image_frozen_steps, settings.text_frozen_steps,
-        [name for name, tower in given.items() if tower], settings.patience, settings.num_workers, settings.bf16,
-        settings.seed,
+        settings.eval_steps, settings.negative_weight, settings.image_frozen_steps, settings.image_thawed_stages,
+        settings.text_frozen_steps, [name for name, tower in given.items() if tower], settings.patience,
+        settings.num_workers, settings.bf16, settings.seed,
     )  # fmt: skip
 
 
@@ -339,6 +337,8 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     train, validation, test = load_data(settings)
     clip = make_model(settings, train)
+    if settings.spread_positions:
+        tell_places_apart(clip.model)
     clip.model.to(device, memory_format=torch.channels_last).train()
     cached = settings.cached_views > 0 and settings.image_frozen_steps == ALWAYS
     measure = measure_of(validation, "the validation split", clip, settings, cached)

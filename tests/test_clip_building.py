@@ -12,7 +12,14 @@ from PIL import Image
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from hf_distinct import ClipScorer
-from hf_distinct.clip_building import clip_of_towers, image_tower_of, small_clip, tell_places_apart, text_tower_of
+from hf_distinct.clip_building import (
+    clip_of_towers,
+    image_tower_of,
+    small_clip,
+    split_image_tower,
+    tell_places_apart,
+    text_tower_of,
+)
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.finite import not_finite
 
@@ -124,3 +131,29 @@ def test_positions_are_spread_where_there_are_any() -> None:
     before = model.visual.attnpool.positional_embedding.detach().clone()
     tell_places_apart(model)
     assert (model.visual.attnpool.positional_embedding == 10 * before).all()
+
+
+@pytest.mark.parametrize("thawed", [0, 1, 2])
+def test_both_parts_of_a_divided_tower_give_what_the_whole_gives(towers: Path, thawed: int) -> None:
+    model = build(towers).model.eval()
+    frozen, rest = split_image_tower(model, thawed)
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(rest(frozen(pixels)), model.encode_image(pixels))
+    trained = {
+        name for name, each in model.visual.trunk.named_parameters() if id(each) in set(map(id, rest.parameters()))
+    }
+    assert (not trained) == (thawed == 0)
+    assert {name.split(".")[0] for name in trained} <= {"conv_head", "bn2", "blocks"}
+    assert any(name.startswith("blocks.") for name in trained) == (thawed == 2)
+
+
+def test_towers_that_cannot_be_divided_are_refused(towers: Path) -> None:
+    with pytest.raises(ValueError, match="image_thawed_stages=99 should be less than the . stages"):
+        split_image_tower(build(towers).model, 99)
+    resnet = small_clip(VISION | {"timm_model_name": "test_resnet"}, 8, CAPTIONS).model
+    with pytest.raises(ValueError, match="--image_thawed_stages cannot divide a ResNet"):
+        split_image_tower(resnet, 1)
+    vit = small_clip({"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}, 8, CAPTIONS)
+    with pytest.raises(ValueError, match="--image_thawed_stages needs an image tower of timm"):
+        split_image_tower(vit.model, 1)

@@ -20,6 +20,7 @@ from hf_distinct.tower_features import tower_features
 
 SCHEDULE = {"max_steps": 7, "batch_size": 8, "lr": 1e-2, "tower_lr": 1e-3, "weight_decay": 0.1, "eval_steps": 3,
             "negative_weight": 1.0}  # fmt: skip
+THAWING = {"image_frozen_steps": 5, "image_thawed_stages": 2, "text_frozen_steps": 2, "cached": True}
 SCENES = emoji_scenes("train", 24, seed=0)  # three batches: steps 4 and 7 begin a pass
 
 
@@ -31,7 +32,7 @@ def make(towers: Path, output: Path, cached: bool = False, measure=lambda step: 
     how = (EMOJI_RULES, EMOJI_RULES.weights, 0.5)
     stages = [(CaptionedImages(SCENES, clip.views({"scale": [0.5, 1]}, mirror=True), *how), schedule.max_steps)]
     if cached:
-        (tower,) = image_tower_of(clip.model).modules
+        (tower,) = image_tower_of(clip.model, schedule.image_thawed_stages).modules
         views = clip.views(mirror=True, count=2)
         kept, features = tower_features(SCENES, tower.eval(), views, output / "features")
         until = schedule.max_steps if schedule.image_frozen_steps == ALWAYS else schedule.image_frozen_steps
@@ -45,7 +46,9 @@ def state(clip: TrainedClip) -> dict[str, torch.Tensor]:
 
 @pytest.mark.both_ends
 @pytest.mark.parametrize("stop", [2, 3, 5, 6])
-@pytest.mark.parametrize("settings", [{}, {"image_frozen_steps": 5, "text_frozen_steps": 2, "cached": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"image_frozen_steps": 5, "image_thawed_stages": 2, "text_frozen_steps": 2, "cached": True}]
+)
 def test_a_stopped_run_goes_on_to_the_bit(towers, tmp_path, monkeypatch, settings, stop):
     whole, trainer = make(towers, tmp_path / "whole", **settings)
     assert trainer.train() == 0 and trainer.place.step == 7
@@ -97,6 +100,17 @@ def test_each_tower_thaws_at_its_step_and_learns_at_its_rate(towers, tmp_path):
     assert change(start, seen[2], "running_mean") == 0
     weights = "visual.trunk.conv_stem.weight"
     assert 0 < change(seen[1], seen[2], weights) < 2e-4 < change(seen[1], seen[2], "visual.head")
+
+
+def test_the_last_stages_learn_from_features_of_the_others(towers, tmp_path):
+    how = {"image_frozen_steps": ALWAYS, "image_thawed_stages": 1, "max_steps": 3}
+    clip, trainer = make(towers, tmp_path, cached=True, **how)
+    before = state(clip)
+    trainer.train()
+    changed = {name for name, value in state(clip).items() if not torch.equal(value, before[name])}
+    trunk = {name for name in changed if name.startswith("visual.trunk.")}
+    assert trunk == {"visual.trunk.conv_head.weight", "visual.trunk.bn2.weight", "visual.trunk.bn2.bias"}
+    assert any(name.startswith("visual.head.") for name in changed)
 
 
 def test_the_best_is_kept_and_ends_the_training_when_nothing_is_better(towers, tmp_path):

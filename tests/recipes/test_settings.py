@@ -75,6 +75,7 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("image_dropout", 0.1, {}),
         ("tower_lr", 0.1, {}),
         ("cache_dir", "x", {}),
+        ("image_thawed_stages", 1, {}),
         ("mirror", True, {"cached_views": 1, "image_frozen_steps": -1}),
         ("augmentation", "{}", {"cached_views": 1, "image_frozen_steps": -1}),
         ("augmentation", "{}", {"cached_views": 2, "image_frozen_steps": -1, "mirror": True}),
