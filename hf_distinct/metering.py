@@ -78,14 +78,18 @@ class Meter:
 
 
 def peak_memory(accelerator: Accelerator) -> float:
-    """The most GiB that one process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
-    if accelerator.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
-        lines = status.read_text().splitlines() if status.is_file() else []
-        peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-    return float(accelerator.gather(torch.tensor([peak / 2**30], device=accelerator.device)).max())
+    """The most GiB that one process has held so far, see `peak_of_process`."""
+    peak = peak_of_process(accelerator.device)
+    return float(accelerator.gather(torch.tensor([peak], device=accelerator.device)).max())
+
+
+def peak_of_process(device: torch.device) -> float:
+    """The most GiB that this process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def forget_peak() -> None:

@@ -33,12 +33,13 @@ def check_room(folder: str | os.PathLike[str], wanted: int, what: str) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < wanted:
-        sizes = f"will take about {_readable(wanted)}, and the disk has {_readable(free)} free"
+        sizes = f"will take about {readable_size(wanted)}, and the disk has {readable_size(free)} free"
         advice = "Make room, or choose a folder on another disk"
         raise OSError(errno.ENOSPC, f"No space left: {what} {sizes}. {advice}", str(folder))
 
 
-def _readable(size: int) -> str:
+def readable_size(size: int) -> str:
+    """Bytes as a person reads them."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
