@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.embeddings import CaptionEmbeddings
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_pixels
+from hf_distinct.data.images import decode_images, to_pixel_values
 from hf_distinct.workers import share
 
 logger = logging.get_logger(__name__)
@@ -38,6 +40,35 @@ class SharedEpoch:
     def __set__(self, owner: Any, epoch: int | None) -> None:
         shared = owner.__dict__.setdefault("_epoch", torch.zeros((), dtype=torch.int64).share_memory_())
         shared.fill_(-1 if epoch is None else epoch)
+
+
+def decoded(
+    rows: list[dict[str, Any]], prepare: Callable[[Image.Image, dict[str, Any]], Tensor]
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Return the rows whose images can be decoded, and their pixels; embedding the data has left out all others.
+
+    So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step each
+    time that it is taken up.
+
+    Args:
+        rows: with `image` and `image_id`.
+        prepare: makes pixels of an RGB picture and its row.
+
+    Raises:
+        ValueError: not one can be decoded.
+    """
+    kept: list[dict[str, Any]] = []
+    pixels: list[Tensor] = []
+    for row in rows:
+        found = decode_images([row["image"]], lambda image, row=row: prepare(image, row))  # type: ignore[misc]
+        for reason in found.failures.values():
+            told = f"Image {row['image_id']!r}: {reason}"
+            logger.warning("%s. It is left out of its batch.", told)
+        kept += [row] if found.images else []
+        pixels += found.images
+    if not pixels:
+        raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {told}")
+    return kept, torch.stack(pixels)
 
 
 @dataclass
@@ -66,6 +97,7 @@ class CaptionCollator:
         max_length: Most tokens of a caption, end token included.
         seed: Of the draw, while `epoch` is set.
         epoch: The current epoch, or None; workers see it change.
+        augmentation: Makes of each picture a view that is a function of (`seed`, `epoch`, image id).
 
     Raises:
         ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
@@ -81,6 +113,7 @@ class CaptionCollator:
     max_length: int = 32
     seed: int = 0
     epoch: SharedEpoch = SharedEpoch()
+    augmentation: Augmentation | None = None
     _hashed_ids: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +133,7 @@ class CaptionCollator:
         """Collate rows (dicts of one row each) into the batch that the class describes."""
         for row in rows:
             self._check(row)
-        rows, pixel_values = self._decoded(rows)
+        rows, pixel_values = decoded(rows, self._pixels)
         drawn = [self._draw(row) for row in rows]
         captions = [[row["captions"][place] for place in places] for row, places in zip(rows, drawn, strict=True)]
         batch: dict[str, Any] = {
@@ -150,19 +183,11 @@ class CaptionCollator:
             places += torch.randperm(len(row["captions"]), generator=generator).tolist()
         return places[: self.captions_per_image]
 
-    def _decoded(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tensor]:
-        """Return the rows whose images can be decoded, and their pixels; embedding the data has left out all others.
-
-        So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step
-        each time that it is taken up.
-        """
-        found = decode_pixels((row["image"] for row in rows), self.image_processor)
-        reasons = [f"Image {rows[place]['image_id']!r}: {reason}" for place, reason in found.failures.items()]
-        for reason in reasons:
-            logger.warning("%s. It is left out of its batch.", reason)
-        if not found.images:
-            raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reasons[-1]}")
-        return [row for place, row in enumerate(rows) if place not in found.failures], torch.stack(found.images)
+    def _pixels(self, image: Image.Image, row: dict[str, Any]) -> Tensor:
+        """What the captioner sees of a row's picture, `(3, H, W)`."""
+        if self.augmentation is not None:
+            image = self.augmentation(image, f"{self.seed}:{self.epoch}:{row['image_id']}")
+        return to_pixel_values([image], self.image_processor)[0]
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""
