@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import BaseImageProcessor, PreTrainedModel, Seq2SeqTrainingArguments, TrainerCallback
 
+from hf_distinct import checkpoints
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.collator import SharedEpoch, decoded
 from hf_distinct.data.images import decode_pixels, to_pixel_values
@@ -178,6 +179,22 @@ class Distillation(SupervisedTrainer):
         found = model(inputs["pixel_values"])
         loss = imitation_loss(found, self._wanted(inputs["pixel_values"]), self.hint_weight)
         return (loss, {"maps": found}) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the encoder with its image processor; in checkpoints, the whole student.
+
+        Raises:
+            OSError: the folder could not be written.
+            ValueError: a weight is NaN or infinite.
+        """
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        self._refuse_weights_that_are_not_finite(self.model_wrapped)
+        folder = output_dir or str(self.args.output_dir)
+        if self.args.should_save:
+            with checkpoints.written_to(folder, str(self.args.output_dir)):
+                self.student.encoder.save_pretrained(folder)
+                self.image_processor.save_pretrained(folder)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

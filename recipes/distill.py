@@ -166,11 +166,10 @@ def main() -> None:
         hint_weight=settings.hint_weight,
     )
     trainer.train(training.resume_from_checkpoint)
+    trainer.save_model(training.output_dir)
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if trainer.is_world_process_zero():
         output = Path(training.output_dir)
-        trainer.student.encoder.save_pretrained(output)
-        processor.save_pretrained(output)
         write_json(output / "training_log.json", trainer.state.log_history)
         write_json(output / "metrics.json", {"steps": trainer.state.global_step, **metrics})
         print(f"encoder, metrics.json: {output}; R2 {metrics['R2']:.3f}")

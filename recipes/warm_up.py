@@ -252,7 +252,7 @@ def build_encoder(settings: Settings) -> tuple[Any, Any]:
         refuse_code(settings.encoder)
         encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
         processor = load_image_processor(settings.encoder)
-        if not hasattr(encoder.config, "hidden_size"):  # convolutional ones lack it, and a captioner needs it
+        if not hasattr(encoder.config, "hidden_size"):  # timm's lack it, and a captioner needs it
             pixels = to_pixel_values([Image.new("RGB", (64, 48))], processor)
             encoder.config.hidden_size = encoder(pixels).last_hidden_state.shape[-1]
         return encoder, processor
