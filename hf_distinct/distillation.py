@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import PIL.Image
 import torch
 from datasets import Dataset, Image
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, Seq2SeqTrainingArg
 from hf_distinct import checkpoints
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.collator import SharedEpoch, decoded
-from hf_distinct.data.images import decode_pixels, to_pixel_values
+from hf_distinct.data.images import decode_image, decode_pixels, to_pixel_values
 from hf_distinct.supervised import SupervisedTrainer
 from hf_distinct.training_data import EpochCallback, seed_of_data
 from hf_distinct.workers import fit_trainer, share
@@ -113,10 +112,10 @@ class ViewCollator:
         share(batch.values())
         return batch
 
-    def _pixels(self, image: PIL.Image.Image, row: dict[str, Any]) -> Tensor:
+    def _pixels(self, row: dict[str, Any]) -> Tensor:
         epoch = self.epoch or 0
         views, settings = (self.crops, CUT) if epoch < self.whole_from else (self.whole, {})
-        view = views(image, f"{self.seed}:{epoch}:{row['image_id']}")
+        view = views(decode_image(row["image"]), f"{self.seed}:{epoch}:{row['image_id']}")
         return to_pixel_values([view], self.image_processor, **settings)[0]
 
 

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_distinct.alarms import AlarmCallback, Bound, bounds
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.collator import CaptionCollator
+from hf_distinct.data.encoded_images import encode_images
 from hf_distinct.data.images import ImageError
 from hf_distinct.dataset_captions import write_captions
 from hf_distinct.evaluation.diversity import unique_share
@@ -29,6 +30,7 @@ from hf_distinct.rollout import (
     caption_logits,
     captioner_in,
     encode,
+    gathered,
     generation_ready,
 )
 from hf_distinct.settings_check import idle_precision
@@ -82,6 +84,7 @@ class TeacherForcing(SupervisedTrainer):
         dropped_images: share of the captions that learn to be written without their picture.
         encoder_learning_rate: peak learning rate of the encoder; None: that of the rest, ``args.learning_rate``.
         augmentation: makes a view of each picture, another one in each epoch.
+        encoder_cache: folder in which the outputs of a frozen encoder are computed once; None: anew in each step.
         callbacks: those of any Trainer.
 
     Raises:
@@ -105,11 +108,14 @@ class TeacherForcing(SupervisedTrainer):
         dropped_images: float = 0.0,
         encoder_learning_rate: float | None = None,
         augmentation: Augmentation | None = None,
+        encoder_cache: str | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
+        if encoder_cache and (augmentation or any(weight.requires_grad for weight in model.encoder.parameters())):
+            raise ValueError("encoder_cache needs an encoder that is frozen, and pictures without augmentation.")
         for idle in idle_precision(args):
             logger.warning(idle)
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
@@ -121,6 +127,10 @@ class TeacherForcing(SupervisedTrainer):
             processing_class, image_processor, captions_per_image=captions_per_image, max_length=max_length,
             seed=seed_of_data(args), epoch=0, augmentation=augmentation,
         )  # fmt: skip
+        if encoder_cache:
+            with gathered(model):
+                encoder: Any = model.encoder
+                collator.encoded = encode_images(train_dataset, encoder, image_processor, encoder_cache, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -154,6 +164,8 @@ class TeacherForcing(SupervisedTrainer):
                 weights = [each for each in group["params"] if id(each) in own]
                 group["params"] = [each for each in group["params"] if id(each) not in own]
                 optimizer.add_param_group({**group, "params": weights, "lr": self.encoder_learning_rate})
+            # DeepSpeed would take empty groups away after the scheduler has counted them.
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def compute_loss(

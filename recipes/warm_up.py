@@ -120,6 +120,10 @@ class Settings(DatasetSettings):
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the encoder. Default: --learning_rate."}
     )
+    encoder_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
+    )
     augment: bool = field(
         default=False, metadata={"help": "Train on random views of each picture: cut out, mirrored, recoloured."}
     )
@@ -169,6 +173,10 @@ class Settings(DatasetSettings):
             yield from unused_settings(self, ("min_word_count",), "with --tokenizer, which has a vocabulary")
         if self.freeze_encoder:
             yield from unused_settings(self, ("encoder_learning_rate",), "with --freeze_encoder true")
+        else:
+            yield from unused_settings(self, ("encoder_cache",), "without --freeze_encoder true")
+        if self.encoder_cache:
+            yield from unused_settings(self, ("augment",), "with --encoder_cache, which holds no other views")
         for name in ("drop_images", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} should be a fraction from 0 to less than 1."
@@ -348,6 +356,7 @@ def main() -> None:
         dropped_images=settings.drop_images,
         encoder_learning_rate=settings.encoder_learning_rate,
         augmentation=VIEWS if settings.augment else None,
+        encoder_cache=settings.encoder_cache,
         callbacks=stopping,
     )
     trainer.train(training.resume_from_checkpoint)

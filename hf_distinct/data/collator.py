@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.encoded_images import EncodedImages
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_images, to_pixel_values
+from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
 from hf_distinct.workers import share
 
 logger = logging.get_logger(__name__)
@@ -43,16 +43,16 @@ class SharedEpoch:
 
 
 def decoded(
-    rows: list[dict[str, Any]], prepare: Callable[[Image.Image, dict[str, Any]], Tensor]
+    rows: list[dict[str, Any]], prepare: Callable[[dict[str, Any]], Tensor]
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """Return the rows whose images can be decoded, and their pixels; embedding the data has left out all others.
+    """Return the rows whose images can be decoded, and what is made of them; others have been left out before.
 
     So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step each
     time that it is taken up.
 
     Args:
         rows: with `image` and `image_id`.
-        prepare: makes pixels of an RGB picture and its row.
+        prepare: makes of a row what a model sees of its picture; raises ImageError where that cannot be decoded.
 
     Raises:
         ValueError: not one can be decoded.
@@ -60,12 +60,12 @@ def decoded(
     kept: list[dict[str, Any]] = []
     pixels: list[Tensor] = []
     for row in rows:
-        found = decode_images([row["image"]], lambda image, row=row: prepare(image, row))  # type: ignore[misc]
-        for reason in found.failures.values():
-            told = f"Image {row['image_id']!r}: {reason}"
+        try:
+            pixels.append(prepare(row))
+            kept.append(row)
+        except ImageError as error:
+            told = f"Image {row['image_id']!r}: {error}"
             logger.warning("%s. It is left out of its batch.", told)
-        kept += [row] if found.images else []
-        pixels += found.images
     if not pixels:
         raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {told}")
     return kept, torch.stack(pixels)
@@ -75,7 +75,8 @@ def decoded(
 class CaptionCollator:
     """Makes a batch of B rows: pixels, G ground-truth captions an image as labels, and what the rewards need.
 
-    The batch holds `pixel_values` (B, 3, H, W) float32; `labels` (B, G, L) int64, each caption cut to `max_length`
+    The batch holds `pixel_values` (B, 3, H, W) float32, or with `encoded` the encoder's outputs (B, S, width) in their
+    place; `labels` (B, G, L) int64, each caption cut to `max_length`
     with one end token, padded with -100; `captions`, B lists of the G texts drawn; `references`, B lists of all
     captions; `image_ids` (B,) int64, hashed; `columns`, the other columns of the rows as lists, `image_id` among them.
     With `embeddings` also `image_embeds` (B, dim), `caption_embeds` (B, G, dim), and for the M mined neighbours (M the
@@ -98,6 +99,7 @@ class CaptionCollator:
         seed: Of the draw, while `epoch` is set.
         epoch: The current epoch, or None; workers see it change.
         augmentation: Makes of each picture a view that is a function of (`seed`, `epoch`, image id).
+        encoded: The outputs of a frozen encoder, which takes them instead of pixels.
 
     Raises:
         ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
@@ -114,6 +116,7 @@ class CaptionCollator:
     seed: int = 0
     epoch: SharedEpoch = SharedEpoch()
     augmentation: Augmentation | None = None
+    encoded: EncodedImages | None = None
     _hashed_ids: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -183,8 +186,11 @@ class CaptionCollator:
             places += torch.randperm(len(row["captions"]), generator=generator).tolist()
         return places[: self.captions_per_image]
 
-    def _pixels(self, image: Image.Image, row: dict[str, Any]) -> Tensor:
-        """What the captioner sees of a row's picture, `(3, H, W)`."""
+    def _pixels(self, row: dict[str, Any]) -> Tensor:
+        """What the captioner sees of a row's picture: `(3, H, W)`, or `(S, width)` where that is encoded already."""
+        if self.encoded is not None:
+            return self.encoded(row["image_id"])
+        image = decode_image(row["image"])
         if self.augmentation is not None:
             image = self.augmentation(image, f"{self.seed}:{self.epoch}:{row['image_id']}")
         return to_pixel_values([image], self.image_processor)[0]

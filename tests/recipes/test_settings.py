@@ -23,7 +23,7 @@ COMMON = {each.name for each in dataclasses.fields(DatasetSettings)}
 ALWAYS = {
     "warm_up": {
         "model_name_or_path", "freeze_encoder", "captions_per_image", "drop_images", "max_caption_length", "encoder",
-        "decoder", "augment", "validation_size", "early_stopping_patience",
+        "decoder", "validation_size", "early_stopping_patience",
     },
     "distill": {
         "teacher", "teacher_weights", "encoder_config", "crop_size", "whole_epochs", "hint_weight", "validation_size",
@@ -62,6 +62,8 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("min_word_count", 2, {"decoder": "y"}),
         ("min_word_count", 2, {"tokenizer": "y"}),
         ("encoder_learning_rate", 1e-4, {"freeze_encoder": True}),
+        ("encoder_cache", "x", {}),
+        ("augment", True, {"freeze_encoder": True, "encoder_cache": "x"}),
     ],
     "distill": [],
     "train_clip": [
