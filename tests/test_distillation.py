@@ -145,8 +145,9 @@ def test_the_student_learns_and_the_teacher_stays(tmp_path):
 def test_a_resumed_training_is_the_same_training_and_the_best_is_kept(tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "R2", "eval_strategy": "steps", "eval_steps": 2}
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **best}
-    whole = make(tmp_path, **settings)  # three epochs: crops, then whole views
+    whole = make(tmp_path, **settings)
     whole.train()
+    assert whole.data_collator.epoch == 1  # crops, then whole views
     found = tiny.weights(whole.model)
     (tmp_path / "checkpoint-6" / "model.safetensors").unlink()
     resumed = make(tmp_path, **settings)
