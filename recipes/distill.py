@@ -10,6 +10,7 @@ and without their captions, to give the maps of one. The result is an encoder wi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,14 @@ def build_student(settings: Settings, teacher: Any, processor: Any) -> Student:
     return Student(encoder, teacher, pixels, hints=settings.hint_weight > 0)
 
 
+def number_of_epochs(training: Training, images: int) -> float:
+    """How often each image will be seen."""
+    if training.max_steps <= 0:
+        return training.num_train_epochs
+    step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    return training.max_steps * step / images
+
+
 def main() -> None:
     """Train, save, measure."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
@@ -161,7 +170,7 @@ def main() -> None:
             processor,
             crops=Augmentation(CROP, settings.crop_size),
             whole=Augmentation(WHOLE, processor.size["height"]),
-            whole_from=int(training.num_train_epochs) - settings.whole_epochs,
+            whole_from=math.ceil(number_of_epochs(training, len(splits["train"]))) - settings.whole_epochs,
         ),
         hint_weight=settings.hint_weight,
     )

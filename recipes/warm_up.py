@@ -74,6 +74,7 @@ HEAD_WIDTH = 32  # of a new decoder's attention
 POSITIONS = 32  # of a new decoder, which has more where captions are longer
 IMAGE_SIZE = 64
 NEW_RATE, PRETRAINED_RATE = 1.5e-3, 5e-5
+STEPS, EPOCHS = 2500, 3.0  # our default, and transformers' own
 VIEWS = Augmentation(crop=(0.6, 1.0))
 OF_NEW_DECODER = ("decoder_layers", "decoder_width", "decoder_dropout", "tokenizer", "min_word_count")
 COUNTS = (
@@ -215,7 +216,9 @@ class Training(LaunchedArguments):
         default=100, metadata={"help": "Number of steps in which the learning rate rises linearly."}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    max_steps: int = field(default=2500, metadata={"help": "Number of optimiser steps."})
+    max_steps: int = field(
+        default=STEPS, metadata={"help": "Number of optimiser steps, unless --num_train_epochs says how long."}
+    )
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
     report_to: list[str] = field(
@@ -224,6 +227,16 @@ class Training(LaunchedArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads every column."}
     )
+
+    def __post_init__(self) -> None:
+        if self.num_train_epochs != EPOCHS:  # of which max_steps would make nothing
+            if self.max_steps not in (STEPS, -1):
+                raise ValueError(
+                    f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs} both say how long to "
+                    "train: set one of them."
+                )
+            self.max_steps = -1
+        super().__post_init__()
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:

@@ -177,6 +177,15 @@ def test_the_width_of_an_encoder_whose_config_does_not_say_it_is_found(recipe, t
     assert VisionEncoderDecoderModel.from_pretrained(tmp_path / "captioner").config.encoder.hidden_size == 64
 
 
+def test_epochs_say_how_long_unless_steps_do(recipe, tmp_path) -> None:
+    def steps(**settings: float) -> int:
+        return recipe.Training(output_dir=str(tmp_path), use_cpu=True, **settings).max_steps
+
+    assert (steps(), steps(max_steps=7), steps(num_train_epochs=2)) == (2500, 7, -1)
+    with pytest.raises(ValueError, match="max_steps=7 and num_train_epochs=2 both say how long"):
+        steps(max_steps=7, num_train_epochs=2)
+
+
 def test_a_frozen_encoder(recipe) -> None:
     model, _, _ = recipe.build_captioner(recipe.Settings(freeze_encoder=True), CAPTIONS)
     assert not any(each.requires_grad for each in model.encoder.parameters())
