@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, Seq2SeqTrainingArg
 from hf_distinct import checkpoints
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.collator import SharedEpoch, decoded
-from hf_distinct.data.images import decode_image, decode_pixels, to_pixel_values
+from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.supervised import SupervisedTrainer
 from hf_distinct.training_data import EpochCallback, seed_of_data
 from hf_distinct.workers import fit_trainer, share
@@ -53,12 +53,41 @@ class Student(nn.Module):
         return [(head(own[i]), j) for head, (i, j) in zip(self.heads, self.pairs, strict=True)]
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        outputs: Any = self.encoder(pixels, output_hidden_states=self.hints)
+        # As a captioner calls it in `generate`, which not every encoder allows.
+        outputs: Any = self.encoder(pixels, output_attentions=None, output_hidden_states=self.hints, return_dict=True)
         tokens = outputs.last_hidden_state
+        if tokens.dim() != 3:
+            raise ValueError(f"its output has the shape {tuple(tokens.shape)}, and captioners read (B, S, H)")
         side = int(tokens.shape[1] ** 0.5)
         last = tokens[:, tokens.shape[1] - side**2 :].unflatten(1, (side, side))
         stages = [each for each in (outputs.hidden_states or ())[:-1] if each.dim() == 4 and each.shape[1] > 3]
         return [*(each.permute(0, 2, 3, 1) for each in stages), last]
+
+
+def build_student(encoder: PreTrainedModel, teacher: nn.Module, sides: Sequence[int], hints: bool) -> Student:
+    """A student beside its teacher, tried on grey views of each size.
+
+    Args:
+        encoder: see `Student`.
+        teacher: see `Student`.
+        sides: of the views in pixels; the first is that of whole pictures.
+        hints: see `Student`.
+
+    Raises:
+        ValueError: the encoder is none for a captioner, or it or the teacher cannot take views of one of the sizes.
+    """
+    views = [torch.zeros(1, 3, side, side) for side in sides]
+    try:
+        student = Student(encoder, teacher, views[0], hints)
+        with torch.no_grad():
+            for view in views:
+                imitation_loss(student(view), teacher_maps(teacher, view), 1.0)
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:  # of any library's model
+        raise ValueError(
+            f"A {type(encoder).__name__} cannot learn from this teacher by views of {' and '.join(map(str, sides))} "
+            f"pixels: {' '.join(str(error).split())}"
+        ) from error
+    return student
 
 
 def teacher_maps(teacher: Any, pixels: Tensor) -> list[Tensor]:
@@ -200,7 +229,9 @@ class Distillation(SupervisedTrainer):
         """Compare the last maps of the evaluation pictures; every process looks at all of them."""
         dataset: Any = self.eval_dataset
         self.student.eval()
-        pairs = [self._compared(batch) for batch in dataset.iter(self.args.eval_batch_size)]
+        size = self.args.eval_batch_size
+        rows = [dataset.select(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size)]
+        pairs = [self._compared(list(each)) for each in rows]
         mine, wanted = (torch.cat(each) for each in zip(*pairs, strict=True))
         spread = (wanted - wanted.mean(dim=0)).pow(2).sum()
         metrics = {
@@ -211,9 +242,12 @@ class Distillation(SupervisedTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _compared(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _compared(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """What the student finds and what it should find, `(positions, C)` each."""
-        pixels = torch.stack(decode_pixels(batch["image"], self.image_processor).images).to(self.args.device)
+        pixels = decoded(rows, self._whole)[1].to(self.args.device)
         with self.accelerator.autocast():
             mine, place = self.student(pixels)[-1]
         return mine.float().flatten(0, 2).cpu(), resized(self._wanted(pixels)[place], mine).flatten(0, 2).cpu()
+
+    def _whole(self, row: dict[str, Any]) -> Tensor:
+        return to_pixel_values([decode_image(row["image"])], self.image_processor)[0]

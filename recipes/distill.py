@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 from transformers import AutoConfig, AutoModel, ViTImageProcessor, set_seed
@@ -25,7 +24,7 @@ from hf_distinct import run_lock
 from hf_distinct.arguments import clear_errors, parse_settings
 from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.settings import DatasetSettings
-from hf_distinct.distillation import Distillation, Student, ViewCollator
+from hf_distinct.distillation import Distillation, ViewCollator, build_student
 from hf_distinct.image_towers import load_image_tower
 from hf_distinct.launching import LaunchedArguments
 from hf_distinct.logs import show_logs
@@ -132,14 +131,6 @@ def processor_of(teacher: Any) -> Any:
     )  # fmt: skip
 
 
-def build_student(settings: Settings, teacher: Any, processor: Any) -> Student:
-    """A new encoder beside its teacher."""
-    config = json.loads(settings.encoder_config)
-    encoder = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-    pixels = torch.zeros(1, 3, processor.size["height"], processor.size["width"])
-    return Student(encoder, teacher, pixels, hints=settings.hint_weight > 0)
-
-
 def number_of_epochs(training: Training, images: int) -> float:
     """How often each image will be seen."""
     if training.max_steps <= 0:
@@ -160,8 +151,11 @@ def main() -> None:
     teacher = load_image_tower(settings.teacher, settings.teacher_weights)
     processor = processor_of(teacher)
     splits = settings.load()
+    config = json.loads(settings.encoder_config)
+    encoder = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    side = processor.size["height"]
     trainer = Distillation(
-        build_student(settings, teacher, processor),
+        build_student(encoder, teacher, (side, settings.crop_size), hints=settings.hint_weight > 0),
         teacher,
         training,
         train_dataset=splits["train"],
@@ -169,7 +163,7 @@ def main() -> None:
         collator=ViewCollator(
             processor,
             crops=Augmentation(CROP, settings.crop_size),
-            whole=Augmentation(WHOLE, processor.size["height"]),
+            whole=Augmentation(WHOLE, side),
             whole_from=math.ceil(number_of_epochs(training, len(splits["train"]))) - settings.whole_epochs,
         ),
         hint_weight=settings.hint_weight,

@@ -12,7 +12,14 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Seq2SeqTrainingArguments, ViTImageProcessor
 
 from hf_distinct.data.augmentation import Augmentation
-from hf_distinct.distillation import Distillation, Student, ViewCollator, imitation_loss, teacher_maps
+from hf_distinct.distillation import (
+    Distillation,
+    Student,
+    ViewCollator,
+    build_student,
+    imitation_loss,
+    teacher_maps,
+)
 
 SEGFORMER = {
     "model_type": "segformer", "num_encoder_blocks": 3, "depths": [1, 1, 1], "sr_ratios": [4, 2, 1],
@@ -43,11 +50,11 @@ class Teacher(nn.Module):
         return [first, self.norm(self.second(first.relu()))]
 
 
-def build(config: dict[str, Any], hints: bool = True) -> Student:
+def build(config: dict[str, Any], hints: bool = True, sides: tuple[int, ...] = (32,)) -> Student:
     torch.manual_seed(0)
     own = dict(config)
     encoder = AutoModel.from_config(AutoConfig.for_model(own.pop("model_type"), **own))
-    return Student(encoder, Teacher(), PIXELS, hints)
+    return build_student(encoder, Teacher().eval(), sides, hints)
 
 
 def make(output: Path, size: int = 12, hint_weight: float = 0.5, **settings: Any) -> Distillation:
@@ -68,7 +75,7 @@ def make(output: Path, size: int = 12, hint_weight: float = 0.5, **settings: Any
 
 
 @pytest.mark.both_ends
-@pytest.mark.parametrize(("config", "places"), [(SEGFORMER, [0, 1, 1]), (CONVNEXT, [0, 1]), (VIT, [1])])
+@pytest.mark.parametrize(("config", "places"), [(SEGFORMER, [0, 1, 1]), (VIT, [1])])
 def test_maps_are_paired_by_height_and_the_output_with_the_last(config, places):
     found = build(config)(torch.randn(2, 3, 32, 32))
     assert [place for _, place in found] == places
@@ -81,6 +88,19 @@ def test_a_class_token_is_not_compared():
     tokens = student.encoder(PIXELS).last_hidden_state
     (found, _), (head,) = student(PIXELS)[-1], student.heads
     torch.testing.assert_close(found.flatten(1, 2), head(tokens[:, 1:]))
+
+
+@pytest.mark.parametrize(
+    ("config", "sides", "message"),
+    [
+        (VIT, (32, 16), "A ViTModel .* views of 32 and 16 pixels: .*doesn't match model"),
+        (CONVNEXT, (32,), "A DINOv3ConvNextModel cannot learn .*'output_attentions'"),
+        ({"model_type": "resnet"}, (32,), r"A ResNetModel cannot learn .*"),
+    ],
+)
+def test_an_encoder_that_cannot_learn_or_caption_is_refused_at_once(config, sides, message):
+    with pytest.raises(ValueError, match=message):
+        build(config, sides=sides)
 
 
 def test_the_loss_is_that_of_the_last_map_and_a_share_of_the_mean_of_the_others():
