@@ -184,6 +184,10 @@ class RLCaptionConfig(LaunchedArguments):
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights."}
     )
+    encoder_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
+    )
     log_samples: int = field(default=3, metadata={"help": "Number of sampled captions shown at each log line."})
 
     def __post_init__(self) -> None:

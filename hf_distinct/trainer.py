@@ -32,6 +32,7 @@ from hf_distinct.checkpointing import checkpointing
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.encoded_images import encode_images
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.escaping import plain
@@ -47,6 +48,7 @@ from hf_distinct.rollout import (
     decode,
     encode,
     end_ids,
+    gathered,
     generate_labels,
     generation_ready,
     join_labels,
@@ -54,6 +56,7 @@ from hf_distinct.rollout import (
     rollout_config,
     rollout_figures,
     token_logits,
+    without_adapters,
 )
 from hf_distinct.scorer import ClipScorer, scorer_problems
 from hf_distinct.settings_check import idle_settings
@@ -171,6 +174,11 @@ class RLCaptionTrainer(EvaluatingTrainer):
             seed=seed_of_data(args),
             epoch=0,
         )
+        if args.encoder_cache:
+            with gathered(model):
+                collator.encoded = encode_images(
+                    train_dataset, without_adapters(model).encoder, image_processor, args.encoder_cache, args.device
+                )
         super().__init__(
             model=model,
             args=args,

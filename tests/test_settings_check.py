@@ -66,6 +66,7 @@ SHOWN_BY = {
     "ddp_backend": "distributed/test_two_processes.py::test_there_really_are_as_many_processes",
     "ddp_find_unused_parameters": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
     "deepspeed": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
+    "encoder_cache": "data/test_encoded_images.py::test_rewards_train_the_same_captioner_from_encoded_images",
     "eval_on_start": "test_evaluating.py::test_an_evaluation_at_the_start_stays_asked_for_after_an_error",
     "eval_strategy": "test_trainer_evaluation.py::test_evaluation_within_training_does_not_change_it",
     "fp16": "test_settings_check.py::test_fp16_on_a_cpu_is_float32",

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from safetensors import SafetensorError
@@ -181,18 +183,24 @@ def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
         texts = json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode()
         here.update(texts)
         anywhere.update(texts)
-        images = table["image"].combine_chunks()
-        paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
-        for path, content in zip(paths, contents, strict=True):
-            if content is not None:
-                of_here = of_anywhere = b"\nheld " + hashlib.blake2b(content).digest()
-            elif path is not None and os.path.exists(path):
-                state = os.stat(path)
-                name = path.encode("utf-8", "surrogatepass")
-                of_here = b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name
-                of_anywhere = b"\nfile %d" % state.st_size
-            else:
-                of_here = of_anywhere = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
+        for of_here, of_anywhere in image_states(table):
             here.update(of_here)
             anywhere.update(of_anywhere)
     return f"embeddings-{here.hexdigest()}", f"embeddings-{anywhere.hexdigest()}"
+
+
+def image_states(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
+    """What is known of each image of a table without decoding it: on this machine, and on any; see `cache_names`."""
+    images = table["image"].combine_chunks()
+    paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
+    for path, content in zip(paths, contents, strict=True):
+        if content is not None:
+            held = b"\nheld " + hashlib.blake2b(content).digest()
+            yield held, held
+        elif path is not None and os.path.exists(path):
+            state = os.stat(path)
+            name, size = path.encode("utf-8", "surrogatepass"), state.st_size
+            yield b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name, b"\nfile %d" % size
+        else:
+            none = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
+            yield none, none

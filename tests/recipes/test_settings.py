@@ -23,7 +23,10 @@ COMMON = {each.name for each in dataclasses.fields(DatasetSettings)}
 ALWAYS = {
     "warm_up": {
         "model_name_or_path", "freeze_encoder", "captions_per_image", "drop_images", "max_caption_length", "encoder",
-        "decoder",
+        "decoder", "validation_size", "early_stopping_patience",
+    },
+    "distill": {
+        "teacher", "teacher_weights", "encoder_config", "crop_size", "whole_epochs", "hint_weight", "validation_size",
     },
     "train_clip": {
         "output_dir", "model", "spread_positions", "hard_negatives", "max_steps", "batch_size", "lr", "weight_decay",
@@ -54,7 +57,16 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("encoder_config", "{}", {"encoder": "y"}),
         ("decoder_layers", 3, {"model_name_or_path": "y"}),
         ("decoder_layers", 3, {"decoder": "y"}),
+        ("decoder_width", 64, {"decoder": "y"}),
+        ("decoder_dropout", 0.1, {"decoder": "y"}),
+        ("tokenizer", "x", {"decoder": "y"}),
+        ("min_word_count", 2, {"decoder": "y"}),
+        ("min_word_count", 2, {"tokenizer": "y"}),
+        ("encoder_learning_rate", 1e-4, {"freeze_encoder": True}),
+        ("encoder_cache", "x", {}),
+        ("augment", True, {"freeze_encoder": True, "encoder_cache": "x"}),
     ],
+    "distill": [],
     "train_clip": [
         ("train_size", 9, PICTURES),
         ("caption_style", "full", PICTURES),
@@ -112,7 +124,15 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
     "ablation": [],
 }  # fmt: skip
 IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
-    "warm_up": [("drop_images", 1.0), ("train_size", 0), ("captions_per_image", 0), ("max_caption_length", 1)],
+    "warm_up": [
+        ("drop_images", 1.0), ("train_size", 0), ("captions_per_image", 0), ("max_caption_length", 1),
+        ("decoder_layers", 0), ("decoder_width", 0), ("decoder_width", 100), ("decoder_dropout", 1.0),
+        ("min_word_count", 0), ("validation_size", 0), ("early_stopping_patience", 0), ("encoder_learning_rate", 0.0),
+    ],
+    "distill": [
+        ("dataset", "emoji_scenes"), ("teacher", None), ("crop_size", 8), ("whole_epochs", -1), ("hint_weight", -1.0),
+        ("validation_size", 1),
+    ],
     "train_clip": [
         ("max_steps", 0), ("batch_size", 1), ("eval_steps", 0), ("train_size", 0), ("drill", 2.0),
         ("lr", float("nan")), ("curriculum_steps", 99999), ("tower_lr", -1.0), ("image_dropout", 2.0),
@@ -124,7 +144,9 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
     "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
-NEEDED: dict[str, dict[str, Any]] = {"evaluate": OURS, "caption": {"folder": "x"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "evaluate": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
+}  # fmt: skip
 
 
 @cache
