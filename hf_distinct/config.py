@@ -18,7 +18,7 @@ Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 # Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
-LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats")
+LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats", "invention", "distance")
 
 
 @dataclass(repr=False)
