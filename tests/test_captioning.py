@@ -118,6 +118,12 @@ def test_what_cannot_be_done_is_said(captioner, tiny_models, tmp_path):
         Captioner(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="batch_size=0"):
         captioner([], batch_size=0)
+    for wrong in ({"num_beams": 0}, {"num_beams": 2, "num_samples": 3}):
+        with pytest.raises(ValueError, match="for captions that are not sampled"):
+            captioner([], **wrong)
+    for wrong in ({"temperature": 0.0, "num_samples": 3}, {"temperature": 0.5}):
+        with pytest.raises(ValueError, match="must be positive, and is for samples"):
+            captioner([], **wrong)
 
 
 def test_samples_that_clip_does_not_read_to_their_end_are_warned_of(tiny_models, caplog):
