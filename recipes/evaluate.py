@@ -379,7 +379,7 @@ def report(
     print(f"people: {some}" if PEOPLE in metrics else none)
     for pair, figures in found.items():
         if pair.startswith(f"{first} - "):
-            decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}
+            decided = {k: each for k, each in figures.items() if k in shown and not each["low"] <= 0 <= each["high"]}
             print(f"\n{pair}: 95 % intervals without 0 (all: intervals.json)")
             width = max(map(len, decided), default=0)
             print("\n".join(f"  {name:<{width}}  {cell(each, True)}" for name, each in decided.items()) or "  none")
@@ -388,11 +388,12 @@ def report(
 def chances(gallery: Gallery) -> Iterator[str]:
     """What R@1 is by chance, in a line, where a CLIP measures."""
     near = [
-        f"{np.mean([1 / (1 + len(own)) for own in lists]):.3f} among an image and those most similar under the {name}"
+        f"{np.mean([1 / (1 + len(own)) for own in lists]):.3f} under the {name}"
         for name, lists in gallery.neighbours.items()
     ]
     if gallery.clips:
-        yield "\nR@1 by chance: " + ", ".join([f"{1 / len(gallery.references):.3f} among all images", *near])
+        among = f", among each image's neighbours {', '.join(near)}" if near else ""
+        yield f"\nR@1 by chance: {1 / len(gallery.references):.3f} among all images{among}"
 
 
 if __name__ == "__main__":

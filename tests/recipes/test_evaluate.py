@@ -76,7 +76,7 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     done = run("--model", model, *options, *ways, *judges, "--resamples", 20, "--output_dir", output)
     found = json.loads((output / "metrics.json").read_text())
     assert list(found) == ["captioner", "captioner guidance 2", "captioner beams 4", "captioner best of 3", PEOPLE]
-    assert "R@1 by chance: 0.083 among all images, 0.333 among an image and those most similar" in done.stdout
+    assert "R@1 by chance: 0.083 among all images, among each image's neighbours 0.333 under the judge" in done.stdout
     assert "grammar: share of captions that the judge takes for people's" in done.stdout and "cut 0.75" in done.stdout
     for system, figures in found.items():
         assert 0 <= figures["grammar"] <= 1
