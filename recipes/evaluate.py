@@ -387,10 +387,8 @@ def report(
 
 def chances(gallery: Gallery) -> Iterator[str]:
     """What R@1 is by chance, in a line, where a CLIP measures."""
-    near = [
-        f"{np.mean([1 / (1 + len(own)) for own in lists]):.3f} under the {name}"
-        for name, lists in gallery.neighbours.items()
-    ]
+    chance = {clip: np.mean([1 / (1 + len(own)) for own in lists]) for clip, lists in gallery.neighbours.items()}
+    near = [f"{value:.3f} under the {clip}" for clip, value in chance.items()]
     if gallery.clips:
         among = f", among each image's neighbours {', '.join(near)}" if near else ""
         yield f"\nR@1 by chance: {1 / len(gallery.references):.3f} among all images{among}"
