@@ -357,7 +357,8 @@ def main() -> None:
         with or_warn("captions.html"), own_files(output, "captions.html") as (path,):
             write_sheet(path, systems, gallery)
     report(written, found, next(iter(systems)))
-    print("\n".join([*chances(gallery), *judges.told()]))
+    for line in (*chances(gallery), *judges.told()):
+        print(line)
     of_all = f" of {measured.total}" if images < measured.total else ""
     print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
 

@@ -3,7 +3,7 @@
     python recipes/train_grammar.py --dataset dataset_flickr8k.json --image_root Flicker8k_Dataset
     python recipes/evaluate.py --grammar outputs/grammar --model outputs/my_captioner ...
 
-It learns to tell captions that people wrote from the same captions spoilt: words swapped, shuffled, repeated or
+It learns to tell captions that people wrote from the same captions corrupted: words swapped, shuffled, repeated or
 dropped, phrases repeated, ends cut off, articles doubled or dropped, fillers added. It reads the captions of the split
 `train` and no pictures, which takes a few minutes on one CPU core. The recipe prints what share of the captions of the
 split `test` the judge is right about, by kind, and writes OUT/config.json and OUT/model.safetensors.
@@ -36,10 +36,10 @@ class Settings(DatasetSettings):
     output_dir: str = field(default="outputs/grammar", metadata={"help": "Folder for the judge."})
     epochs: int = field(default=6, metadata={"help": "Number of times that it reads each caption."})
     batch_size: int = field(
-        default=128, metadata={"help": "Number of people's captions in a step, beside as many spoilt ones."}
+        default=128, metadata={"help": "Number of people's captions in a step, beside as many corrupted ones."}
     )
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
-    seed: int = field(default=0, metadata={"help": "Seed of its weights and of what is spoilt."})
+    seed: int = field(default=0, metadata={"help": "Seed of its weights and of what is corrupted."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""Captions spoilt in the ways in which captioners spoil theirs: what a judge of grammar learns to tell from people's.
+"""Corruptions of captions, of the kinds that captioners produce: negative examples for a judge of grammar.
 
-Each kind makes of a caption's words others, by `random.Random`, or None where the caption has nothing that can be
-spoilt so. The words are those of `hf_distinct.evaluation.ptb_tokenizer.tokenize`. The lists are English.
+Each function takes the words of a caption (see `hf_distinct.evaluation.ptb_tokenizer.tokenize`) and a `random.Random`,
+and returns other words, or None if the caption offers no place for this kind. The word lists are English.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def swapped(words: Sequence[str], random: Random) -> Words | None:
     if not places:
         return None
     i, j = random.choice(places)
-    spoilt = list(words)
-    spoilt[i], spoilt[j] = spoilt[j], spoilt[i]
-    return spoilt
+    corrupted = list(words)
+    corrupted[i], corrupted[j] = corrupted[j], corrupted[i]
+    return corrupted
 
 
 def shuffled(words: Sequence[str], random: Random) -> Words | None:
     """All words in another order."""
     if len(set(words)) < 3:
         return None
-    spoilt = random.sample(list(words), len(words))
-    return spoilt if spoilt != list(words) else None
+    corrupted = random.sample(list(words), len(words))
+    return corrupted if corrupted != list(words) else None
 
 
 def repeated_word(words: Sequence[str], random: Random) -> Words | None:
@@ -56,10 +56,10 @@ def repeated_phrase(words: Sequence[str], random: Random) -> Words | None:
     length = random.randint(2, min(LONGEST_PHRASE, len(words)))
     start = random.randint(0, len(words) - length)
     phrase = list(words[start : start + length])
-    spoilt = [*words[:start], *phrase * (1 + random.randint(1, MOST_REPEATS))]
+    corrupted = [*words[:start], *phrase * (1 + random.randint(1, MOST_REPEATS))]
     if random.random() < 0.5:  # it ends within a repetition, as samples do
-        return spoilt[: len(spoilt) - random.randint(0, length - 1)]
-    return [*spoilt, *words[start + length :]]
+        return corrupted[: len(corrupted) - random.randint(0, length - 1)]
+    return [*corrupted, *words[start + length :]]
 
 
 def cut(words: Sequence[str], random: Random) -> Words | None:
@@ -97,10 +97,10 @@ def dropped_word(words: Sequence[str], random: Random) -> Words | None:
 
 def filler(words: Sequence[str], random: Random) -> Words | None:
     """One to three small words stand where nobody needs them: "a dog of on the a mat"."""
-    spoilt = list(words)
+    corrupted = list(words)
     for _ in range(random.randint(1, MOST_REPEATS)):
-        spoilt.insert(random.randint(0, len(spoilt)), random.choice(FILLERS))
-    return spoilt if words else None
+        corrupted.insert(random.randint(0, len(corrupted)), random.choice(FILLERS))
+    return corrupted if words else None
 
 
 def heap(words: Sequence[str], random: Random) -> Words | None:
@@ -126,7 +126,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupt(words: Sequence[str], random: Random) -> Words | None:
     """Spoil a caption in one of the ways that it allows, each as likely as the others; None if it allows none."""
     for kind in random.sample(sorted(CORRUPTIONS), len(CORRUPTIONS)):
-        spoilt = CORRUPTIONS[kind](words, random)
-        if spoilt is not None:
-            return spoilt
+        corrupted = CORRUPTIONS[kind](words, random)
+        if corrupted is not None:
+            return corrupted
     return None

@@ -1,9 +1,9 @@
-"""A small judge of language: did a person write this caption, or has its language been spoilt?
+"""A small judge of language: did a person write this caption, or has its language been corrupted?
 
-Rewards of a CLIP do not see language, and the perplexity of a language model is fooled: words said again and again
-are easy to predict. This judge has learnt from captions that people wrote, against the same captions spoilt
-(`hf_distinct.evaluation.corruptions`), by ``recipes/train_grammar.py``. It sees words alone, no picture. It is a
-measure: a captioner that learnt from it would learn to please it.
+A CLIP reward does not see language, and the perplexity of a language model is fooled: words said again and again are
+easy to predict. ``recipes/train_grammar.py`` trains this judge to tell captions that people wrote from corrupted
+copies of them (`hf_distinct.evaluation.corruptions`). It reads words only, no picture. It is a measure: never train a
+captioner with it.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ PADDING, UNKNOWN = 0, 1
 FIRST_WORD = 2
 MIN_COUNT = 3
 UNKNOWN_SHARE = 0.02
-"""Share of the words that are hidden in training, so that a rare word is nothing suspicious."""
+"""Fraction of the words that training replaces by the unknown one, so that a rare word alone tells nothing."""
 MAX_WORDS = 64
-"""Words of a caption that are read."""
+"""Maximum number of words of a caption that are read."""
 LONGEST_AGO = 8
-"""From so many words on, all that was said before is equally long ago."""
-MAX_SIZE = 4096
+"""A repetition at this distance, in words, or at any longer one counts as equally far."""
+MAX_WIDTH = 1024
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "caption grammar judge"
 
 
 class GrammarJudge(nn.Module):
-    """A GRU in both directions over a caption's words; the largest and the mean of its states decide.
+    """A bidirectional GRU over a caption's words, then a linear layer on the maximum and the mean of its states.
 
-    It is told of each word how many words ago the caption said it before, and the pair that it ends, so that it finds
-    repetitions of words that it has never seen repeated.
+    Each word comes with its distance from the last occurrence of the same word, and of the same pair of words, so that
+    the judge also finds repetitions of words that were never repeated in training.
 
     Args:
-        vocabulary: the words that it knows.
+        vocabulary: the known words; all others share one embedding.
         width: of a word's embedding, and of the GRU in each direction.
 
     Attributes:
-        accuracy: the share that it judged rightly on captions that it did not learn from, by kind (``people`` and each
-            of `hf_distinct.evaluation.corruptions.CORRUPTIONS`); empty if nobody has measured it.
+        accuracy: the accuracy on held-out captions by kind: ``people``, and each kind of
+            `hf_distinct.evaluation.corruptions.CORRUPTIONS`. Empty if it was not measured.
     """
 
     def __init__(self, vocabulary: Sequence[str], width: int = 128) -> None:
@@ -84,8 +84,8 @@ class GrammarJudge(nn.Module):
         """Captions of one word or more, as words, for the network.
 
         Returns:
-            Word ids ``(N, L)``; ``(N, L, 2)``, how many words ago the word and its pair were said, 0 for never; and
-            lengths ``(N,)``.
+            Word ids ``(N, L)``; ``(N, L, 2)``, the distances from the last occurrence of the word and of its pair, 0
+            where there is none; and lengths ``(N,)``.
         """
         rows = [words[:MAX_WORDS] for words in rows]
         columns = [
@@ -139,8 +139,12 @@ class GrammarJudge(nn.Module):
         folder = Path(folder)
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            judge = cls(*_checked(config))
-            judge.load_state_dict(load_file(folder / WEIGHTS))
+            vocabulary, width = _checked(config)
+            weights = load_file(folder / WEIGHTS)
+            if weights["embedding.weight"].shape != (FIRST_WORD + len(vocabulary), width):
+                raise ValueError(f"{CONFIG} and {WEIGHTS} belong to judges of different sizes")
+            judge = cls(vocabulary, width)
+            judge.load_state_dict(weights)
             if not all(value.isfinite().all() for value in judge.parameters()):
                 raise ValueError(f"{WEIGHTS} holds NaN or infinity")
             judge.accuracy = config["accuracy"]
@@ -154,7 +158,7 @@ class GrammarJudge(nn.Module):
 
 
 def _ago(items: Sequence[Any]) -> list[int]:
-    """How many places before each item the same one was last, at most `LONGEST_AGO`; 0 where it never was."""
+    """The distance of each item from the last one that is equal, at most `LONGEST_AGO`; 0 where there is none."""
     last: dict[Any, int] = {}
     found = []
     for place, item in enumerate(items):
@@ -173,8 +177,8 @@ def _checked(config: Any) -> tuple[list[str], int]:
     accuracy = config.get("accuracy")
     if not isinstance(accuracy, dict) or not all(isinstance(value, float) for value in accuracy.values()):
         raise ValueError(f"{CONFIG}: accuracy holds no figures by name")
-    if not isinstance(width, int) or not 0 < width <= MAX_SIZE:
-        raise ValueError(f"{CONFIG}: width={width!r} is no number from 1 to {MAX_SIZE}")
+    if not isinstance(width, int) or not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"{CONFIG}: width={width!r} is no number from 1 to {MAX_WIDTH}")
     return vocabulary, width
 
 
@@ -187,17 +191,17 @@ def train_grammar_judge(
     width: int = 128,
     seed: int = 0,
 ) -> GrammarJudge:
-    """Teach a judge on captions that people wrote, each against itself spoilt anew in every epoch.
+    """Teach a judge on captions that people wrote, each against itself corrupted anew in every epoch.
 
     The same captions and settings give the same judge, on the same machine and number of threads.
 
     Args:
         captions: what people wrote.
         epochs: how often it sees each.
-        batch_size: captions of people at a time, with as many spoilt ones.
+        batch_size: captions of people at a time, with as many corrupted ones.
         learning_rate: the highest one, of AdamW; it rises and falls in one cycle.
         width: see [`GrammarJudge`].
-        seed: of its weights, and of what is spoilt how.
+        seed: of its weights, and of what is corrupted how.
 
     Raises:
         ValueError: no caption has two words or more.
@@ -230,22 +234,22 @@ def train_grammar_judge(
 
 
 def _loss(judge: GrammarJudge, people: list[Words], random: Random) -> Tensor:
-    """Cross-entropy of captions and of the same spoilt, some of whose words are hidden."""
-    spoilt = [words for words in (corrupt(words, random) for words in people) if words is not None]
-    ids, ago, lengths = judge.batch([*people, *spoilt])
+    """Cross-entropy of captions and of the same corrupted, some of whose words are hidden."""
+    corrupted = [words for words in (corrupt(words, random) for words in people) if words is not None]
+    ids, ago, lengths = judge.batch([*people, *corrupted])
     hidden = (torch.rand(ids.shape) < UNKNOWN_SHARE) & (ids != PADDING)
-    wrote = torch.tensor([1.0] * len(people) + [0.0] * len(spoilt))
+    wrote = torch.tensor([1.0] * len(people) + [0.0] * len(corrupted))
     logits = judge(ids.masked_fill(hidden, UNKNOWN), ago, lengths)
     return nn.functional.binary_cross_entropy_with_logits(logits, wrote)
 
 
 def accuracy_by_kind(judge: GrammarJudge, captions: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Return the share of captions that a judge takes for people's, and of each kind of spoilt ones that it does not.
+    """Return a judge's accuracy on people's captions, and on each kind of corrupted ones.
 
     Args:
         judge: the judge.
         captions: what people wrote, and the judge did not learn from.
-        seed: of what is spoilt how.
+        seed: of what is corrupted how.
 
     Returns:
         ``people``, and each kind that any of the captions allows; from 0 to 1.
@@ -258,7 +262,7 @@ def accuracy_by_kind(judge: GrammarJudge, captions: Sequence[str], seed: int = 0
         raise ValueError("there are no captions to measure a judge of grammar on.")
     random, found = Random(seed), {"people": float((judge.score_words(rows) > 0.5).mean())}
     for kind, make in CORRUPTIONS.items():
-        spoilt = [words for words in (make(row, random) for row in rows) if words is not None]
-        if spoilt:
-            found[kind] = float((judge.score_words(spoilt) <= 0.5).mean())
+        corrupted = [words for words in (make(row, random) for row in rows) if words is not None]
+        if corrupted:
+            found[kind] = float((judge.score_words(corrupted) <= 0.5).mean())
     return found
