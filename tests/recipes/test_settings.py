@@ -39,8 +39,9 @@ ALWAYS = {
     },
     "evaluate": {
         "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",
-        "java_metrics", "resamples",
+        "java_metrics", "resamples", "grammar",
     },
+    "train_grammar": {"output_dir", "epochs", "batch_size", "learning_rate", "seed"},
     "caption": {"folder", "model", "output_dir", "num_samples", "guidance", "batch_size", "num_workers"},
     "ablation": {"plan", "output_dir", "seeds", "only", "split", "jobs"},
 }  # fmt: skip
@@ -112,7 +113,9 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("guidance", [2.0], OURS),
         ("best_of", [2], OURS),
         ("best_of", [2], {**PICTURES, "model": ["x"]}),
+        ("num_beams", [5], OURS),
         ("seed", 9, OURS),
+        ("temperature", 0.5, {**PICTURES, "model": ["x"]}),
         ("batch_size", 9, OURS),
         ("references", "x", {"model": ["x"]}),
         ("references", "x", {**PICTURES, **OURS}),
@@ -122,6 +125,7 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("rerank_with", "x", {"folder": "x"}),
     ],
     "ablation": [],
+    "train_grammar": [],
 }  # fmt: skip
 IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
     "warm_up": [
@@ -142,6 +146,7 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
     "evaluate": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
     "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
+    "train_grammar": [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
