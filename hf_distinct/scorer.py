@@ -19,6 +19,7 @@ from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_distinct.checks.problems import one_line
 from hf_distinct.clip.loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
 from hf_distinct.files.model_names import shipped, shipped_or_named
 
@@ -43,12 +44,14 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
 
     Args:
         model: an open_clip model.
-        token_ids: ``(n, context)``.
+        token_ids: ``(n, context)``, on any device. Leave them on the CPU: there their lengths are known without
+            waiting for the model's device.
         bucket: number of texts that are computed together.
 
     Returns:
-        Features ``(n, d)``, not normalised.
+        Features ``(n, d)``, not normalised, on the model's device.
     """
+    device = model.logit_scale.device
     tower = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
     if isinstance(tower, HFTextEncoder):
         real = token_ids != tower.config.pad_token_id
@@ -57,10 +60,11 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
     elif _reads_only_to_the_end(tower):
         lengths, encode = _ends(tower, token_ids) + 1, partial(_causal_features, tower)
     else:
-        return model.encode_text(token_ids)
+        return model.encode_text(token_ids.to(device))
     order = lengths.argsort()
-    features = [encode(token_ids[rows, : int(lengths[rows[-1]])]) for rows in order.split(bucket)]
-    return torch.cat(features)[order.argsort()]
+    buckets = [token_ids[rows, : int(lengths[rows[-1]])] for rows in order.split(bucket)]
+    features = torch.cat([encode(each.to(device, non_blocking=True)) for each in buckets])
+    return features[order.argsort().to(device, non_blocking=True)]
 
 
 def _pooling(tower: Any) -> str:
@@ -195,7 +199,7 @@ class ClipScorer:
         Returns:
             Unit vectors ``(n, d)``, float32.
         """
-        pixels = pixel_values.to(self.device, memory_format=self.memory_format)
+        pixels = pixel_values.to(self.device, non_blocking=True, memory_format=self.memory_format)
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
@@ -211,7 +215,7 @@ class ClipScorer:
             return torch.empty(0, self.embed_dim, device=self.device)
         cleaned = [clean_caption(text) for text in texts]
         features = [
-            encode_token_ids(self.model, self.tokenizer(cleaned[i : i + batch_size]).to(self.device))
+            encode_token_ids(self.model, self.tokenizer(cleaned[i : i + batch_size]))
             for i in range(0, len(cleaned), batch_size)
         ]
         return F.normalize(torch.cat(features).float(), dim=-1)
@@ -247,12 +251,6 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
             f"{scorer.context_length}, so captions that differ later get the same reward. Lower max_new_tokens, or "
             "use a scorer with a longer context_length."
         )
-
-
-def one_line(error: Exception, length: int = 500) -> str:
-    """The message of an error without line breaks, cut where it lists hundreds of weights."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= length else message[:length] + " ..."
 
 
 def save_open_clip(

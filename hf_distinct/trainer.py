@@ -25,18 +25,19 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distinct import losses
-from hf_distinct.captioner import captioner_in, encode, end_ids, token_logits
+from hf_distinct.captioner import captioner_in, encode, end_ids, token_logits, without_adapters
 from hf_distinct.checks.fit import check_fit, decoder_positions, training_problems
 from hf_distinct.checks.problems import attempt
 from hf_distinct.checks.settings import idle_settings
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings
+from hf_distinct.data.encoded_images import encode_images
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
-from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.distributed.zero3 import gathered, generation_ready
 from hf_distinct.fast.gelu import fuse_gelu
 from hf_distinct.generation.greedy import generate_with_greedy
 from hf_distinct.generation.labels import decode, join_labels, rollout_figures
@@ -163,6 +164,11 @@ class RLCaptionTrainer(EvaluatingTrainer):
             seed=seed_of_data(args),
             epoch=0,
         )
+        if args.encoder_cache:
+            with gathered(model):
+                collator.encoded = encode_images(
+                    train_dataset, without_adapters(model).encoder, image_processor, args.encoder_cache, args.device
+                )
         super().__init__(
             model=model,
             args=args,
@@ -192,7 +198,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
         if args.kl_weight:
             with generation_ready(model, self.accelerator) as whole:
                 self.reference_model = copy.deepcopy(whole).eval().requires_grad_(False)
-        self.meter = Meter()
+        self.meter = Meter(args.device)
         self._samples: list[tuple[str, str]] = []
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -308,16 +314,18 @@ class RLCaptionTrainer(EvaluatingTrainer):
         # Captions of an image in a row, as `caption_logits` wants them: its rollouts, then its references.
         parts = join_labels(labels, references).tensor_split([len(labels)])
         joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
-        flat = joined.flatten(0, 1)
+        flat, rollouts = joined.flatten(0, 1), joined[:, : a.num_rollouts].flatten(0, 1)
         real = flat != losses.IGNORED_LABEL
+        # What the host must know of the device comes first: the decoder's pass, the loss and its gradient do not wait.
+        tokens = flat[real]  # (T,)
+        rolled_out = torch.arange(joined.shape[1], device=flat.device) < a.num_rollouts
+        of_policy = rolled_out.repeat(len(hidden))[:, None].expand_as(real)[real]  # (T,)
+        captioner = captioner_in(model, self.accelerator)
+        forbidden = forbidden_tokens(self._how_to_write(captioner), rollouts, captioner.config.decoder.vocab_size)
         with checkpointing(model), self.compute_loss_context_manager():
             logits = token_logits(model, hidden, flat)
-        rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
-        captioner = captioner_in(model, self.accelerator)
-        forbidden = forbidden_tokens(self._how_to_write(captioner), flat[rolled_out], logits.shape[-1])
-        of_policy = rolled_out[:, None].expand_as(real)[real]  # (T,)
         logits = policy_logits(logits, self._temperature, forbidden, of_policy)
-        of_tokens = losses.token_log_probs(logits, flat[real])
+        of_tokens = losses.token_log_probs(logits, tokens)
         log_probs = losses.sequence_log_probs(
             of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
             flat,
@@ -335,7 +343,7 @@ class RLCaptionTrainer(EvaluatingTrainer):
             terms["loss/weighted_teacher_forcing"] = term
             loss = loss + a.wtf_weight * term
         if self.reference_model is not None:
-            divergence = self._divergence(logits[of_policy], inputs["pixel_values"], flat[rolled_out], forbidden)
+            divergence = self._divergence(logits[of_policy], inputs["pixel_values"], rollouts, forbidden)
             divergence = share((labels != losses.IGNORED_LABEL).sum(), self.accelerator) * divergence
             terms["kl"] = divergence
             loss = loss + a.kl_weight * divergence

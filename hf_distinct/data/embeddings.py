@@ -281,7 +281,7 @@ class _Embedder:
                 for start in range(0, len(rows), self.batch_size):
                     pixel_values, failed, lossy = next(loaded)
                     if pixel_values is not None:
-                        embeds.append(self.scorer.encode_images(pixel_values.to(self.scorer.device)).float().cpu())
+                        embeds.append(self.scorer.encode_images(pixel_values).float().cpu())
                     failures |= failed
                     losses |= lossy
                     if failed and self.strict:

@@ -10,11 +10,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from hf_distinct.reporting.picture import embedded_image
 from hf_distinct.text.escaping import as_html, plain
+
+if TYPE_CHECKING:
+    from hf_distinct.gallery import Gallery
 
 IMAGE_SIZE = 256
 """Longest side of a row's own image, in pixels."""
@@ -100,6 +104,30 @@ LEGEND = (
     "Rank: a CLIP model orders all images of the gallery by how well they fit the caption; the rank is the place of "
     "the right one. ✓ rank 1: the caption singles out its image. ✗ rank 5: four other images fit it at least as well."
 )
+
+
+def contrast_rows(
+    gallery: Gallery, before: list[str], after: list[str], clip: str, count: int = 8
+) -> list[ContrastRow]:
+    """Pictures evenly spread over the gallery: nobody picked them."""
+    ranks_before, ranks_after = gallery.ranks(before, clip), gallery.ranks(after, clip)
+    rows = []
+    for row in range(0, len(before), max(len(before) // count, 1)):
+        similar = [gallery.dataset[i]["image"] for i in gallery.most_similar(row, clip)]
+        example = gallery.dataset[row]
+        rows.append(
+            ContrastRow(
+                image=example["image"],
+                similar=similar,
+                reference=example["captions"][0],
+                before=before[row],
+                before_rank=ranks_before[row],
+                after=after[row],
+                after_rank=ranks_after[row],
+                gallery_size=len(before),
+            )  # fmt: skip
+        )
+    return rows[:count]
 
 
 def write_contrast_sheet(

@@ -128,7 +128,7 @@ class DurableTrainer(ResumableTrainer):
         if self._carried is not None:
             carried, self._carried = self._carried, None
             self._total_loss_scalar = carried["total_loss"]
-            tr_loss += carried["loss"]
+            tr_loss += carried["loss"].to(tr_loss.device)
             self._globalstep_last_logged = carried["logged_step"]
         self._unlogged_loss = tr_loss
         if self._skipped_in_a_row:
@@ -166,7 +166,8 @@ class DurableTrainer(ResumableTrainer):
         if not path.is_file():
             logger.warning("%s is missing: discriminator and memory start anew", path)
             return
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        # Whoever takes a part moves it: a count of Adam's steps, for one, stays on the CPU.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.appraiser.load_state_dict(state)
         self.skipped_steps, self._skipped_in_a_row = state["skipped"]
         as_then = "origin" not in state or not rewards_differ(state["origin"], self._origin)

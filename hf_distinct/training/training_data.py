@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset, Image
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_distinct.config import RLCaptionConfig
-from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import CaptionEmbeddings, embed_dataset
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
@@ -67,11 +65,11 @@ class EpochCallback(TrainerCallback):
     """Sets the epoch of what draws, so that its draw depends on nothing else and a resumed run draws the same.
 
     Args:
-        drawing: collators and samplers; None is skipped.
+        drawing: collators and samplers, each with an attribute ``epoch``; None is skipped.
     """
 
-    def __init__(self, *drawing: CaptionCollator | Sampler | None) -> None:
-        self.drawing: list[Any] = [each for each in drawing if each is not None]
+    def __init__(self, *drawing: Any) -> None:
+        self.drawing = [each for each in drawing if each is not None]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set it."""
