@@ -48,11 +48,13 @@ def _token_ids(model: VisionEncoderDecoderModel, name: str) -> list[int]:
 
 
 def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tensor:
-    """Images ``(B, 3, H, W)`` as the encoder sees them, ``(B, S, H)``.
+    """Images ``(B, 3, H, W)`` as the encoder sees them, ``(B, S, H)``; those that are encoded already as they are.
 
     It stands outside of the forward that Accelerate wraps, so that half precision is asked for here. As there, what
     comes out of half precision is float32.
     """
+    if pixel_values.dim() == 3:
+        return pixel_values
     with accelerator.autocast():
         hidden = encoder(pixel_values).last_hidden_state
     return hidden.float() if accelerator.native_amp else hidden

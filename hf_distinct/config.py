@@ -17,7 +17,7 @@ Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 # Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
-LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats")
+LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats", "invention", "distance")
 
 
 @dataclass(repr=False)
@@ -97,9 +97,9 @@ class RLCaptionConfig(LaunchedArguments):
     baseline: BaselineSetting = field(
         default="auto",
         metadata={
-            "help": "What is subtracted from the reward: none, greedy (SCST) or leave_one_out. `auto`: none if every "
-            "reward is already an advantage (the contrastive ones are), else leave_one_out, or greedy with "
-            "one rollout.",
+            "help": "What is subtracted from the reward: none (the paper), greedy (SCST) or leave_one_out. `auto`: "
+            "leave_one_out with several rollouts of an image; with one, none if every reward is already an advantage "
+            "(the contrastive ones are), else greedy.",
         },
     )
 
@@ -189,6 +189,10 @@ class RLCaptionConfig(LaunchedArguments):
             "help": "Use accelerations that reach into transformers, torch and open_clip (see `hf_distinct.fast`). "
             "Without them the results are the same up to rounding."
         },
+    )
+    encoder_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
     )
     log_samples: int = field(default=3, metadata={"help": "Number of sampled captions shown at each log line."})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -17,7 +17,7 @@ from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.data.mining import MiningSettings, find_neighbours
 from hf_distinct.data.prepared import CAPTIONED, as_evaluated, readable
 from hf_distinct.evaluation import caption_metrics, caption_statistics
-from hf_distinct.evaluation.bootstrap import Statistic, mean_of, value_of
+from hf_distinct.evaluation.bootstrap import Statistic, average_of, mean_of, value_of
 from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
 from hf_distinct.evaluation.retrieval import both_ranks, neighbour_ranks, rank_statistics, retrieval_ranks
 from hf_distinct.scorer import ClipScorer
@@ -145,6 +145,29 @@ class Gallery:
             return self.select([row_of[image_id] for image_id in dataset["image_id"]]).measure(captions)
         metrics = {name: value_of(each, len(captions)) for name, each in self.statistics(captions).items()}
         return metrics | {"vocabulary": int(metrics["vocabulary"])}
+
+    def people_statistics(
+        self, further: Callable[[list[str]], dict[str, Statistic]] = lambda captions: {}
+    ) -> tuple[dict[str, Statistic], int]:
+        """Figures of people's captions, each of an image against its others, averaged; and of how many images.
+
+        Of five captions each is once the caption and four times a reference, as each of a captioner's is held against
+        what others said. An image with fewer captions than another is measured on some of them twice. Images with one
+        caption are left out; where there are any, nothing of CLIP is measured.
+
+        Args:
+            further: other figures of the captions, as functions of the images measured.
+        """
+        several = [own for own in self.references if len(own) > 1]
+        turns: list[dict[str, Statistic]] = []
+        for turn in range(max(map(len, several), default=0)):
+            said = [own[turn % len(own)] for own in several]
+            others = [[text for place, text in enumerate(own) if place != turn % len(own)] for own in several]
+            found = self.statistics(said) if len(several) == len(self.references) else {}
+            turns.append(found | caption_statistics(said, others) | further(said))
+        # Of RefCLIPScore, the references hold the caption itself.
+        names = [name for name in turns[0] if not name.endswith("RefCLIPScore")] if turns else []
+        return {name: average_of([turn[name] for turn in turns]) for name in names}, len(several)
 
     def people(self) -> dict[str, float]:
         """The same metrics for one caption a person wrote of each image, held against the person's other captions.

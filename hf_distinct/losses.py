@@ -102,9 +102,9 @@ def sequence_log_probs(
 def advantages(rewards: Tensor, baseline: Baseline = "none", greedy_rewards: Tensor | None = None) -> Tensor:
     """Rewards less their baseline, detached.
 
-    The contrastive reward is an advantage as it stands and takes ``"none"``. Cosine, CIDEr-D and the like need one of
-    the others: ``"greedy"`` is self-critical sequence training (arXiv 1612.00563), ``"leave_one_out"`` takes the mean
-    of the other K - 1 rollouts of the same image.
+    The contrastive reward is an advantage as it stands and may take ``"none"``, as in the paper. Cosine, CIDEr-D and
+    the like need one of the others: ``"greedy"`` is self-critical sequence training (arXiv 1612.00563),
+    ``"leave_one_out"`` takes the mean of the other K - 1 rollouts of the same image.
 
     Args:
         rewards: (B, K), K rollouts of each image.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hf_distinct.clip.loading import CONFIG, SCHEMES, WEIGHTS, load_open_clip, save_text_tower
 from hf_distinct.fast.text_tower import encode_token_ids
 from hf_distinct.files.model_names import shipped, shipped_or_named
+from hf_distinct.text.problems import one_line
 
 __all__ = [
     "ClipScorer", "clean_caption", "encode_token_ids", "save_open_clip", "scorer_problems", "shipped",
@@ -132,7 +133,7 @@ class ClipScorer:
         Returns:
             Unit vectors ``(n, d)``, float32.
         """
-        pixels = pixel_values.to(self.device, memory_format=self.memory_format)
+        pixels = pixel_values.to(self.device, non_blocking=True, memory_format=self.memory_format)
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
@@ -148,7 +149,7 @@ class ClipScorer:
             return torch.empty(0, self.embed_dim, device=self.device)
         cleaned = [clean_caption(text) for text in texts]
         features = [
-            encode_token_ids(self.model, self.tokenizer(cleaned[i : i + batch_size]).to(self.device))
+            encode_token_ids(self.model, self.tokenizer(cleaned[i : i + batch_size]))
             for i in range(0, len(cleaned), batch_size)
         ]
         return F.normalize(torch.cat(features).float(), dim=-1)
@@ -195,12 +196,6 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
             f"{scorer.context_length}, so captions that differ later get the same reward. Lower max_new_tokens, or "
             "use a scorer with a longer context_length."
         )
-
-
-def one_line(error: Exception, length: int = 500) -> str:
-    """The message of an error without line breaks, cut where it lists hundreds of weights."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= length else message[:length] + " ..."
 
 
 def save_open_clip(

@@ -22,7 +22,6 @@ from hf_distinct import losses
 from hf_distinct.captioner import captioner_in, end_ids
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
-from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
@@ -45,7 +44,7 @@ from hf_distinct.training.origin import origin_of
 from hf_distinct.training.rl_state import RLState
 from hf_distinct.training.settings import idle_settings
 from hf_distinct.training.step_log import StepLog
-from hf_distinct.training.training_data import EpochCallback, embedded_and_mined, hard_batch_sampler, seed_of_data
+from hf_distinct.training.training_data import EpochCallback, collator_of, embedded_and_mined, hard_batch_sampler
 from hf_distinct.training.void_steps import VoidSteps
 
 logger = logging.get_logger(__name__)
@@ -142,11 +141,7 @@ class RLCaptionTrainer(CaptionTrainer):
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         train_dataset, embeddings = embedded_and_mined(train_dataset, embeddings, self.scorer, args)
         self.hard_batches = hard_batch_sampler(train_dataset, args)
-        collator = CaptionCollator(
-            processing_class, image_processor, embeddings=embeddings, image_ids=list(train_dataset["image_id"]),
-            captions_per_image=args.references_per_image, seed=seed_of_data(args), epoch=0,
-            max_length=min(args.max_reference_length, decoder_positions(model)),
-        )  # fmt: skip
+        collator = collator_of(train_dataset, embeddings, model, processing_class, image_processor, args)
         super().__init__(
             model=model,
             args=args,
@@ -346,7 +341,7 @@ class RLCaptionTrainer(CaptionTrainer):
         if self._carried is not None:
             carried, self._carried = self._carried, None
             self._total_loss_scalar = carried["total_loss"]
-            tr_loss += carried["loss"]
+            tr_loss += carried["loss"].to(tr_loss.device)
             self._globalstep_last_logged = carried["logged_step"]
         self._unlogged_loss = tr_loss
         if self.void_steps.in_a_row:

@@ -4,11 +4,12 @@
     python recipes/ablation.py recipes/configs/ablation_coco.yaml --output_dir outputs/ablation_coco
 
 The YAML file names the rows: what each changes in the settings of recipes/train.py. They are compared with what their
-common initial captioner reaches by decoding alone (guidance, the best of n samples). A run is not repeated while the
-settings, split, seed, files and version that made it are the same; if one has changed, it is run again. The recipe
-writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the captions of each
-system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side. A signal that stops
-the recipe also stops its runs; completed runs are not repeated.
+common initial captioner reaches by decoding alone (guidance, beams, the best of n samples). Where the file has a
+section `evaluation`, recipes/evaluate.py measures every row with those settings, by beams too for instance. A run is
+not repeated while the settings, split, seed, files and version that made it are the same; if one has changed, it is
+run again. The recipe writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the
+captions of each system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side. A
+signal that stops the recipe also stops its runs; completed runs are not repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import psutil
 from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.evaluation.frontier import reach
 from hf_distinct.files import run_lock
-from hf_distinct.files.yaml_files import parse_yaml
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
 from hf_distinct.runs.arguments import clear_errors, parse_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
@@ -37,10 +37,14 @@ from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.runs.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
 from hf_distinct.text.problems import refuse
+from hf_distinct.text.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
 PLAN = RECIPES / "configs" / "ablation.yaml"
-SECTIONS = {"base": str, "settings": dict, "decoding": dict, "dropped_pictures": dict, "others": dict, "ours": dict}
+SECTIONS = {
+    "base": str, "settings": dict, "evaluation": dict, "decoding": dict, "dropped_pictures": dict, "others": dict,
+    "ours": dict,
+}  # fmt: skip
 DATA = {each.name for each in fields(DatasetSettings)}
 SHARED = {
     "warm_up.py": DATA | {"model_name_or_path"},
@@ -51,11 +55,18 @@ COLUMNS = {
     "details": "details", "CIDEr-D": "CIDEr-D", "unique": "unique", "twins/judge/t2i_R@1": "twins: judge R@1",
     "twins/true": "twins: true",
 }  # fmt: skip
+EVALUATED = {
+    "judge/t2i_R@10": "judge R@10", "judge/neighbours_t2i_R@1": "similar: judge R@1", "BLEU-4": "BLEU-4",
+    "grammar": "grammar", "invention": "invention", "bad_endings": "bad endings", "repeats": "repeats",
+    "vocabulary": "words",
+}  # fmt: skip
+"""More columns, where recipes/evaluate.py measures every row with a judge of grammar."""
+WAYS = ("guidance", "beams", "best of")
 GALLERIES = {"": "", "twins/": "_twins"}
 """Of the emoji scenes: the prefix of a gallery's figures, and the end of its split's name."""
 DEFAULTS = [RECIPES / "configs" / name for name in ("quickstart.yaml", "photographs.yaml")]
 """What recipes/train.py reads where no file is named."""
-PEOPLE = "people"
+PEOPLE, START = "people", "teacher forcing"
 logger = logging.getLogger("ablation")
 
 
@@ -75,6 +86,8 @@ class Settings:
         default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
     )
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
+    dataset: str | None = field(default=None, metadata={"help": "The pictures, in place of the plan's."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, in place of the plan's."})
 
     def __post_init__(self) -> None:
         refuse(self.problems())
@@ -103,7 +116,9 @@ class Ablation:
         for name, section in plan.items():
             if not isinstance(section, SECTIONS.get(name, ())):
                 raise ValueError(f"{settings.plan}: {name!r} is none of {', '.join(SECTIONS)}, or of another type.")
-        self.common: dict[str, Any] = plan.get("settings", {})
+        said = {name: value for name in ("dataset", "image_root") if (value := getattr(settings, name)) is not None}
+        self.common: dict[str, Any] = {**plan.get("settings", {}), **said}
+        self.evaluation: dict[str, Any] | None = plan.get("evaluation")
         self.base = str(Path(settings.plan).parent / plan["base"]) if "base" in plan else None
         self.decoding: dict[str, list[float]] = plan.get("decoding", {})
         self.dropped: dict[str, Any] | None = plan.get("dropped_pictures")
@@ -123,6 +138,11 @@ class Ablation:
             for model in ("captioner", *(["dropped"] if self.drops else []))
             for prefix in self.galleries
             if (run := self._decoding(seed, model, prefix)) is not None
+        }
+        self.evaluations = {
+            (row, seed, prefix): self._evaluation(row, seed, prefix)
+            for row, seed in (self.trainings if self.evaluation is not None else ())
+            for prefix in self.galleries
         }
 
     def _problems(self, others: dict[str, Any], ours: dict[str, Any], drawn: bool) -> Iterator[str]:
@@ -164,11 +184,13 @@ class Ablation:
 
     def _decoding(self, seed: int, model: str, prefix: str) -> RecordedRun | None:
         """The ways of a captioner to write on one gallery."""
-        ways, end = dict(self.decoding), self.galleries[prefix]
+        ways, end = {**(self.evaluation or {}), **self.decoding}, self.galleries[prefix]
         if model == "dropped":
-            ways.pop("best_of", None)
-        elif seed != self.settings.seeds[0]:  # nothing is drawn in it
-            ways.pop("guidance", None)
+            ways = {name: value for name, value in ways.items() if name not in ("best_of", "temperature")}
+        elif seed != self.settings.seeds[0]:  # nothing is drawn in these
+            ways = {name: value for name, value in ways.items() if name not in ("guidance", "num_beams")}
+            if "best_of" not in ways:
+                return None
         if model == "captioner" and not ways:  # its own way is measured by every training
             return None
         folder = self.output / "decoding" / f"seed{seed}" / f"{model}{end}"
@@ -176,8 +198,16 @@ class Ablation:
         own = {"model": source, **ways, "split": self.settings.split + end, "resamples": 2}
         if "best_of" in ways:
             own["seed"] = seed
-        given = {"num_neighbours": 0, **self._shared("evaluate.py"), **own}
+        spare = {"num_neighbours": 0} if self.evaluation is None else {}
+        given = {**spare, **self._shared("evaluate.py"), **own}
         return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate.py", given, folder)
+
+    def _evaluation(self, row: str, seed: int, prefix: str) -> RecordedRun:
+        """A row as recipes/evaluate.py measures it, on one gallery."""
+        end, trained = self.galleries[prefix], self.trainings[row, seed].folder
+        own = {"model": str(trained), "split": self.settings.split + end, "resamples": 2, **(self.evaluation or {})}
+        given = {**self._shared("evaluate.py"), **own}
+        return self._run(f"{row}, seed {seed}, evaluation{end}", "evaluate.py", given, trained / f"evaluation{end}")
 
     def _shared(self, recipe: str) -> dict[str, Any]:
         return {name: value for name, value in self.common.items() if name in SHARED[recipe]}
@@ -189,6 +219,7 @@ class Ablation:
             yield list(self.drops.values())
             yield list(self.decodings.values())
         yield [self.trainings[row, seed] for seed in self.settings.seeds for row in rows]
+        yield [run for (row, *_), run in self.evaluations.items() if row in rows]
 
     # ------------------------------------------------------------------------------------------------------- results
 
@@ -205,27 +236,36 @@ class Ablation:
 
         reports = {place: self._read(run) for place, run in self.trainings.items()}
         first: dict[str, Any] = next((report for report in reports.values() if report), {})
-        for name, key in (("people", "people"), ("everything, truly", "ceiling"), ("teacher forcing", "before")):
-            if key in first:
+        evaluated = self.evaluation is not None  # then train.py's figures, of one way to write, are not needed
+        for name, key in ((PEOPLE, "people"), ("everything, truly", "ceiling"), (START, "before")):
+            if key in first and (key == "ceiling" or not evaluated):
                 add(name, "landmark" if key != "before" else "guidance", first[key])
-        for (_, model, prefix), run in self.decodings.items():
+        for (seed, model, prefix), run in self.decodings.items():
             for name, metrics in (self._read(run) or {}).items():
-                if (way := self._way(model, name)) is not None:
-                    add(way, "best of n" if "best of" in way else "guidance", metrics, prefix)
+                way = self._way(model, name)
+                if way is None or (way in (PEOPLE, START) and seed != self.settings.seeds[0]):  # the same for all
+                    continue
+                kind: Kind = "landmark" if way == PEOPLE else "best of n" if "best of" in way else "guidance"
+                add(way, kind, metrics, prefix)
         for (row, _), report in reports.items():
-            if report:
+            if report and not evaluated:
                 add(row, self.kinds[row], report["after"])
-        return [System(name, figures, kind) for name, (kind, figures) in found.items()]
+        for (row, _, prefix), run in self.evaluations.items():
+            for name, metrics in (self._read(run) or {}).items():
+                if not name.startswith(PEOPLE):
+                    add(", ".join(filter(None, [row, how(name)])), self.kinds[row], metrics, prefix)
+        systems = [System(name, figures, kind) for name, (kind, figures) in found.items()]
+        return sorted(systems, key=lambda system: system.kind != "landmark")
 
-    @staticmethod
-    def _way(model: str, name: str) -> str | None:
-        """What a system of recipes/evaluate.py is called here; people and the captioner's own way are there."""
-        if name.startswith(PEOPLE):
-            return None
-        way = next((name[name.index(each) :] for each in ("guidance", "best of") if f" {each} " in name), "")
-        if model == "dropped":
-            return f"taught with dropped pictures{', ' if way else ''}{way}"
-        return way or None
+    def _way(self, model: str, name: str) -> str | None:
+        """What a system of recipes/evaluate.py is called here; None for what a training measures itself."""
+        way = how(name)
+        if name.startswith(PEOPLE) or (model == "captioner" and not way):
+            here = self.evaluation is not None and model == "captioner"
+            return (PEOPLE if name.startswith(PEOPLE) else START) if here else None
+        if model == "captioner" and not way.startswith("beams"):
+            return way
+        return ", ".join(filter(None, ["taught with dropped pictures" if model == "dropped" else START, way]))
 
     @staticmethod
     def _read(run: RecordedRun) -> dict[str, Any] | None:
@@ -252,6 +292,11 @@ class Ablation:
                             write_coco_results(path, said["image_id"][prefix], said[when][prefix])
 
 
+def how(name: str) -> str:
+    """The way to write in the name of a system of recipes/evaluate.py; empty for the captioner's own."""
+    return next((name[name.index(f" {way} ") + 1 :] for way in WAYS if f" {way} " in name), "")
+
+
 def cell(system: System, figure: str) -> str:
     """Mean and, with several seeds, standard deviation."""
     if figure not in system.figures:
@@ -262,7 +307,9 @@ def cell(system: System, figure: str) -> str:
 
 def table(systems: list[System]) -> str:
     """All systems in Markdown."""
-    columns = {figure: title for figure, title in COLUMNS.items() if any(figure in each.figures for each in systems)}
+    more = EVALUATED if any("grammar" in each.figures for each in systems) else {}
+    titles = {**COLUMNS, **more}.items()
+    columns = {figure: title for figure, title in titles if any(figure in each.figures for each in systems)}
     lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {each.name} | " + " | ".join(cell(each, figure) for figure in columns) + " |" for each in systems]
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +54,7 @@ from hf_distinct.runs.arguments import clear_errors, parse_settings
 from hf_distinct.scorer import clean_caption
 from hf_distinct.training.metering import Meter, forget_peak, peak_memory
 
+WAYS = ("ours", "reference", "floor", "lowered")
 WARM_UP = 1  # turns in which memory is taken and kernels are chosen
 TOLERANCE = 1e-4  # of two losses, relative to the mean log-probability of a token, as large as they get
 
@@ -94,7 +95,7 @@ class Reference:
     """The step that the published scripts have, with the trainer's settings; the arithmetic of rewards is ours."""
 
     def __init__(self, trainer: RecordingTrainer) -> None:
-        self.trainer, self.meter = trainer, Meter()
+        self.trainer, self.meter = trainer, Meter(trainer.args.device)
         self.scorer = PaddedScorer(trainer.scorer)
         discriminator = DiscriminatorTrainer(
             copy.deepcopy(trainer.discriminator.discriminator), trainer.args.discriminator_lr
@@ -277,11 +278,14 @@ def floor(parts: Bare, meter: Meter, inputs: dict[str, Any]) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- taking turns
 
 
-def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Path) -> RecordingTrainer:
+def make_trainer(
+    models: tuple[Any, ...], rollouts: str, images: int, folder: Path, batches: int = 3, bf16: bool = False
+) -> RecordingTrainer:
     """With the paper's settings but for the mined neighbours, which both would take from the cache."""
     captioner, tokenizer, image_processor, scorer = models
     args = RLCaptionConfig(
         output_dir=str(folder),
+        bf16=bf16,
         per_device_train_batch_size=images,
         rollouts=rollouts,  # type: ignore[arg-type]
         num_rollouts=1 if rollouts == "beam" else 5,
@@ -290,12 +294,14 @@ def make_trainer(models: tuple[Any, ...], rollouts: str, images: int, folder: Pa
         max_reference_length=24,
     )
     trainer = RecordingTrainer(
-        copy.deepcopy(captioner), args, scorer=scorer, train_dataset=emoji_scenes("train", 3 * images),
+        copy.deepcopy(captioner), args, scorer=scorer, train_dataset=emoji_scenes("train", batches * images),
         processing_class=tokenizer, image_processor=image_processor,
     )  # fmt: skip
     known = (args, trainer.accelerator, tokenizer, trainer.compute_loss_context_manager)
     trainer.policy = RecordingPolicy(*known)
     trainer.stock = captioner.to(trainer.args.device).eval()
+    if bf16:  # as in a training: the model's own forward turns to half precision
+        trainer.model = trainer.accelerator.prepare_model(trainer.model)
     return trainer
 
 
@@ -310,32 +316,42 @@ def batches(trainer: RecordingTrainer) -> list[dict[str, Any]]:
     return found
 
 
-def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(
+    trainer: RecordingTrainer, repetitions: int, names: Sequence[str] = WAYS, tolerance: float = TOLERANCE
+) -> dict[str, list[dict[str, float]]]:
     """Seconds of each way's phases and its peak memory, turn by turn.
 
+    Args:
+        trainer: made by `make_trainer`.
+        repetitions: turns that are measured.
+        names: the ways; ours must come first, for the others write its samples.
+        tolerance: how much losses that must be equal may differ.
+
     Raises:
-        ValueError: if two losses that must be equal differ.
+        ValueError: two losses that must be equal differ.
     """
-    reference, bare, lowered = Reference(trainer), Meter(), Meter()
+    device = trainer.args.device
+    reference, bare, lowered = Reference(trainer), Meter(device), Meter(device)
     ways: dict[str, tuple[Meter, Callable[..., Tensor]]] = {
         "ours": (trainer.meter, partial(ours, trainer)),
         "reference": (reference.meter, reference),
         "floor": (bare, partial(floor, Bare(trainer), bare)),
         "lowered": (lowered, partial(floor, Lowered(trainer), lowered)),
     }
+    ways = {name: ways[name] for name in names}
     trainer.model.eval()
     data = batches(trainer)
     turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     tflop: dict[str, float] = {}
     for turn in range(-WARM_UP, repetitions):
-        found = {}
+        found: dict[str, float] = {}
         for way, (meter, step) in ways.items():
             trainer.model.zero_grad()
             trainer.stock.zero_grad()
             forget_peak()
             set_seed(turn + WARM_UP)
-            counter = operations_counter()
-            with counter if turn < 0 else nullcontext():
+            counter, half = operations_counter(), trainer.accelerator.autocast()  # ours asks for it by itself
+            with counter if turn < 0 else nullcontext(), nullcontext() if way == "ours" else half:
                 found[way] = float(step(data[turn % len(data)]).detach())
             measured = meter.flush(trainer.accelerator)
             if turn < 0:
@@ -345,7 +361,8 @@ def take_turns(trainer: RecordingTrainer, repetitions: int) -> dict[str, list[di
             peak = peak_memory(trainer.accelerator)
             turns[way].append({**times, "tflop": tflop[way], "peak_gib": peak, "loss": found[way]})
         for one, other in (("reference", "ours"), ("floor", "lowered")):
-            if not abs(found[one] - found[other]) <= TOLERANCE:  # which a NaN is not, either
+            # A NaN is not within the tolerance, either.
+            if {one, other} <= {*ways} and not abs(found[one] - found[other]) <= tolerance:
                 raise ValueError(f"turn {turn}: the loss of {one} is {found[one]}, of {other} {found[other]}")
     return turns
 
@@ -372,11 +389,9 @@ def ratios(turns: dict[str, list[dict[str, float]]], name: str) -> dict[str, lis
     def of(one: str, other: str) -> list[float]:
         return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
 
-    return {
-        f"{name}_vs_reference": of("reference", "ours"),
-        f"{name}_vs_floor": of("ours", "floor"),
-        f"{name}_floor_lowered": of("floor", "lowered"),
-    }
+    pairs = {"vs_reference": ("reference", "ours"), "vs_floor": ("ours", "floor")}
+    pairs["floor_lowered"] = ("floor", "lowered")
+    return {f"{name}_{ratio}": of(*pair) for ratio, pair in pairs.items() if {*pair} <= {*turns}}
 
 
 def main() -> None:

@@ -212,7 +212,8 @@ def embedding(rows: int) -> None:
             "size": [224, 224], "interpolation": "bicubic", "resize_mode": "shortest",
         }  # fmt: skip
         save_open_clip(open_clip.create_model("ViT-B-32"), Path(place) / "clip", config, preprocess)
-        scorer = ClipScorer(str(Path(place) / "clip"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        scorer = ClipScorer(str(Path(place) / "clip"), device=device)
         generator = np.random.default_rng(0)
         paths = [Path(place) / f"{row}.jpg" for row in range(rows)]
         for path in paths:
@@ -226,7 +227,7 @@ def embedding(rows: int) -> None:
         def bare(ready: bool) -> None:
             for start in range(0, rows, 64):
                 batch = pixels[start : start + 64] if ready else map(scorer.transform, images[start : start + 64])
-                scorer.encode_images(torch.stack(list(batch)))
+                scorer.encode_images(torch.stack(list(batch))).cpu()
             scorer.encode_texts(texts)
 
         bare(ready=True)  # the first call is slower
@@ -238,7 +239,8 @@ def embedding(rows: int) -> None:
             for way, work in zip(ways, (partial(bare, ready=True), partial(bare, ready=False), embed), strict=True):
                 times[way].append(measured(work)[1:])
         size = sum(path.stat().st_size for path in paths) / rows / 1000
-        print(f"{rows} JPEGs of 640 x 480 ({size:.0f} kB), a caption each, ViT-B/32, {workers} threads and workers")
+        how = f"ViT-B/32 on {device}, {workers} threads and workers"
+        print(f"{rows} JPEGs of 640 x 480 ({size:.0f} kB), a caption each, {how}")
         best = {way: [min(each) for each in zip(*seconds, strict=True)] for way, seconds in times.items()}
         for way, (seconds, cpu) in best.items():
             print(f"  {way}: {rows / seconds:.1f} images a second, {1000 * cpu / rows:.1f} ms of processor an image")

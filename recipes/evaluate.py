@@ -4,11 +4,12 @@
     python recipes/evaluate.py --model user/name --dataset coco/dataset_coco.json --image_root coco
     python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
 
-If captions cover only a part of the images, all systems are measured on that part, and the table says how many images
-it has. The recipe prints a table, with people's captions too, and writes OUT/metrics.json (figures of each system,
-named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each figure, and of the paired differences
-between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html (pictures with the captions of each
-system).
+`--num_beams 5` captions by beam search too, and `--grammar FOLDER` adds a judge of grammar that
+recipes/train_grammar.py made. If captions cover only a part of the images, all systems are measured on that part, and
+the table says how many images it has. The recipe prints a table, with people's captions too, and writes
+OUT/metrics.json (figures of each system, named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each
+figure, and of the paired differences between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html
+(pictures with the captions of each system).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from datasets import Dataset
 
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji.dataset import emoji_scenes
-from hf_distinct.evaluation import caption_statistics
-from hf_distinct.evaluation.bootstrap import Statistic, difference, interval, mean_of, resample, value_of
+from hf_distinct.evaluation.bootstrap import Statistic, compare, mean_of, resample, value_of
 from hf_distinct.evaluation.diversity import novel
-from hf_distinct.evaluation.fluency import LanguageModel, perplexity
+from hf_distinct.evaluation.fluency import LanguageJudges, perplexity_distance
 from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice_scores
 from hf_distinct.files import run_lock
 from hf_distinct.gallery import Gallery
@@ -49,6 +48,14 @@ CLIPS = {"judge": "judge", "scorer": "scorer"}
 COUNTS = ("vocabulary",)
 PEOPLE = "people (one caption against the others)"
 SHOWN_PICTURES = 24
+SHOWN_SYSTEMS = 5
+SHOWN = (
+    "t2i_R@1", "t2i_R@10", "i2t_R@1", "neighbours_t2i_R@1", "neighbours_i2t_R@1", "CLIPScore", "CIDEr-D", "BLEU-4",
+    "ROUGE-L", "METEOR", "SPICE", "grammar", "invention", "bad_endings", "repeats", "perplexity",
+    "perplexity_distance", "vocabulary", "mean_length", "unique", "self_BLEU", "novelty", "well_formed", "true",
+    "details", "images",
+)  # fmt: skip
+"""Figures in the table, under scorer and judge each where they are of a CLIP."""
 logger = logging.getLogger("evaluate")
 
 
@@ -102,15 +109,24 @@ class Settings(DatasetSettings):
     language_model: str | None = field(
         default=None, metadata={"help": "Causal language model that measures perplexity: a Hub id or a folder."}
     )
+    grammar: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a judge of grammar, written by recipes/train_grammar.py, that measures too."},
+    )
     java_metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics that need Java: METEOR, SPICE."})
     guidance: list[float] = field(
         default_factory=list,
         metadata={"help": "Guidance strengths with which each --model captions again."},
     )
+    num_beams: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers of beams with which each --model captions again; 1 is greedy."},
+    )
     best_of: list[int] = field(
         default_factory=list,
         metadata={"help": "Numbers of samples from which each --model captions again: the scorer chooses the best."},
     )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of --best_of."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
     resamples: int = field(default=1000, metadata={"help": "Number of bootstrap draws."})
     batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
@@ -133,16 +149,21 @@ class Settings(DatasetSettings):
         elif not self.clips:
             yield from unused_settings(self, ("clip_prompt", "num_neighbours"), "without --scorer and --judge")
         if not self.model:
-            yield from unused_settings(self, ("guidance", "best_of"), "without --model: they are ways to write")
+            yield from unused_settings(self, ("guidance", "num_beams", "best_of"), "without --model: ways to write")
             if self.language_model is None:
                 yield from unused_settings(self, ("batch_size",), "without --model or --language_model")
         if self.best_of and "scorer" not in self.clips:
             yield "--best_of needs the --scorer, which chooses."
         if not self.best_of:
-            yield from unused_settings(self, ("seed",), "without --best_of: nothing else is drawn")
+            yield from unused_settings(self, ("seed", "temperature"), "without --best_of: nothing else is drawn")
         for name in ("test_size", "resamples", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield f"{name}={value} should be at least 1."
+        for name in ("guidance", "num_beams", "best_of"):
+            if any(value <= 0 for value in getattr(self, name)):
+                yield f"{name}={getattr(self, name)} should be positive."
+        if not self.temperature > 0:
+            yield f"temperature={self.temperature} should be positive."
         for name in self.java_metrics:
             if name not in JAVA:
                 yield f"java_metrics: {name!r} is unknown; choose METEOR, SPICE or both."
@@ -238,9 +259,12 @@ def collect(settings: Settings, gallery: Gallery, captions: Mapping[str, Mapping
         systems[name] = said(captioner(images, **how))
         for gamma in settings.guidance:
             systems[f"{name} guidance {gamma:g}"] = said(captioner(images, guidance=gamma, **how))
+        for beams in settings.num_beams:
+            systems[f"{name} beams {beams}"] = said(captioner(images, num_beams=beams, **how))
         captioner.scorer = gallery.clips.get("scorer")
+        draw: dict[str, Any] = {"seed": settings.seed, "temperature": settings.temperature}
         for count in settings.best_of:
-            systems[f"{name} best of {count}"] = said(captioner(images, count, seed=settings.seed, **how))
+            systems[f"{name} best of {count}"] = said(captioner(images, count, **draw, **how))
     for file, found in captions.items():
         add(systems, Path(file).stem, [found[image_id] for image_id in gallery.dataset["image_id"]])
     return systems
@@ -262,21 +286,6 @@ def add(systems: dict[str, list[str]], source: str, captions: list[str]) -> str:
     return name
 
 
-def people(gallery: Gallery) -> tuple[dict[str, Statistic], int]:
-    """Figures of the first caption that people wrote of each image, against the others, and of how many images.
-
-    Images with one caption are left out; where there are any, nothing of CLIP is measured.
-    """
-    several = [own for own in gallery.references if len(own) > 1]
-    if not several:
-        return {}, 0
-    first = [own[0] for own in several]
-    found = gallery.statistics(first) if len(several) == len(gallery.references) else {}
-    found |= caption_statistics(first, [own[1:] for own in several])
-    # Its references hold the caption itself.
-    return {name: each for name, each in found.items() if not name.endswith("RefCLIPScore")}, len(several)
-
-
 def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) -> dict[str, tuple[float, Statistic]]:
     """METEOR and SPICE: the figure, and the mean over images by which the bootstrap knows its spread."""
     figures = {}
@@ -284,25 +293,6 @@ def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) ->
         value, each = JAVA[name](captions, gallery.references)
         figures[name] = (value, mean_of(np.nan_to_num(each)))
     return figures
-
-
-def compare(
-    values: Mapping[str, Mapping[str, float]], drawn: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, dict[str, Any]]:
-    """Intervals of each system, and of the difference of each pair, for what both have."""
-    found: dict[str, dict[str, Any]] = {
-        system: {name: interval(value, drawn[system][name])._asdict() for name, value in figures.items()}
-        for system, figures in values.items()
-    }
-    for first, second in combinations(values, 2):
-        found[f"{first} - {second}"] = {
-            name: difference(
-                (values[first][name], drawn[first][name]), (values[second][name], drawn[second][name])
-            )._asdict()
-            for name in values[first]
-            if name in values[second]
-        }
-    return found
 
 
 def write_sheet(path: Path, systems: Mapping[str, list[str]], gallery: Gallery) -> None:
@@ -332,34 +322,33 @@ def main() -> None:
         check_java(name)  # better now than after the captioning
     output = Path(settings.output_dir)
     run_lock.claim(output)
-    judge = LanguageModel(settings.language_model) if settings.language_model else None
+    judges = LanguageJudges(settings.grammar, settings.language_model, settings.batch_size)
     measured = prepare(settings)
     gallery = measured.gallery
     images = len(gallery.references)
+    people, described = gallery.people_statistics(judges.statistics)
     values: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, np.ndarray]] = {}
     systems = collect(settings, gallery, measured.captions)
     for system, captions in systems.items():
         with own_files(output, f"captions/{system}.json") as (path,):
             write_coco_results(path, gallery.dataset["image_id"][:], captions)
-        statistics = gallery.statistics(captions)
+        statistics = gallery.statistics(captions) | judges.statistics(captions)
+        if "perplexity" in people and described == images:
+            statistics["perplexity_distance"] = perplexity_distance(statistics["perplexity"], people["perplexity"])
         if measured.training:
             statistics["novelty"] = mean_of(novel(captions, measured.training))
-        if judge is not None:
-            statistics["perplexity"] = perplexity(*judge.surprise(captions, settings.batch_size))
         values[system] = {name: value_of(each, images) for name, each in statistics.items()}
         for name, (value, each) in java_figures(settings.java_metrics, captions, gallery).items():
             values[system][name], statistics[name] = value, each
         drawn[system] = resample(statistics, images, settings.resamples)
     found = compare(values, drawn)
-    counts = dict.fromkeys(values, images)
-    statistics, counts[PEOPLE] = people(gallery)
-    if statistics:  # beside the systems, but not compared with them: its references are others
-        values[PEOPLE] = {name: value_of(each, counts[PEOPLE]) for name, each in statistics.items()}
-        found |= compare({PEOPLE: values[PEOPLE]}, {PEOPLE: resample(statistics, counts[PEOPLE], settings.resamples)})
+    if people:  # beside the systems, but not compared with them: its references are others
+        values[PEOPLE] = {name: value_of(each, described) for name, each in people.items()}
+        found |= compare({PEOPLE: values[PEOPLE]}, {PEOPLE: resample(people, described, settings.resamples)})
     written = {
-        system: {"images": counts[system]}
-        | {name: int(value) if name in COUNTS else value for name, value in figures.items()}
+        system: {"images": described if system == PEOPLE else images}
+        | {name: round(value) if name in COUNTS else value for name, value in figures.items()}
         for system, figures in values.items()
     }
     write_json(output / "metrics.json", written)
@@ -368,6 +357,8 @@ def main() -> None:
         with or_warn("captions.html"), own_files(output, "captions.html") as (path,):
             write_sheet(path, systems, gallery)
     report(written, found, next(iter(systems)))
+    for line in (*chances(gallery), *judges.told()):
+        print(line)
     of_all = f" of {measured.total}" if images < measured.total else ""
     print(f"{images}{of_all} images: {output / 'metrics.json'}, intervals.json, captions/, captions.html")
 
@@ -375,17 +366,33 @@ def main() -> None:
 def report(
     metrics: Mapping[str, Mapping[str, float]], found: Mapping[str, Mapping[str, Mapping[str, float]]], first: str
 ) -> None:
-    """Print the table, and how the other systems differ from the first."""
-    names = dict.fromkeys(name for of in metrics.values() for name in of)
-    print(format_table({name: {system: of[name] for system, of in metrics.items() if name in of} for name in names}))
-    if PEOPLE not in metrics:
-        print("There is no column of people: each image has a single caption, and none to compare it with.")
+    """Print the tables, a few systems at a time beside people, and how the others differ from the first."""
+    clips = [f"{clip}/{name}" for name in SHOWN for clip in CLIPS]
+    shown = [name for name in (*clips, *SHOWN) if any(name in of for of in metrics.values())]
+    systems = [name for name in metrics if name != PEOPLE]
+    for start in range(0, len(systems), SHOWN_SYSTEMS):
+        columns = {name: metrics[name] for name in systems[start : start + SHOWN_SYSTEMS]}
+        columns |= {"people": metrics[PEOPLE]} if PEOPLE in metrics else {}
+        rows = {name: {system: of[name] for system, of in columns.items() if name in of} for name in shown}
+        print(format_table(rows, list(columns)), end="\n\n")
+    some = "each caption of an image held against its others, averaged"
+    none = "There is no column of people: each image has a single caption, and none to compare it with."
+    print(f"people: {some}" if PEOPLE in metrics else none)
     for pair, figures in found.items():
         if pair.startswith(f"{first} - "):
-            decided = {name: each for name, each in figures.items() if not each["low"] <= 0 <= each["high"]}
+            decided = {k: each for k, each in figures.items() if k in shown and not each["low"] <= 0 <= each["high"]}
             print(f"\n{pair}: 95 % intervals without 0 (all: intervals.json)")
             width = max(map(len, decided), default=0)
             print("\n".join(f"  {name:<{width}}  {cell(each, True)}" for name, each in decided.items()) or "  none")
+
+
+def chances(gallery: Gallery) -> Iterator[str]:
+    """What R@1 is by chance, in a line, where a CLIP measures."""
+    chance = {clip: np.mean([1 / (1 + len(own)) for own in lists]) for clip, lists in gallery.neighbours.items()}
+    near = [f"{value:.3f} under the {clip}" for clip, value in chance.items()]
+    if gallery.clips:
+        among = f", among each image's neighbours {', '.join(near)}" if near else ""
+        yield f"\nR@1 by chance: {1 / len(gallery.references):.3f} among all images{among}"
 
 
 if __name__ == "__main__":

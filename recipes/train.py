@@ -10,6 +10,9 @@ recipes/configs/photographs.yaml. What you set yourself comes first.
 With `--eval_strategy steps --eval_steps 50` the captioner is also measured during the training, where alarms watch it.
 The run prints a table, and leaves the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and in
 OUT a captioner that `pipeline("image-to-text", model=OUT)` loads.
+
+Before a long run, `--ceiling 16` draws 16 captions of each validation picture and prints what the best of them by the
+reward reach, beside greedy captions. It trains nothing.
 """
 
 from __future__ import annotations
@@ -42,18 +45,20 @@ from hf_distinct.gallery import Gallery
 from hf_distinct.hub.model_card import Sample
 from hf_distinct.hub.transfer import hub_token, pull, push_folder
 from hf_distinct.inference.captioner_fit import check_fit
-from hf_distinct.inference.pipelines import load_captioner, save_processors
+from hf_distinct.inference.pipelines import load_captioner
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_rows import ContrastRow
 from hf_distinct.reporting.contrast_sheet import write_contrast_sheet
 from hf_distinct.rewards.resolve import found_rewards
 from hf_distinct.runs.arguments import Told, clear_errors, parse_settings
+from hf_distinct.runs.contrast import contrast_rows
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, output_problems, own_files, write_json
 from hf_distinct.scorer import ClipScorer
 from hf_distinct.settings import changed_settings
 from hf_distinct.text.problems import attempt, refuse
+from hf_distinct.training.ceiling import Ceiling
 from hf_distinct.training.fit import training_problems
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -116,6 +121,13 @@ class Settings(DatasetSettings):
     scenes_seed: int | None = field(
         default=None, metadata={"help": f"Seed of the emoji scenes. Default: {EMOJI['scenes_seed']}."}
     )
+    ceiling: int | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of training, draw this many captions of each validation picture, and print what the best "
+            "of them by the reward reach: how far this scorer can lead this captioner."
+        },
+    )
     data_license: str | None = field(
         default=None, metadata={"help": "Licence of the dataset, for the model card; not needed for emoji scenes."}
     )
@@ -140,6 +152,13 @@ def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[st
         if (value := getattr(settings, name)) is not None and value < 2:
             yield f"{name}={value} must be at least 2."
     yield from output_problems(str(config.output_dir), {"model_name_or_path": settings.model_name_or_path})
+    if settings.ceiling is not None:
+        if settings.ceiling < 2:
+            yield f"ceiling={settings.ceiling} must be at least 2: the reward chooses among so many samples."
+        if config.rollouts == "beam":
+            yield "ceiling draws samples: leave out --rollouts beam."
+        if config.world_size > 1:
+            yield f"ceiling runs in one process, not in {config.world_size}: start python recipes/train.py."
     best = config.metric_for_best_model or ""
     if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
         yield f"metric_for_best_model={best} is measured by a judge: name one with --judge."
@@ -206,30 +225,6 @@ def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> di
     return {prefix + k: v for prefix, texts in captions.items() for k, v in galleries[prefix].measure(texts).items()}
 
 
-def contrast_rows(
-    gallery: Gallery, before: list[str], after: list[str], clip: str, count: int = 8
-) -> list[ContrastRow]:
-    """Pictures evenly spread over the gallery: nobody picked them."""
-    ranks_before, ranks_after = gallery.ranks(before, clip), gallery.ranks(after, clip)
-    rows = []
-    for row in range(0, len(before), max(len(before) // count, 1)):
-        similar = [gallery.dataset[i]["image"] for i in gallery.most_similar(row, clip)]
-        example = gallery.dataset[row]
-        rows.append(
-            ContrastRow(
-                image=example["image"],
-                similar=similar,
-                reference=example["captions"][0],
-                before=before[row],
-                before_rank=ranks_before[row],
-                after=after[row],
-                after_rank=ranks_after[row],
-                gallery_size=len(before),
-            )  # fmt: skip
-        )
-    return rows[:count]
-
-
 def check_output(config: RLCaptionConfig) -> None:
     """Find out before the training whether its result can be written, and pushed; keep the folder for this run."""
     output = Path(str(config.output_dir))
@@ -245,6 +240,15 @@ def check_output(config: RLCaptionConfig) -> None:
         hub_token(config.hub_token)
 
 
+def show_ceiling(ceiling: Ceiling, gallery: Gallery, count: int) -> None:
+    """Print what the captioner's own samples reach that the reward would choose."""
+    metrics = {"people": gallery.people(), **ceiling.measure(gallery, count)}
+    rows = {name: {system: of[name] for system, of in metrics.items() if name in of} for name in SHOWN}
+    print(format_table({name: row for name, row in rows.items() if row}, list(metrics)))
+    drawn = f"{len(gallery.references)} validation pictures, samples at temperature {ceiling.args.temperature:g}"
+    print(f"{drawn}. A training moves greedy captions towards the best of {count}.")
+
+
 def main() -> None:
     """Train, measure, save, share."""
     settings, config = parse_settings(Settings, RLCaptionConfig, description=__doc__, default_file=default_file)
@@ -253,7 +257,7 @@ def main() -> None:
     models = {"model_name_or_path": "captioner", "scorer": "scorer"}, {"judge": "judge"}
     refuse(setting_problems(settings, config), settings.model_problems(*models))
     names = settings.models(*models)
-    if settings.eval_size is not None and config.eval_strategy == "no":
+    if settings.eval_size is not None and config.eval_strategy == "no" and settings.ceiling is None:
         logger.warning("eval_size=%d does nothing without --eval_strategy steps or epoch.", settings.eval_size)
     check_output(config)
 
@@ -270,6 +274,13 @@ def main() -> None:
         rewards=rewards, caption_metrics=Gallery.measure if evaluates else None,
     )  # fmt: skip
     check_fit(captioner, tokenizer, image_processor, config, problems)  # better now than after the embedding
+    if settings.ceiling is not None:
+        ceiling = Ceiling(
+            captioner, tokenizer, image_processor, config, scorer=clips["scorer"], rewards=rewards or [],
+            references_corpus=train["captions"],
+        )  # fmt: skip
+        show_ceiling(ceiling, Gallery(validation, clips, strict=settings.strict), settings.ceiling)
+        return
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
@@ -306,8 +317,6 @@ def main() -> None:
     output = Path(str(config.output_dir))
     trainer.save_model(config.output_dir)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_processors(tokenizer, image_processor, output)
     said_after = {prefix: trainer.caption(gallery.dataset) for prefix, gallery in galleries.items()}
     if not trainer.is_world_process_zero():
         return

@@ -1,54 +1,71 @@
-"""Train a small CLIP from nothing, or fine-tune a published one, on captioned pictures.
+"""Train a small CLIP from nothing, one of pretrained towers, or a published one, on captioned pictures.
 
     python recipes/train_clip.py recipes/configs/scorer.yaml                          # on emoji scenes
+    python recipes/train_clip.py recipes/configs/flickr8k/scorer.yaml --dataset dataset_flickr8k.json
     python recipes/train_clip.py --model ViT-B-32:openai --dataset captions.json --image_root images --lr 1e-5
 
 With `hard_negatives` each caption is also compared with a false or broken version of itself, which teaches the model
 what is true. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)`
-too. It is saved after each evaluation, and after the current step when a signal stops the training. A loss, gradient
-or weight that is NaN or infinite ends the training, and that model is not saved.
+too. It is saved after each evaluation, with `keep_best` only if it is the best one. `--resume_from_checkpoint true`
+resumes a run that was stopped or killed. A loss, gradient or weight that is NaN or infinite ends the training, and
+that model is not saved.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import open_clip
-import open_clip.transform
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.emoji.scenes import nouns
-from hf_distinct.data.negatives import KINDS
 from hf_distinct.data.prepared import readable
-from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.files import run_lock
+from hf_distinct.data.tower_features import tower_features
+from hf_distinct.files import checkpoints, run_lock
+from hf_distinct.files.parts import this_process
 from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
-from hf_distinct.scorer import ClipScorer, save_open_clip
 from hf_distinct.text.problems import refuse
-from hf_distinct.training.clip_training import CaptionedImages, evaluate, loss_of
-from hf_distinct.training.finite import step_problems, weight_problems
-from hf_distinct.training.interruption import Interruption, leave
+from hf_distinct.training.clip_building import (
+    TrainedClip,
+    clip_of_towers,
+    published_clip,
+    read_augmentation,
+    small_clip,
+    split_image_tower,
+    tell_places_apart,
+)
+from hf_distinct.training.clip_trainer import ALWAYS, ClipTrainer, Schedule, join_processes
+from hf_distinct.training.clip_training import (
+    EMOJI_RULES,
+    ENGLISH_RULES,
+    CaptionedImages,
+    Measure,
+    NegativeRules,
+)
+from hf_distinct.training.interruption import leave
+from hf_distinct.training.metering import peak_of_process
 
 VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5
+LEAST = {
+    "train_size": 1, "embed_dim": 1, "curriculum_nouns": 1, "max_steps": 1, "eval_steps": 1, "batch_size": 2,
+    "cached_views": 0, "patience": 0, "num_workers": 0, "image_thawed_stages": 0,
+}  # fmt: skip
+MEASURED = 1000  # pictures of a split, at most
 logger = logging.getLogger("train_clip")
 
 
@@ -63,6 +80,59 @@ class Settings(DatasetSettings):
     )
     vision_cfg: str = field(
         default=json.dumps(VISION), metadata={"help": "Image tower of a new model, as JSON in open_clip's form."}
+    )
+    image_tower: str | None = field(
+        default=None, metadata={"help": "Pretrained image tower of a new model: the name of a timm model."}
+    )
+    image_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of --image_tower: a .pth or .safetensors file, or package:NAME/FILE for one in an "
+            "installed package. Default: timm's own pretrained weights."
+        },
+    )
+    text_tower: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained text tower of a new model: a folder, a Hub id, or package:NAME/FOLDER of a "
+            "transformers encoder such as all-MiniLM-L6-v2. Default: a small new one with the words of the captions."
+        },
+    )
+    projection: str = field(
+        default="linear",
+        metadata={"help": "What follows a pretrained tower of a new model.", "choices": ["linear", "mlp"]},
+    )
+    image_dropout: float = field(default=0.0, metadata={"help": "Dropout of the features of --image_tower."})
+    image_frozen_steps: int = field(
+        default=0, metadata={"help": "Number of first steps in which the image tower stays frozen; -1: all steps."}
+    )
+    image_thawed_stages: int = field(
+        default=0, metadata={"help": "Number of last stages of the image tower that train while the rest is frozen."}
+    )
+    text_frozen_steps: int = field(
+        default=0, metadata={"help": "Number of first steps in which the text tower stays frozen; -1: all steps."}
+    )
+    tower_lr: float = field(
+        default=TUNING_RATE, metadata={"help": "Peak learning rate of --image_tower and --text_tower once they train."}
+    )
+    mirror: bool = field(
+        default=False, metadata={"help": "Mirror half of the pictures, but never with a caption of left or right."}
+    )
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Random crops and colours in training: open_clip's aug_cfg as JSON, as in '{\"scale\": [0.5, 1]}'."
+        },
+    )
+    cached_views: int = field(
+        default=0,
+        metadata={
+            "help": "Compute the features of the frozen image tower once, for so many views of each picture: 1 for "
+            "the picture, 2 with its mirror image, more with random ones (--augmentation). 0: at each step."
+        },
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the features of --cached_views. Default: in --output_dir."}
     )
     spread_positions: bool = field(
         default=False, metadata={"help": "Start the heads of an attention pool at different places of the image."}
@@ -87,16 +157,20 @@ class Settings(DatasetSettings):
     )
     hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
     negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
-    kind_weights: list[float] = field(
-        default_factory=lambda: [8.0, 4.0, 2.0, 1.5, 2.0, 1.5],
-        metadata={"help": f"How often each kind of negative is drawn: {', '.join(KINDS)}."},
+    kind_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "How often each kind of negative is drawn. On emoji scenes: "
+            f"{', '.join(EMOJI_RULES.kinds)} (default: {' '.join(map(str, EMOJI_RULES.weights))}). On photographs: "
+            f"{', '.join(ENGLISH_RULES.kinds)} (default: {' '.join(map(str, ENGLISH_RULES.weights))})."
+        },
     )
     drill: float = field(
         default=0.5,
         metadata={"help": "Fraction of images whose caption is chosen to fit the scheduled kind of hard negative."},
     )
     max_steps: int = field(default=1200, metadata={"help": "Number of optimiser steps."})
-    batch_size: int = field(default=128, metadata={"help": "Number of images per step."})
+    batch_size: int = field(default=128, metadata={"help": "Number of images per step, in all processes together."})
     lr: float | None = field(
         default=None,
         metadata={
@@ -106,6 +180,19 @@ class Settings(DatasetSettings):
     )
     weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
     eval_steps: int = field(default=300, metadata={"help": "Number of steps between evaluations."})
+    keep_best: bool = field(
+        default=False, metadata={"help": "Keep the model with the best mean of both R@1s on validation, not the last."}
+    )
+    patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better one. 0: never."}
+    )
+    num_workers: int = field(
+        default=0, metadata={"help": "Number of processes that prepare pictures ahead, for each process that trains."}
+    )
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it is safe; weights stay float32."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "true: resume the newest checkpoint in --output_dir, if there is one."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and, for emoji scenes, the data."})
 
     def __post_init__(self) -> None:
@@ -114,226 +201,206 @@ class Settings(DatasetSettings):
         if self.lr is None:
             self.lr = NEW_RATE if self.model is None else TUNING_RATE
 
+    @property
+    def rules(self) -> NegativeRules:
+        """How hard negatives are made of these captions."""
+        return EMOJI_RULES if self.drawn else ENGLISH_RULES
+
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         yield from output_problems(self.output_dir, {"model": self.model})
-        if self.model is not None:
-            yield from unused_settings(self, ("vision_cfg", "embed_dim"), "with --model: it belongs to a new model")
-        if not self.hard_negatives:
-            parts = ("negative_weight", "kind_weights", "drill")
-            yield from unused_settings(self, parts, "without --hard_negatives")
-        if not self.curriculum_steps:
-            yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
+        yield from self._unused()
         if self.curriculum_steps > self.max_steps:
             yield f"curriculum_steps={self.curriculum_steps} should be at most max_steps={self.max_steps}."
-        if len(self.kind_weights) != len(KINDS) or min(self.kind_weights) < 0 or not any(self.kind_weights):
+        weights, kinds = self.kind_weights, self.rules.kinds
+        if weights is not None and (len(weights) != len(kinds) or min(weights) < 0 or not any(weights)):
             yield (
-                f"kind_weights should be {len(KINDS)} numbers, none negative and not all 0, for {', '.join(KINDS)}; "
-                f"found {self.kind_weights}."
+                f"kind_weights should be {len(kinds)} numbers, none negative and not all 0, for {', '.join(kinds)}; "
+                f"found {weights}."
             )
-        if not 0 <= self.drill <= 1:
-            yield f"drill={self.drill} should be a fraction from 0 to 1."
-        for name in ("train_size", "embed_dim", "curriculum_nouns", "max_steps", "eval_steps"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} should be at least 1."
-        if self.batch_size < 2:
-            yield f"batch_size={self.batch_size} should be at least 2: each image is compared with the others."
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            yield f"lr={self.lr} should be a positive number."
+        for name in ("drill", "image_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"{name}={getattr(self, name)} should be a fraction from 0 to 1."
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)} should be at least {least}."
+        for name in ("image_frozen_steps", "text_frozen_steps"):
+            if not ALWAYS <= getattr(self, name) <= self.max_steps:
+                yield f"{name}={getattr(self, name)} should be from 0 to max_steps={self.max_steps}, or -1 for all."
+        if self.cached_views and not self.image_frozen_steps:
+            yield "--cached_views needs an image tower that does not change: set --image_frozen_steps, to -1 for all."
+        if self.cached_views and self.curriculum_steps:
+            yield "--cached_views has no features of the scenes of --curriculum_steps: leave one of them out."
+        for name in ("lr", "tower_lr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                yield f"{name}={getattr(self, name)} should be a positive number."
+        try:
+            read_augmentation(self.augmentation)
+        except (ValueError, TypeError) as error:
+            yield f"augmentation={self.augmentation} is not open_clip's aug_cfg as JSON: {error}."
+
+    def _unused(self) -> Iterator[str]:
+        if self.model is not None:
+            new = ("vision_cfg", "embed_dim", "image_tower", "text_tower")
+            yield from unused_settings(self, new, "with --model: it belongs to a new model")
+        if self.image_tower is not None:
+            yield from unused_settings(self, ("vision_cfg",), "with --image_tower")
+        else:
+            of_towers = ("image_weights", "text_tower", "projection", "image_dropout", "tower_lr")
+            yield from unused_settings(self, of_towers, "without --image_tower")
+        if not self.hard_negatives:
+            yield from unused_settings(self, ("negative_weight", "kind_weights", "drill"), "without --hard_negatives")
+        if not self.curriculum_steps:
+            yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
+        if not self.image_frozen_steps:
+            yield from unused_settings(self, ("image_thawed_stages",), "without --image_frozen_steps")
+        if not self.cached_views:
+            yield from unused_settings(self, ("cache_dir",), "without --cached_views")
+        elif self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
+            unseen = ("augmentation",) if self.cached_views > 1 else ("augmentation", "mirror")
+            yield from unused_settings(self, unseen, f"with --cached_views {self.cached_views}: set more of them")
+        if not self.keep_best:
+            yield from unused_settings(self, ("patience",), "without --keep_best: the best model would be lost")
 
 
-def new_model(settings: Settings, captions: list[str]) -> tuple[Any, dict, dict, Callable, Any]:
-    """A small CLIP with a word-level vocabulary."""
-    vision = json.loads(settings.vision_cfg)
-    tokenizer = build_word_tokenizer(captions, max_length=24)
-    text: dict[str, Any] = {"context_length": 24, "vocab_size": len(tokenizer), "width": 128, "heads": 4, "layers": 2}
-    text["hf_tokenizer_name"] = "word-level"  # read from the model's own folder
-    model_cfg = {"embed_dim": settings.embed_dim, "vision_cfg": vision, "text_cfg": text}
-    model = open_clip.CLIP(**model_cfg)
-    preprocess = open_clip.transform.PreprocessCfg(size=vision["image_size"], mean=(0.5,) * 3, std=(0.25,) * 3)
-    transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
-    with TemporaryDirectory() as folder:  # output_dir may hold a good model until this one is saved
-        tokenizer.save_pretrained(folder)
-        tokenize = open_clip.tokenizer.HFTokenizer(folder, context_length=24)
-    keep = ("size", "mean", "std", "interpolation", "resize_mode")
-    return model, model_cfg, {k: getattr(preprocess, k) for k in keep}, transform, tokenize
+def make_model(settings: Settings, train: Dataset) -> TrainedClip:
+    """What is trained."""
+    if settings.model is not None:
+        return published_clip(settings.model)
+    captions = [caption for row in train["captions"] for caption in row]
+    if settings.image_tower is None:
+        return small_clip(json.loads(settings.vision_cfg), settings.embed_dim, captions)
+    return clip_of_towers(
+        settings.image_tower, settings.image_weights, settings.text_tower, settings.embed_dim, settings.projection,
+        settings.image_dropout, captions,
+    )  # fmt: skip
 
 
-def tell_places_apart(model: Any, scale: float = 10.0) -> None:
-    """Start the positions of an attention pool large enough for its heads to look at different places.
-
-    At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
-    after a long plateau, if at all.
-
-    Raises:
-        ValueError: the image tower has no attention pool.
-    """
-    ends = ("attnpool.positional_embedding", "pool.pos_embed")
-    found = [parameter for name, parameter in model.visual.named_parameters() if name.endswith(ends)]
-    if not found:
-        raise ValueError("--spread_positions has no effect on an image tower without an attention pool: leave it out.")
-    for parameter in found:
-        parameter.data.mul_(scale)
-
-
-def published_model(settings: Settings) -> tuple[Any, dict, dict, Callable, Any]:
-    """A trained CLIP to go on from."""
-    assert settings.model is not None
-    scorer = ClipScorer(settings.model)
-    model = scorer.model.requires_grad_(True)
-    keep = ("size", "mean", "std", "interpolation", "resize_mode")
-    preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in keep}
-    return model, scorer.model_cfg, preprocess_cfg, scorer.transform, scorer.tokenizer
-
-
-def stages(train: Dataset, settings: Settings) -> list[tuple[Dataset, int]]:
+def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[CaptionedImages, int]]:
     """What to train on and until which step."""
-    whole = (train, settings.max_steps)
-    if not settings.curriculum_steps:
-        return [whole]
-    few = set(list(nouns())[: settings.curriculum_nouns])
-    first = train.filter(lambda scene: few.issuperset(scene["nouns"]), input_columns="scene")
-    return [(first, settings.curriculum_steps), whole]
+    changes, rules = read_augmentation(settings.augmentation), settings.rules if settings.hard_negatives else None
+    how = (rules, settings.kind_weights or settings.rules.weights, settings.drill)
+    views = clip.views(changes, settings.mirror)
+    found = [(CaptionedImages(train, views, *how), settings.max_steps)]
+    if settings.curriculum_steps:
+        few = set(list(nouns())[: settings.curriculum_nouns])
+        first = train.filter(lambda scene: few.issuperset(scene["nouns"]), input_columns="scene")
+        found.insert(0, (CaptionedImages(first, views, *how), settings.curriculum_steps))
+    if settings.cached_views:
+        views = clip.views(changes, settings.mirror, settings.cached_views)
+        kept, features = features_of(train, clip, settings, views)
+        until = settings.max_steps if settings.image_frozen_steps == ALWAYS else settings.image_frozen_steps
+        found.insert(0, (CaptionedImages(kept, views, *how, features), until))
+    return found
 
 
-def batches(train: Dataset, transform: Callable, settings: Settings) -> Iterator[tuple[Tensor, list[str], list[str]]]:
-    """Batches of every stage, epoch after epoch; ``max_steps`` in all."""
-    step = 0
-    for dataset, until in stages(train, settings):
-        kind_weights = settings.kind_weights if settings.hard_negatives else None
-        rows = CaptionedImages(dataset, transform, kind_weights, settings.drill)
-        if len(rows) < settings.batch_size:
-            raise ValueError(f"{len(rows)} images do not fill a batch of {settings.batch_size}: lower --batch_size.")
-        loader = torch.utils.data.DataLoader(rows, batch_size=settings.batch_size, shuffle=True, drop_last=True)
-        while step < until:
-            for batch in itertools.islice(loader, until - step):
-                yield batch
-                step += 1
+def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any) -> tuple[Dataset, torch.Tensor]:
+    """What the frozen image tower gives for the views of pictures."""
+    tower, _ = split_image_tower(clip.model, settings.image_thawed_stages)
+    folder, workers = settings.cache_dir or f"{settings.output_dir}/features", settings.num_workers
+    return tower_features(rows, tower.eval(), views, folder, settings.seed, workers, strict=settings.strict)
 
 
-def load_data(settings: Settings) -> tuple[Dataset, Dataset]:
-    """What to train on, and what to measure on; pictures are decoded when they are needed."""
+def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
+    """What measures a split, by features of the image tower that are ``cached``, or from the pictures."""
+    rows, features = rows.select(range(min(MEASURED, len(rows)))), None
+    if cached:
+        rows, features = features_of(rows, clip, settings, clip.views(count=1))
+    elif not settings.drawn:
+        rows = readable(rows, name, settings.strict)
+    stages = settings.image_thawed_stages
+    return Measure(rows, clip.transform(), clip.tokenize, settings.rules, features, stages)
+
+
+def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
+    """What to train on, to choose by, and to report; pictures are decoded when they are needed."""
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, shares)
-        return train, emoji_scenes("validation", 1000, 100 + settings.seed)
+        return train, emoji_scenes("validation", 1000, 100 + settings.seed), None
     splits = settings.load().cast_column("image", ImageFeature(decode=False))
-    train, validation = splits["train"], splits["validation"]
-    validation = validation.select(range(min(1000, len(validation))))
-    return train, readable(validation, "the validation split", settings.strict)
+    return splits["train"], splits["validation"], splits["test"]
 
 
-def end_diverged(problems: Iterable[str], step: int, settings: Settings) -> None:
-    """Raise a ValueError for the first problem that would spoil the model."""
-    for problem in problems:
-        raise ValueError(
-            f"Step {step}: {problem} The training has diverged and ends here, and this model is not saved. Lower --lr "
-            f"(now {settings.lr:g}); {settings.output_dir} has what was saved before, if anything was."
-        )
-
-
-def save(model: Any, tokenize: Any, settings: Settings, model_cfg: dict, preprocess_cfg: dict) -> None:
-    """Write all that open_clip loads."""
-    if hasattr(tokenize, "save_pretrained"):  # the config names its files, which must be there before
-        tokenize.save_pretrained(settings.output_dir)
-    save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
-
-
-def train_model(
-    model: Any, train: Dataset, settings: Settings, transform: Callable, tokenize: Any, measure: Callable[[int], None]
-) -> tuple[int, int]:
-    """Take all steps; returns the number of the last one, and the signal that ended the training at it (0: none).
-
-    Args:
-        model: an open_clip model, on its device.
-        train: the captioned pictures.
-        settings: those of the command line.
-        transform: makes pixels of a picture.
-        tokenize: makes token ids of captions.
-        measure: is called with the step after each ``eval_steps`` and at the end; evaluates and saves.
-
-    Raises:
-        ValueError: the training has diverged.
-    """
+def schedule_of(settings: Settings) -> Schedule:
+    """How it is trained."""
     assert settings.lr is not None
-    device = model.logit_scale.device
-    decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
-    others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
-    warm_up = min(100, settings.max_steps // 10)
-
-    def schedule(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(settings.max_steps - warm_up, 1)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    bar = tqdm(total=settings.max_steps, desc="training CLIP")
-    interruption = Interruption()
-    with interruption.watched():
-        for step, (pixels, captions, negatives) in enumerate(batches(train, transform, settings), start=1):
-            has_negative = torch.tensor([bool(text) for text in negatives])
-            token_ids = tokenize([*captions, *(text for text in negatives if text)]).to(device)
-            pixels = pixels.to(device, memory_format=torch.channels_last)
-            loss = loss_of(model, pixels, token_ids, has_negative, settings.negative_weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            end_diverged(step_problems(loss, model), step, settings)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))
-            bar.update()
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
-            if interruption.asked:
-                return step, interruption.asked
-            if step % settings.eval_steps == 0 or step == settings.max_steps:
-                measure(step)
-    return step, 0
+    given = {"image": settings.image_tower, "text": settings.text_tower}
+    return Schedule(
+        settings.max_steps, settings.batch_size, settings.lr, settings.tower_lr, settings.weight_decay,
+        settings.eval_steps, settings.negative_weight, settings.image_frozen_steps, settings.image_thawed_stages,
+        settings.text_frozen_steps, [name for name, tower in given.items() if tower], settings.patience,
+        settings.num_workers, settings.bf16, settings.seed,
+    )  # fmt: skip
 
 
 def main() -> None:
     """Train and save."""
     (settings,) = parse_settings(Settings, description=__doc__)
     show_logs("train_clip")
-    run_lock.claim(settings.output_dir)
+    device = join_processes(settings.batch_size)
+    rank, processes = this_process()
+    if rank == 0:
+        run_lock.claim(settings.output_dir)
     torch.manual_seed(settings.seed)
-    train, validation = load_data(settings)
-    if settings.model is None:
-        captions = [caption for row in train["captions"] for caption in row]
-        model, model_cfg, preprocess_cfg, transform, tokenize = new_model(settings, captions)
-    else:
-        model, model_cfg, preprocess_cfg, transform, tokenize = published_model(settings)
+    train, validation, test = load_data(settings)
+    clip = make_model(settings, train)
     if settings.spread_positions:
-        tell_places_apart(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device, memory_format=torch.channels_last).train()
+        tell_places_apart(clip.model)
+    clip.model.to(device, memory_format=torch.channels_last).train()
+    cached = settings.cached_views > 0 and settings.image_frozen_steps == ALWAYS
+    measure = measure_of(validation, "the validation split", clip, settings, cached)
     metrics: dict[str, float] = {}
 
-    def keep(step: int) -> None:
-        end_diverged(weight_problems(model, torch.float16), step, settings)  # in which they are saved
-        save(model, tokenize, settings, model_cfg, preprocess_cfg)
-
-    def measure(step: int) -> None:
-        metrics.update(evaluate(model, validation, transform, tokenize))
+    def evaluate(step: int) -> float:
+        metrics.update(measure(clip.model, kinds=settings.drawn))  # of photographs at the end: kinds take a while
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-        keep(step)
+        return metrics["t2i_R@1"] + metrics["i2t_R@1"]
 
-    step, asked = train_model(model, train, settings, transform, tokenize, measure)
+    data = stages(train, clip, settings)
+    trainer = ClipTrainer(
+        clip, schedule_of(settings), data, settings.output_dir, evaluate, lambda: clip.save(settings.output_dir),
+        settings.keep_best,
+    )  # fmt: skip
+    if checkpoint := checkpoints.choose(settings.resume_from_checkpoint, settings.output_dir):
+        trainer.resume(checkpoint)
+    if processes > 1:
+        torch.manual_seed(settings.seed + rank)
+    start, asked = time.monotonic(), trainer.train()
     if asked:
-        keep(step)
+        tell_stopped(asked, trainer, settings)
+    minutes, place = (time.monotonic() - start) / 60, trainer.place
+    logger.info("Training took %.1f minutes and at most %.1f GiB of memory.", minutes, peak_of_process(device))
+    if rank == 0:
+        report: dict[str, Any] = {"steps": place.step, "logit_scale": clip.model.logit_scale.exp().item(), **metrics}
+        kept = published_clip(settings.output_dir)  # as others will load it
+        if test is not None:
+            report |= {"best_step": place.best_step, "logit_scale": kept.model.logit_scale.exp().item()}
+            report |= final_report(kept, validation, test, settings)
+        write_json(Path(settings.output_dir) / "metrics.json", report)
+    trainer.remove_checkpoints()
+
+
+def final_report(kept: TrainedClip, validation: Dataset, test: Dataset, settings: Settings) -> dict[str, Any]:
+    """Figures of the model that was kept, with those of each kind of negative."""
+    found = {}
+    for split, rows in {"validation": validation, "test": test}.items():
+        found[split] = measure_of(rows, f"the {split} split", kept, settings, cached=False)(kept.model)
+        logger.info("%s: %s", split, ", ".join(f"{name} {value:.3f}" for name, value in found[split].items()))
+    return found["validation"] | {"test": found["test"]}
+
+
+def tell_stopped(asked: int, trainer: ClipTrainer, settings: Settings) -> None:
+    """End the process as the signal would have done."""
+    if trainer.rank == 0:
+        if not settings.keep_best:
+            trainer.keep()
         logger.warning(
-            "stopped by %s after step %d of %d: %s has the model of this step. To train on from its weights, name it "
-            "with --model, and another --output_dir.",
-            signal.Signals(asked).name, step, settings.max_steps, settings.output_dir,
+            "stopped by %s after step %d of %d. To go on from there, run the same command with "
+            "--resume_from_checkpoint true.",
+            signal.Signals(asked).name, trainer.place.step, settings.max_steps,
         )  # fmt: skip
-        leave(asked)
-    report = {"steps": step, "logit_scale": model.logit_scale.exp().item(), **metrics}
-    write_json(Path(settings.output_dir) / "metrics.json", report)
-    ClipScorer(settings.output_dir)  # it loads as others will load it
+    leave(asked)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python recipes/warm_up.py                                            # the small shipped one, on emoji scenes
     python recipes/warm_up.py --dataset captions.json --image_root images \
         --encoder google/vit-base-patch16-224-in21k --decoder gpt2       # published towers, your own pictures
+    python recipes/warm_up.py recipes/configs/flickr8k/captioner.yaml    # a small decoder for an encoder of distill.py
 
 The result is a VisionEncoderDecoderModel of stock transformers classes with its tokenizer and image processor.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,11 +30,15 @@ from transformers import (
     set_seed,
 )
 
+from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
 from hf_distinct.distributed.launching import LaunchedArguments
 from hf_distinct.files import run_lock
+from hf_distinct.files.disk_space import named_errors
+from hf_distinct.files.parts import written_together
 from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.gallery import Gallery
 from hf_distinct.generation.rollouts import rollout_config
@@ -44,6 +50,7 @@ from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
 from hf_distinct.text.problems import refuse
+from hf_distinct.training.supervised import early_stopping
 from hf_distinct.training.teacher_forcing import TeacherForcing
 
 logger = logging.getLogger("warm_up")
@@ -66,11 +73,17 @@ SMALL_ENCODER = {
 }
 
 
-SMALL_DECODER = {"n_embd": 128, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+HEAD_WIDTH = 32  # of a new decoder's attention
 POSITIONS = 32  # of a new decoder, which has more where captions are longer
 IMAGE_SIZE = 64
 NEW_RATE, PRETRAINED_RATE = 1.5e-3, 5e-5
-VALIDATION_PICTURES = 1000
+STEPS, EPOCHS = 2500, 3.0  # our default, and transformers' own
+VIEWS = Augmentation(crop=(0.6, 1.0))
+OF_NEW_DECODER = ("decoder_layers", "decoder_width", "decoder_dropout", "tokenizer", "min_word_count")
+COUNTS = (
+    "train_size", "captions_per_image", "decoder_layers", "decoder_width", "min_word_count", "validation_size",
+    "early_stopping_patience",
+)  # fmt: skip
 
 
 @dataclass
@@ -90,14 +103,33 @@ class Settings(DatasetSettings):
     encoder_config: str = field(
         default=json.dumps(SMALL_ENCODER), metadata={"help": "Transformers config of a new encoder, as JSON."}
     )
-    decoder_layers: int = field(
-        default=2, metadata={"help": "Number of layers of a new decoder, a GPT-2 of width 128."}
+    decoder_layers: int = field(default=2, metadata={"help": "Number of layers of a new decoder, a small GPT-2."})
+    decoder_width: int = field(
+        default=128, metadata={"help": f"Width of a new decoder, a multiple of {HEAD_WIDTH} (the width of a head)."}
+    )
+    decoder_dropout: float = field(default=0.0, metadata={"help": "Dropout of a new decoder."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Published tokenizer of a new decoder. Default: the words of the training captions."},
+    )
+    min_word_count: int = field(
+        default=1, metadata={"help": "Words that occur less often are unknown to a new decoder, and never written."}
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Captioner to continue training: a folder or a Hub id."}
     )
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights and uses no dropout."}
+    )
+    encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the encoder. Default: --learning_rate."}
+    )
+    encoder_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "Train on random views of each picture: cut out, mirrored, recoloured."}
     )
     train_size: int = field(default=40000, metadata={"help": "Number of emoji scenes to train on."})
     caption_style: str = field(
@@ -111,6 +143,13 @@ class Settings(DatasetSettings):
     drop_images: float = field(
         default=0.0,
         metadata={"help": "Fraction of captions trained without their picture, which guidance needs (0.5)."},
+    )
+    validation_size: int = field(
+        default=1000, metadata={"help": "Number of validation pictures whose captions are measured."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations in a row without a better --metric_for_best_model."},
     )
     max_caption_length: int | None = field(
         default=None,
@@ -127,18 +166,31 @@ class Settings(DatasetSettings):
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that has no effect with the others, or whose value is not possible."""
         if self.model_name_or_path is not None:
-            parts = ("encoder", "decoder", "encoder_config", "decoder_layers")
+            parts = ("encoder", "decoder", "encoder_config", *OF_NEW_DECODER)
             yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")
         else:
             if self.encoder is not None:
                 yield from unused_settings(self, ("encoder_config",), "with --encoder: it belongs to a new encoder")
             if self.decoder is not None:
-                yield from unused_settings(self, ("decoder_layers",), "with --decoder: it belongs to a new decoder")
-        if not 0 <= self.drop_images < 1:
-            yield f"drop_images={self.drop_images} should be a fraction from 0 to less than 1."
-        for name, least in (("train_size", 1), ("captions_per_image", 1), ("decoder_layers", 1)):
-            if getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)} should be at least {least}."
+                yield from unused_settings(self, OF_NEW_DECODER, "with --decoder: it belongs to a new decoder")
+        if self.tokenizer is not None:
+            yield from unused_settings(self, ("min_word_count",), "with --tokenizer, which has a vocabulary")
+        if self.freeze_encoder:
+            yield from unused_settings(self, ("encoder_learning_rate",), "with --freeze_encoder true")
+        else:
+            yield from unused_settings(self, ("encoder_cache",), "without --freeze_encoder true")
+        if self.encoder_cache:
+            yield from unused_settings(self, ("augment",), "with --encoder_cache, which holds no other views")
+        for name in ("drop_images", "decoder_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} should be a fraction from 0 to less than 1."
+        for name in COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield f"{name}={value} should be at least 1."
+        if self.decoder_width % HEAD_WIDTH:
+            yield f"decoder_width={self.decoder_width} should be a multiple of {HEAD_WIDTH}."
+        if self.encoder_learning_rate is not None and self.encoder_learning_rate <= 0:
+            yield f"encoder_learning_rate={self.encoder_learning_rate} should be above 0; see --freeze_encoder."
         if self.max_caption_length is not None and self.max_caption_length < 2:
             yield f"max_caption_length={self.max_caption_length} should be at least 2: one token and the end token."
 
@@ -167,7 +219,9 @@ class Training(LaunchedArguments):
         default=100, metadata={"help": "Number of steps in which the learning rate rises linearly."}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    max_steps: int = field(default=2500, metadata={"help": "Number of optimiser steps."})
+    max_steps: int = field(
+        default=STEPS, metadata={"help": "Number of optimiser steps, unless --num_train_epochs says how long."}
+    )
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
     report_to: list[str] = field(
@@ -176,6 +230,16 @@ class Training(LaunchedArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads every column."}
     )
+
+    def __post_init__(self) -> None:
+        if self.num_train_epochs != EPOCHS:  # of which max_steps would make nothing
+            if self.max_steps not in (STEPS, -1):
+                raise ValueError(
+                    f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs} both say how long to "
+                    "train: set one of them."
+                )
+            self.max_steps = -1
+        super().__post_init__()
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
@@ -193,6 +257,8 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
         decoder, tokenizer = build_decoder(settings, captions)
         model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(encoder_model=encoder, decoder_model=decoder)
         set_special_tokens(model, tokenizer)
+        if settings.min_word_count > 1:  # reference captions then have unknown words, which none may write
+            model.generation_config.suppress_tokens = [tokenizer.unk_token_id]
     if settings.model_name_or_path is None or settings.max_caption_length is not None:
         by_default = min(DEFAULT_LENGTH, decoder_positions(model))
         length = (settings.max_caption_length or by_default) + 1  # the start token counts
@@ -209,7 +275,11 @@ def build_encoder(settings: Settings) -> tuple[Any, Any]:
     if settings.encoder is not None:
         refuse_code(settings.encoder)
         encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
-        return encoder, load_image_processor(settings.encoder)
+        processor = load_image_processor(settings.encoder)
+        if not hasattr(encoder.config, "hidden_size"):  # timm's lack it, and a captioner needs it
+            pixels = to_pixel_values([Image.new("RGB", (64, 48))], processor)
+            encoder.config.hidden_size = encoder(pixels).last_hidden_state.shape[-1]
+        return encoder, processor
     config = json.loads(settings.encoder_config)
     size = config.get("image_size", IMAGE_SIZE)
     height, width = size if isinstance(size, list) else (size, size)
@@ -225,13 +295,25 @@ def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(settings.decoder, trust_remote_code=False)
         complete_special_tokens(tokenizer)
         return load_decoder(settings.decoder), tokenizer
-    tokenizer = build_word_tokenizer(captions, max_length=length)
+    tokenizer = build_tokenizer(settings, captions, length)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), settings.decoder_dropout)
     config = GPT2Config(
-        **SMALL_DECODER, vocab_size=len(tokenizer), n_positions=max(POSITIONS, length),
-        n_layer=settings.decoder_layers, is_decoder=True, add_cross_attention=True,
+        **dropout, n_embd=settings.decoder_width, n_head=settings.decoder_width // HEAD_WIDTH,
+        vocab_size=len(tokenizer), n_positions=max(POSITIONS, length), n_layer=settings.decoder_layers,
+        is_decoder=True, add_cross_attention=True,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config), tokenizer
+
+
+def build_tokenizer(settings: Settings, captions: list[str], length: int) -> Any:
+    """The tokenizer of a new decoder."""
+    if settings.tokenizer is None:
+        return build_word_tokenizer(captions, settings.min_word_count, max_length=length)
+    refuse_code(settings.tokenizer)
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
+    complete_special_tokens(tokenizer)
+    return tokenizer
 
 
 def load_decoder(source: str) -> Any:
@@ -257,17 +339,19 @@ def load_data(settings: Settings, seed: int) -> tuple[Dataset, Dataset]:
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 50 + seed, shares=shares)
-        return train, emoji_scenes("validation", VALIDATION_PICTURES, 50 + seed)
+        return train, emoji_scenes("validation", settings.validation_size, 50 + seed)
     splits = settings.load()
     validation = splits["validation"]
-    return splits["train"], validation.select(range(min(VALIDATION_PICTURES, len(validation))))
+    return splits["train"], validation.select(range(min(settings.validation_size, len(validation))))
 
 
 def main() -> None:
     """Train, save, measure."""
     settings, training = parse_settings(Settings, Training, description=__doc__)
     show_logs("warm_up", main_process=training.process_index == 0)
-    refuse(output_problems(training.output_dir, {"model_name_or_path": settings.model_name_or_path}))
+    models = {name: getattr(settings, name) for name in ("model_name_or_path", "encoder", "decoder", "tokenizer")}
+    refuse(output_problems(training.output_dir, models))
+    stopping = early_stopping(training, settings.early_stopping_patience)
     if training.process_index == 0:
         run_lock.claim(training.output_dir)
     set_seed(training.seed)
@@ -286,13 +370,18 @@ def main() -> None:
         captions_per_image=settings.captions_per_image,
         max_length=settings.max_caption_length or rollout_config(model).max_new_tokens,
         dropped_images=settings.drop_images,
+        encoder_learning_rate=settings.encoder_learning_rate,
+        augmentation=VIEWS if settings.augment else None,
+        encoder_cache=settings.encoder_cache,
+        callbacks=stopping,
     )
     trainer.train(training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     output = Path(training.output_dir)
     if trainer.is_world_process_zero():
-        save_tokenizer(tokenizer, output)
-        image_processor.save_pretrained(output)
+        with named_errors(output), written_together(output) as unfinished:
+            save_tokenizer(tokenizer, unfinished)
+            image_processor.save_pretrained(unfinished)
         write_json(output / "training_log.json", trainer.state.log_history)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():

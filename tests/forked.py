@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,8 +56,7 @@ def run_together(
             for rank, (own, environment) in enumerate(zip(arguments, environments, strict=True)):
                 told = [f"{folder}/{rank}.{name}" for name in ("stdout", "stderr")]
                 command = [script, *map(str, own)]
-                processes.append(SERVER.Process(target=_become, args=(command, dict(environment), *told)))
-                processes[-1].start()
+                processes.append(start(command, environment, *told))
             for rank, process in enumerate(processes):
                 process.join(TIMEOUT)
                 assert process.exitcode == 0, Path(folder, f"{rank}.stderr").read_text()
@@ -65,10 +65,16 @@ def run_together(
                 process.kill()
 
 
-def _fork(command: Sequence[str], environment: Mapping[str, str], stdout: str, stderr: str) -> int:
-    """Run a script with its arguments; returns its status. What it says is added to the files."""
+def start(command: Sequence[str], environment: Mapping[str, str], stdout: str, stderr: str) -> ForkServerProcess:
+    """Start a script with its arguments. What it says is added to the files."""
     process = SERVER.Process(target=_become, args=(list(command), dict(environment), stdout, stderr))
     process.start()
+    return process
+
+
+def _fork(command: Sequence[str], environment: Mapping[str, str], stdout: str, stderr: str) -> int:
+    """Run a script to its end; returns its status."""
+    process = start(command, environment, stdout, stderr)
     process.join(TIMEOUT)
     if process.exitcode is None:
         process.kill()

@@ -3,7 +3,8 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from hf_distinct import ClipScorer, emoji_scenes
+from hf_distinct import ClipScorer, caption_metrics, emoji_scenes
+from hf_distinct.evaluation.bootstrap import mean_of, value_of
 from hf_distinct.gallery import Gallery
 
 
@@ -168,3 +169,36 @@ def test_rows_of_one_picture_are_one_in_a_gallery(photographs, clip):
         }
     )
     assert Gallery(twice, {"scorer": clip}).dataset["image_id"][:] == ["0", "2", "3", "4", "5"]
+
+
+def test_people_are_measured_one_against_the_others_each_in_turn():
+    """By hand, in words: of three captions each is once the caption; an image of two gives its first one twice."""
+    captions = [["a dog", "a dog runs", "dogs"], ["a red cat", "cat"]]
+    gallery = Gallery(Dataset.from_dict({"image_id": ["1", "2"], "captions": captions}), {})
+    found, images = gallery.people_statistics(lambda said: {"letters": mean_of([len(text) for text in said])})
+    turns = [
+        (["a dog", "a red cat"], [["a dog runs", "dogs"], ["cat"]]),
+        (["a dog runs", "cat"], [["a dog", "dogs"], ["a red cat"]]),
+        (["dogs", "a red cat"], [["a dog", "a dog runs"], ["cat"]]),
+    ]
+    metrics = [caption_metrics(*turn) for turn in turns]
+    assert images == 2 and set(found) == {*metrics[0], "letters"}
+    for name in metrics[0]:
+        assert value_of(found[name], 2) == pytest.approx(sum(each[name] for each in metrics) / 3)
+    assert value_of(found["mean_length"], 2) == pytest.approx((2.5 + 2 + 2) / 3)
+    assert value_of(found["letters"], 2) == pytest.approx((7 + 6.5 + 6.5) / 3)
+    assert found["mean_length"](np.array([[1.0, 0.0]]))[0] == pytest.approx(2)  # of the first image alone
+    # dog and run stand for 0, 1 and 0 inventions of 1, 2 and 1 words; red and cat for 1, 0, 1 of 2, 1, 2.
+    assert value_of(found["invention"], 2) == pytest.approx((1 / 3 + 1 / 3 + 1 / 3) / 3)
+
+
+def test_people_of_pictures_with_a_single_caption_are_left_out(clip):
+    alone = emoji_scenes("test", 4, seed=1)
+    captions = [own[:1] if row == 2 else own for row, own in enumerate(alone["captions"])]
+    gallery = Gallery(alone.remove_columns("captions").add_column("captions", captions), {"judge": clip}, 0)
+    found, images = gallery.people_statistics()
+    assert images == 3 and "CIDEr-D" in found and not any("/" in name for name in found)
+    whole, _ = Gallery(alone, {"judge": clip}, 0).people_statistics()
+    assert "judge/t2i_R@1" in whole and "judge/RefCLIPScore" not in whole
+    single = alone.remove_columns("captions").add_column("captions", [["a"]] * 4)
+    assert Gallery(single, {}).people_statistics() == ({}, 0)

@@ -208,9 +208,10 @@ def test_loss_of_one_batch_is_the_one_derived_from_pixels_and_strings(make_train
 
 
 def test_which_baseline_auto_takes(make_trainer):
-    assert make_trainer().appraiser.baseline == "none"
-    assert make_trainer(reward=["contrastive_i2t", "contrastive_t2i"]).appraiser.baseline == "none"
-    assert make_trainer(reward=["contrastive", "cider"]).appraiser.baseline == "leave_one_out"
+    assert make_trainer().appraiser.baseline == "leave_one_out"
+    assert make_trainer(rollouts="beam", num_rollouts=1).appraiser.baseline == "none"  # the paper
+    assert make_trainer(reward=["contrastive_i2t", "contrastive_t2i"], num_rollouts=1).appraiser.baseline == "none"
+    assert make_trainer(reward=["contrastive", "cider"], num_rollouts=1).appraiser.baseline == "greedy"
     assert make_trainer(reward=["cider"], num_rollouts=1).appraiser.baseline == "greedy"
     assert make_trainer(reward=["cider"], rollouts="beam", num_rollouts=1).appraiser.baseline == "greedy"
     assert make_trainer(reward=["cider"], baseline="none").appraiser.baseline == "none"

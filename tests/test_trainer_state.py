@@ -117,3 +117,24 @@ def test_without_its_best_checkpoint_a_run_ends_with_its_last_captioner(make_tra
         logging.disable_propagation()
     assert "gone/checkpoint-1, is gone: the captioner stays that of the last step" in caplog.text
     assert tiny.moved(before, trainer.model) == set()
+
+
+def test_a_model_that_stands_there_stays_until_the_new_one_is_whole(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer()
+    trainer.save_model(str(tmp_path / "model"))
+    good = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "model" / "README.md").write_text("mine")
+    trainer.train()
+
+    def no_room(folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:  # after the weights
+        patch.setattr(trainer.image_processor, "save_pretrained", no_room)
+        with pytest.raises(OSError, match="model could not be written: .*No space left"):
+            trainer.save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == good
+    trainer.save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() != good
+    assert (tmp_path / "model" / "README.md").read_text() == "mine"
+    assert not (tmp_path / "model" / ".unfinished").exists()

@@ -220,14 +220,15 @@ def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
 
     They find each other at the port, through the environment, as torchrun would have it.
     """
-    number, root = str(len(arguments)), str(Path(hf_distinct.__file__).parents[1])
+    forked.run_together(script, [[rank, *own] for rank, own in enumerate(arguments)], ranks(port, len(arguments)))
+
+
+def ranks(port: int, number: int) -> list[dict[str, str]]:
+    """The environments of so many processes that find each other at a port."""
+    root, all_of_them = str(Path(hf_distinct.__file__).parents[1]), str(number)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    ranks = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-        for rank in range(len(arguments))
-    ]
-    environments = [{**os.environ, **shared, **place} for place in ranks]
-    forked.run_together(script, [[rank, *own] for rank, own in enumerate(arguments)], environments)
+    shared |= {"WORLD_SIZE": all_of_them, "LOCAL_WORLD_SIZE": all_of_them}
+    return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
 def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers.utils import logging
@@ -15,6 +15,7 @@ from transformers.utils import logging
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import read_json, take, take_id
 from hf_distinct.data.texts import is_missing
+from hf_distinct.files.parts import written_whole
 from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
 logger = logging.get_logger(__name__)
@@ -137,7 +138,7 @@ def _caption(row: Any, image_id: str, where: str, skips: Skips) -> str | None:
 
 
 def write_coco_results(json_path: str | os.PathLike[str], image_ids: Sequence[str], captions: Sequence[str]) -> None:
-    """Write a results file; an id that is a whole number is written as one, as COCO's own are."""
+    """Write a results file, whole or not at all; an id that is a whole number is written as one, as COCO's own are."""
     rows = [
         {
             "image_id": int(image_id) if image_id.isdecimal() and str(int(image_id)) == image_id else image_id,
@@ -145,6 +146,5 @@ def write_coco_results(json_path: str | os.PathLike[str], image_ids: Sequence[st
         }
         for image_id, caption in zip(image_ids, captions, strict=True)
     ]
-    with open(json_path, "w", encoding="utf-8") as file:
-        json.dump(rows, file, indent=0)
-        file.write("\n")
+    with written_whole(Path(json_path)) as temporary:
+        temporary.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")

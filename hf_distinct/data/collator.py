@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
+from hf_distinct.data.encoded_images import EncodedImages
 from hf_distinct.data.hashing import stable_hash
-from hf_distinct.data.images import decode_pixels
+from hf_distinct.data.images import ImageError, decode_image, to_pixel_values
 from hf_distinct.data.workers import share
 
 logger = logging.get_logger(__name__)
@@ -40,11 +42,41 @@ class SharedEpoch:
         shared.fill_(-1 if epoch is None else epoch)
 
 
+def decoded(
+    rows: list[dict[str, Any]], prepare: Callable[[dict[str, Any]], Tensor]
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Return the rows whose images can be decoded, and what is made of them; others have been left out before.
+
+    So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step each
+    time that it is taken up.
+
+    Args:
+        rows: with `image` and `image_id`.
+        prepare: makes of a row what a model sees of its picture; raises ImageError where that cannot be decoded.
+
+    Raises:
+        ValueError: not one can be decoded.
+    """
+    kept: list[dict[str, Any]] = []
+    pixels: list[Tensor] = []
+    for row in rows:
+        try:
+            pixels.append(prepare(row))
+            kept.append(row)
+        except ImageError as error:
+            told = f"Image {row['image_id']!r}: {error}"
+            logger.warning("%s. It is left out of its batch.", told)
+    if not pixels:
+        raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {told}")
+    return kept, torch.stack(pixels)
+
+
 @dataclass
 class CaptionCollator:
     """Makes a batch of B rows: pixels, G ground-truth captions an image as labels, and what the rewards need.
 
-    The batch holds `pixel_values` (B, 3, H, W) float32; `labels` (B, G, L) int64, each caption cut to `max_length`
+    The batch holds `pixel_values` (B, 3, H, W) float32, or with `encoded` the encoder's outputs (B, S, width) in their
+    place; `labels` (B, G, L) int64, each caption cut to `max_length`
     with one end token, padded with -100; `captions`, B lists of the G texts drawn; `references`, B lists of all
     captions; `image_ids` (B,) int64, hashed; `columns`, the other columns of the rows as lists, `image_id` among them.
     With `embeddings` also `image_embeds` (B, dim), `caption_embeds` (B, G, dim), and for the M mined neighbours (M the
@@ -66,6 +98,8 @@ class CaptionCollator:
         max_length: Most tokens of a caption, end token included.
         seed: Of the draw, while `epoch` is set.
         epoch: The current epoch, or None; workers see it change.
+        augmentation: Makes of each picture a view that is a function of (`seed`, `epoch`, image id).
+        encoded: The outputs of a frozen encoder, which takes them instead of pixels.
 
     Raises:
         ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
@@ -81,6 +115,8 @@ class CaptionCollator:
     max_length: int = 32
     seed: int = 0
     epoch: SharedEpoch = SharedEpoch()
+    augmentation: Augmentation | None = None
+    encoded: EncodedImages | None = None
     _hashed_ids: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +136,7 @@ class CaptionCollator:
         """Collate rows (dicts of one row each) into the batch that the class describes."""
         for row in rows:
             self._check(row)
-        rows, pixel_values = self._decoded(rows)
+        rows, pixel_values = decoded(rows, self._pixels)
         drawn = [self._draw(row) for row in rows]
         captions = [[row["captions"][place] for place in places] for row, places in zip(rows, drawn, strict=True)]
         batch: dict[str, Any] = {
@@ -150,19 +186,14 @@ class CaptionCollator:
             places += torch.randperm(len(row["captions"]), generator=generator).tolist()
         return places[: self.captions_per_image]
 
-    def _decoded(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tensor]:
-        """Return the rows whose images can be decoded, and their pixels; embedding the data has left out all others.
-
-        So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step
-        each time that it is taken up.
-        """
-        found = decode_pixels((row["image"] for row in rows), self.image_processor)
-        reasons = [f"Image {rows[place]['image_id']!r}: {reason}" for place, reason in found.failures.items()]
-        for reason in reasons:
-            logger.warning("%s. It is left out of its batch.", reason)
-        if not found.images:
-            raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reasons[-1]}")
-        return [row for place, row in enumerate(rows) if place not in found.failures], torch.stack(found.images)
+    def _pixels(self, row: dict[str, Any]) -> Tensor:
+        """What the captioner sees of a row's picture: `(3, H, W)`, or `(S, width)` where that is encoded already."""
+        if self.encoded is not None:
+            return self.encoded(row["image_id"])
+        image = decode_image(row["image"])
+        if self.augmentation is not None:
+            image = self.augmentation(image, f"{self.seed}:{self.epoch}:{row['image_id']}")
+        return to_pixel_values([image], self.image_processor)[0]
 
     def _labels(self, captions: list[list[str]]) -> Tensor:
         """Return token ids (B, G, L), padded with -100."""

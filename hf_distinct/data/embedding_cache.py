@@ -8,20 +8,22 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings, EmbeddedRows
-from hf_distinct.data.parts import Parts
 from hf_distinct.data.table import read_object
 from hf_distinct.files.disk_space import check_room
-from hf_distinct.files.seals import changed, describe
+from hf_distinct.files.parts import Parts
+from hf_distinct.files.seals import altered, changed, describe, sealed
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer
@@ -30,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 FORM = 2  # a number of its own for each form of what is stored: older files are not found, instead of misread
 MANIFEST = "manifest.json"
+MANIFEST_KEYS = ("scorer", "fingerprint", "portable_name", "failures", "losses", "files")
 
 
 class EmbeddingCache:
@@ -76,6 +79,8 @@ class EmbeddingCache:
             return None
         try:
             manifest = read_object(self.folder / MANIFEST)
+            if reason := altered(manifest, MANIFEST_KEYS):
+                raise ValueError(f"{MANIFEST}: {reason}")
             first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
             if first and (reason := changed(self.folder, manifest["files"])):
                 raise ValueError(reason)
@@ -156,7 +161,7 @@ class EmbeddingCache:
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
             **told, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
 def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
@@ -178,18 +183,24 @@ def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
         texts = json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode()
         here.update(texts)
         anywhere.update(texts)
-        images = table["image"].combine_chunks()
-        paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
-        for path, content in zip(paths, contents, strict=True):
-            if content is not None:
-                of_here = of_anywhere = b"\nheld " + hashlib.blake2b(content).digest()
-            elif path is not None and os.path.exists(path):
-                state = os.stat(path)
-                name = path.encode("utf-8", "surrogatepass")
-                of_here = b"\nfile %d %d %d " % (len(name), state.st_size, state.st_mtime_ns) + name
-                of_anywhere = b"\nfile %d" % state.st_size
-            else:
-                of_here = of_anywhere = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
+        for of_here, of_anywhere in image_states(table):
             here.update(of_here)
             anywhere.update(of_anywhere)
     return f"embeddings-{here.hexdigest()}", f"embeddings-{anywhere.hexdigest()}"
+
+
+def image_states(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
+    """What is known of each image of a table without decoding it: on this machine, and on any; see `cache_names`."""
+    images = table["image"].combine_chunks()
+    paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
+    for path, content in zip(paths, contents, strict=True):
+        if content is not None:
+            held = b"\nheld " + hashlib.blake2b(content).digest()
+            yield held, held
+        elif path is not None and os.path.exists(path):
+            state = os.stat(path)
+            name, size = path.encode("utf-8", "surrogatepass"), state.st_size
+            yield b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name, b"\nfile %d" % size
+        else:
+            none = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
+            yield none, none

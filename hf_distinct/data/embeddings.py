@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_distinct.data.images import decode_images, warn_of_losses
-from hf_distinct.data.parts import this_process
 from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
+from hf_distinct.files.parts import this_process
 
 if TYPE_CHECKING:
     from hf_distinct.scorer import ClipScorer
@@ -169,7 +169,7 @@ class _Embedder:
                 for start in range(0, len(rows), self.batch_size):
                     pixel_values, failed, lossy = next(loaded)
                     if pixel_values is not None:
-                        embeds.append(self.scorer.encode_images(pixel_values.to(self.scorer.device)).float().cpu())
+                        embeds.append(self.scorer.encode_images(pixel_values).float().cpu())
                     failures |= failed
                     losses |= lossy
                     if failed and self.strict:

@@ -182,9 +182,12 @@ def warn_of_losses(source: str, losses: Iterable[tuple[str, str]]) -> None:
         )
 
 
-def to_pixel_values(images: Sequence[Image.Image], image_processor: BaseImageProcessor) -> Tensor:
-    """Prepare RGB pictures for a captioner, as the pipeline does: `pixel_values` (B, 3, H, W), float32."""
-    return image_processor(images=list(images), return_tensors="pt")["pixel_values"].float()
+def to_pixel_values(images: Sequence[Image.Image], image_processor: BaseImageProcessor, **settings: Any) -> Tensor:
+    """Prepare RGB pictures for a captioner, as the pipeline does: `pixel_values` (B, 3, H, W), float32.
+
+    `settings` override the image processor's own (`do_resize=False` ...).
+    """
+    return image_processor(images=list(images), return_tensors="pt", **settings)["pixel_values"].float()
 
 
 def decode_pixels(values: Iterable[Any], image_processor: BaseImageProcessor) -> Decoded:

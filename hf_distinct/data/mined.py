@@ -12,6 +12,7 @@ from hf_distinct.data.embedding_cache import MANIFEST
 from hf_distinct.data.neighbours import FILE, FOLDER_NAME, Neighbours
 from hf_distinct.data.table import read_object
 from hf_distinct.data.texts import is_storable
+from hf_distinct.files.seals import sealed
 from hf_distinct.text.card_merge import mark
 from hf_distinct.text.escaping import as_code, as_markdown
 from hf_distinct.text.portable import portable_values
@@ -89,7 +90,7 @@ def write_portable(folder: Path, target: Path) -> None:
     embeddings.mkdir()
     for source in sources[2:]:
         link_or_copy(source, embeddings / source.name)
-    (embeddings / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (embeddings / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
     neighbours.embeddings = name
     neighbours.save(target / FILE)
     (target / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")

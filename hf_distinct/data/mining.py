@@ -19,8 +19,8 @@ from transformers.utils import logging
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.embeddings import POLL_SECONDS
 from hf_distinct.data.neighbours import Neighbours
-from hf_distinct.data.parts import Parts, this_process
 from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows
+from hf_distinct.files.parts import Parts, this_process
 
 logger = logging.get_logger(__name__)
 
@@ -155,14 +155,27 @@ class _Search:
         told = json.dumps([asdict(self.settings), PART_ROWS]).encode()
         name = f"neighbours-{hashlib.blake2b(told, digest_size=8).hexdigest()}"
         path, parts = self.folder / f"{name}.safetensors", Parts(self.folder / f"{name}.parts", len(self.parts))
-        while not path.is_file():
+        while (found := self._read(path)) is None:
             if this_process()[0] == 0:
                 self._run_in_parts(parts, path)
             else:  # one process is enough: faiss uses its cores
                 time.sleep(POLL_SECONDS)
         if parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
             parts.remove()
-        return Neighbours.load(path, self.folder.name)
+        return found
+
+    def _read(self, path: Path) -> Neighbours | None:
+        """What was found before; None if there is nothing, or nothing whole."""
+        assert self.folder is not None
+        try:
+            return Neighbours.load(path, self.folder.name)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if this_process()[0] == 0:
+                logger.warning(f"The cached neighbours are unusable, and are mined anew: {error}")
+                path.unlink(missing_ok=True)
+            return None
 
     def _run_in_parts(self, parts: Parts, path: Path) -> None:
         """Search what is missing and join all; if a faster run has meanwhile, its files are as good."""

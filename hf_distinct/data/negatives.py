@@ -46,24 +46,24 @@ FUNCTION_WORDS = frozenset(
 KINDS = ("relation", "size", "swap", "shuffle", "drop", "cut")
 
 
-def _bare(word: str) -> str:
+def bare(word: str) -> str:
     """A word as the lists above have it: people write capitals, commas and full stops."""
     return word.lower().strip(".,;:!?\"'()")
 
 
 def _is_function_word(word: str) -> bool:
-    return _bare(word) in FUNCTION_WORDS
+    return bare(word) in FUNCTION_WORDS
 
 
 def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) -> list[str]:
     """One word turned into its opposite."""
     opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-    places = [i for i, word in enumerate(words) if _bare(word) in opposite]
+    places = [i for i, word in enumerate(words) if bare(word) in opposite]
     if not places:
         return words
     place = rng.choice(places)
-    word, bare = words[place], _bare(words[place])
-    return [*words[:place], word.lower().replace(bare, opposite[bare]), *words[place + 1 :]]
+    word, plain = words[place], bare(words[place])
+    return [*words[:place], word.lower().replace(plain, opposite[plain]), *words[place + 1 :]]
 
 
 def _swap(words: list[str], rng: random.Random) -> list[str]:
@@ -77,8 +77,22 @@ def _swap(words: list[str], rng: random.Random) -> list[str]:
     return words
 
 
+def broken(words: list[str], kind: str, rng: random.Random) -> list[str]:
+    """A sentence in disorder: ``"shuffle"``, ``"drop"``, ``"cut"`` or ``"repeat"``; unchanged if it offers none."""
+    return {"shuffle": _shuffle, "drop": _drop, "cut": _cut, "repeat": _repeat}[kind](words, rng)
+
+
 def _shuffle(words: list[str], rng: random.Random) -> list[str]:
     return rng.sample(words, len(words))
+
+
+def _repeat(words: list[str], rng: random.Random) -> list[str]:
+    """One to three words are said twice."""
+    if not words:
+        return words
+    start = rng.randrange(len(words))
+    end = min(start + rng.randint(1, 3), len(words))
+    return words[:end] + words[start:]
 
 
 def _drop(words: list[str], rng: random.Random) -> list[str]:
@@ -120,8 +134,10 @@ def hard_negative(
     words = caption.split()
     if kind in OPPOSITES:
         changed = _flip(words, OPPOSITES[kind], rng)
-    elif kind in ("swap", "shuffle", "drop", "cut"):
-        changed = {"swap": _swap, "shuffle": _shuffle, "drop": _drop, "cut": _cut}[kind](words, rng)
+    elif kind == "swap":
+        changed = _swap(words, rng)
+    elif kind in KINDS:
+        changed = broken(words, kind, rng)
     else:
         raise ValueError(f"Unknown kind of hard negative {kind!r}; there are {', '.join(KINDS)}.")
     negative = " ".join(changed)

@@ -17,8 +17,8 @@ from datasets import Dataset, Value
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_distinct.data.parts import read_tensors, write_tensors
 from hf_distinct.data.table import parse_json
+from hf_distinct.files.parts import read_tensors, write_tensors
 
 logger = logging.get_logger(__name__)
 

@@ -20,8 +20,8 @@ from datasets.exceptions import DatasetNotFoundError
 from hf_distinct.data.table import read_json, refuse_settings
 from hf_distinct.data.texts import MAX_TEXT_BYTES, decode_text, read_bytes
 from hf_distinct.files.fence import GIVE_IT, Fence, is_address
-from hf_distinct.files.yaml_files import parse_yaml
 from hf_distinct.text.problems import refuse
+from hf_distinct.text.yaml_files import parse_yaml
 
 SAVED = ("dataset_dict.json", "dataset_info.json")
 CARDS = ("README.md", ".huggingface.yaml")

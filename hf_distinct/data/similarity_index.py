@@ -18,8 +18,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_distinct.data.parts import written_whole
 from hf_distinct.data.table import read_object
+from hf_distinct.files.parts import written_whole
 from hf_distinct.files.seals import ALGORITHM, digest
 
 logger = logging.get_logger(__name__)

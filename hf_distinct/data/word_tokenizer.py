@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerFast
 
+PUNCTUATION = r"""[.,;:!?"()]"""
+
 
 def build_word_tokenizer(captions: Iterable[str], min_count: int = 1, max_length: int = 32) -> PreTrainedTokenizerFast:
-    """Make a tokenizer whose tokens are the words of the captions, split at white space.
+    """Make a tokenizer whose tokens are the words of the captions, in lower case and without punctuation marks.
 
-    The end token has the highest id, because CLIP's text tower pools there; encoding with special tokens gives
-    ``<bos> words <eos>``.
+    Marks inside of words stay, as in "t-shirt" and "man's". The end token has the highest id, because CLIP's text
+    tower pools there; encoding with special tokens gives ``<bos> words <eos>``.
 
     Args:
         captions: the texts that the vocabulary is taken from.
@@ -22,9 +24,10 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int = 1, max_length
     Raises:
         ValueError: if the captions hold no word.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    counts = Counter(word for caption in captions for word in caption.lower().split())
+    normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(PUNCTUATION), " ")])
+    counts = Counter(word for caption in captions for word in normalizer.normalize_str(caption).split())
     special = {"<pad>", "<bos>", "<unk>", "<eos>"}  # a caption may spell them out
     words = sorted(word for word, count in counts.items() if count >= min_count and word not in special)
     if not words:
@@ -32,7 +35,7 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int = 1, max_length
     tokens = ["<pad>", "<bos>", "<unk>", *words, "<eos>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", len(tokens) - 1)]

@@ -26,6 +26,9 @@ class LaunchedArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         self._run_on_what_there_is()
+        on_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.accelerator_config is None and on_accelerator:  # batches are copied to a GPU while it works
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         check_number_of_processes(self.world_size)
 

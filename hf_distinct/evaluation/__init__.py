@@ -26,6 +26,7 @@ from hf_distinct.evaluation.diversity import (
     vocabulary,
 )
 from hf_distinct.evaluation.faults import bad_endings, repeats, seem_english
+from hf_distinct.evaluation.invention import invention, invention_statistic
 from hf_distinct.evaluation.ngram_counts import NgramCounts
 from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 from hf_distinct.evaluation.retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
@@ -41,6 +42,7 @@ __all__ = [
     "cider_d",
     "clip_scores",
     "distinct_n",
+    "invention",
     "mean_length",
     "neighbour_ranks",
     "novelty",
@@ -68,7 +70,8 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
         `CIDEr-D` (1.0 is "100"), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words),
         `mean_length` (words in a caption), `unique` (share of captions that differ), `distinct_1` and `distinct_2`
         (share of words and word pairs that differ), `self_BLEU` (0 to 1; for two captions or more), `bad_endings` and
-        `repeats` (shares of captions that end badly, in English, or say something twice).
+        `repeats` (shares of captions that end badly, in English, or say something twice), `invention` (share of
+        content words, in English, that no reference of the image has).
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
@@ -106,7 +109,11 @@ def caption_statistics(
         statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
     if not seem_english([text for own in references for text in own]):
         logger.warning_once(
-            "The captions do not seem to be English: bad_endings knows only English words, so its figure means "
-            "nothing."
+            "The captions do not seem to be English: bad_endings and invention know only English words, so their "
+            "figures mean nothing."
         )
-    return statistics | {"bad_endings": mean_of(bad_endings(captions)), "repeats": mean_of(repeats(captions))}
+    return statistics | {
+        "bad_endings": mean_of(bad_endings(captions)),
+        "repeats": mean_of(repeats(captions)),
+        "invention": invention_statistic(captions, references),
+    }

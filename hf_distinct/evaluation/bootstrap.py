@@ -8,7 +8,8 @@ draws (paired): what makes a draw hard is hard for both, and falls out of the di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,11 @@ def median_of(values: Sequence[float] | np.ndarray) -> Statistic:
         return (column[order[lower]] + column[order[upper]]) / 2
 
     return median
+
+
+def average_of(statistics: Sequence[Statistic]) -> Statistic:
+    """Return the mean of several figures of the same images, such as those of several captions of each."""
+    return lambda weights: np.mean([each(weights) for each in statistics], axis=0)
 
 
 def value_of(statistic: Statistic, images: int) -> float:
@@ -102,3 +108,30 @@ def difference(first: tuple[float, np.ndarray], second: tuple[float, np.ndarray]
         level: the share of draws inside.
     """
     return interval(first[0] - second[0], first[1] - second[1], level)
+
+
+def compare(
+    values: Mapping[str, Mapping[str, float]], drawn: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+    """Return the intervals of each system, and of the difference of each pair, for the figures that both have.
+
+    Args:
+        values: the figures of each system, by name.
+        drawn: the same figures on the draws of the bootstrap.
+
+    Returns:
+        ``{"ours": {"CIDEr-D": {"value": ..., "low": ..., "high": ...}}, "ours - theirs": ...}``.
+    """
+    found: dict[str, dict[str, Any]] = {
+        system: {name: interval(value, drawn[system][name])._asdict() for name, value in figures.items()}
+        for system, figures in values.items()
+    }
+    for first, second in combinations(values, 2):
+        found[f"{first} - {second}"] = {
+            name: difference(
+                (values[first][name], drawn[first][name]), (values[second][name], drawn[second][name])
+            )._asdict()
+            for name in values[first]
+            if name in values[second]
+        }
+    return found

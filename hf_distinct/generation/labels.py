@@ -6,7 +6,6 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 from hf_distinct.captioner import end_ids
@@ -30,7 +29,8 @@ def are_ends(tokens: Tensor, ends: list[int]) -> Tensor:
 
 def join_labels(*labels: Tensor) -> Tensor:
     """Stack label tensors of different lengths, ``(N_i, L_i)`` each, into ``(sum N_i, max L_i)``, padded with -100."""
-    return pad_sequence([row for part in labels for row in part], batch_first=True, padding_value=IGNORED_LABEL)
+    longest = max((part.shape[1] for part in labels if len(part)), default=0)
+    return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=IGNORED_LABEL) for part in labels if len(part)])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:

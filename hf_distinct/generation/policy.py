@@ -150,24 +150,26 @@ class Policy:
         # Captions of an image in a row, as the decoder pass wants them: its rollouts, then its references.
         parts = join_labels(rollouts, references).tensor_split([len(rollouts)])
         joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
-        flat = joined.flatten(0, 1)
+        flat, own = joined.flatten(0, 1), joined[:, : a.num_rollouts].flatten(0, 1)
         real = flat != losses.IGNORED_LABEL
+        # What the host must know of the device comes first: the decoder's pass, the loss and its gradient do not wait.
+        tokens = flat[real]  # (T,)
+        rolled_out = torch.arange(joined.shape[1], device=flat.device) < a.num_rollouts
+        of_rollouts = rolled_out.repeat(len(hidden))[:, None].expand_as(real)[real]  # (T,)
+        captioner = captioner_in(model, self.accelerator)
+        forbidden = forbidden_tokens(self.generation_config(captioner), own, captioner.config.decoder.vocab_size)
         with checkpointing(model), self.autocast():
             logits = token_logits(model, hidden, flat)
-        rolled_out = torch.arange(len(flat), device=flat.device) % joined.shape[1] < a.num_rollouts
-        config = self.generation_config(captioner_in(model, self.accelerator))
-        forbidden = forbidden_tokens(config, flat[rolled_out], logits.shape[-1])
-        of_rollouts = rolled_out[:, None].expand_as(real)[real]  # (T,)
         logits = losses.policy_logits(logits, self.temperature, forbidden, of_rollouts)
-        of_tokens = losses.token_log_probs(logits, flat[real])
+        of_tokens = losses.token_log_probs(logits, tokens)
         log_probs = losses.sequence_log_probs(
             of_tokens.new_zeros(flat.shape).masked_scatter(real, of_tokens),
             flat,
             normalize=a.length_normalization,
             constant=a.max_new_tokens or a.max_reference_length,
         ).view(joined.shape[:2])
-        own, theirs = (part.flatten() for part in log_probs.tensor_split([a.num_rollouts], dim=1))
-        return Scores(own, theirs, logits, of_rollouts, flat[rolled_out], forbidden)
+        first, others = (part.flatten() for part in log_probs.tensor_split([a.num_rollouts], dim=1))
+        return Scores(first, others, logits, of_rollouts, own, forbidden)
 
     def divergence(self, scores: Scores, reference_model: Any, pixel_values: Tensor) -> Tensor:
         """KL of the policy from another captioner, the other's encoder included, on the rollouts: a scalar.

@@ -35,6 +35,7 @@ _NO_WORDS = {
     "_from_model_config", "remove_invalid_values", "renormalize_logits", "trust_remote_code",
 }  # fmt: skip
 _OF_BEAMS = {"early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"}
+USUAL_TOP_K = 50
 _OF_SAMPLES = {"top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 
 
@@ -50,7 +51,10 @@ def left_out(config: GenerationConfig | None, rollouts: str) -> dict[str, Any]:
     other = _OF_BEAMS if rollouts == "sample" else _OF_SAMPLES | {"no_repeat_ngram_size"}
     neutral, usual = _NO_WORDS | other | set(WORD_LIMITS), GenerationConfig()
     asked = {name: value for name, value in config.to_diff_dict().items() if name not in neutral}
-    return {name: value for name, value in asked.items() if value is not None and value != getattr(usual, name, None)}
+    found = {name: value for name, value in asked.items() if value is not None and value != getattr(usual, name, None)}
+    if config.do_sample and rollouts == "sample" and config.top_k in (None, USUAL_TOP_K):
+        found["top_k"] = USUAL_TOP_K  # which `generate` takes where nobody says how many
+    return found
 
 
 def word_limits(config: GenerationConfig, device: torch.device) -> Any:

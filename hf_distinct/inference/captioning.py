@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import logging
 
 from hf_distinct.data.hashing import stable_hash
@@ -88,6 +89,8 @@ class Captioner:
         *,
         batch_size: int = 32,
         guidance: float = 1.0,
+        num_beams: int | None = None,
+        temperature: float = 1.0,
         seed: int = 0,
         num_workers: int = 0,
         progress: bool = False,
@@ -101,10 +104,12 @@ class Captioner:
         Args:
             images: PIL pictures or paths of files, of any size and mode.
             num_samples: 0: one caption an image, greedy or by beam search as the model's generation config says. K: as
-                many samples of each, from the whole of the model's distribution.
+                many samples of each, from the whole of the model's distribution at ``temperature``.
             batch_size: images at a time.
             guidance: gamma of [`hf_distinct.generation.guidance.ImageGuidance`]: above 1, captions say more of their
                 picture. For captioners that were taught by ``recipes/warm_up.py --drop_images 0.5``; 1: none.
+            num_beams: of the one caption, in place of what the generation config says; 1: greedy.
+            temperature: of the samples: logits are divided by it.
             seed: decides the samples, together with the image and with nothing else.
             num_workers: processes that read images while others are captioned; 0: it waits for them.
             progress: show a bar.
@@ -114,6 +119,10 @@ class Captioner:
         """
         if num_samples < 0 or batch_size < 1:
             raise ValueError(f"num_samples={num_samples} must not be negative, batch_size={batch_size} be at least 1")
+        if num_beams is not None and (num_beams < 1 or num_samples):
+            raise ValueError(f"num_beams={num_beams} must be at least 1, and is for captions that are not sampled.")
+        if not temperature > 0 or (temperature != 1 and not num_samples):
+            raise ValueError(f"temperature={temperature} must be positive, and is for samples: give num_samples.")
         if self.scorer is not None and not num_samples:
             raise ValueError("rerank_with chooses among samples: give num_samples, 10 for instance.")
         batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
@@ -125,25 +134,23 @@ class Captioner:
             sampler=batches,
             batch_size=None,
             num_workers=workers,
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one
         )
-        guides = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
+        processors: list[LogitsProcessor] = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
+        if temperature != 1:
+            processors.append(TemperatureLogitsWarper(float(temperature)))
+        write = partial(self._write, num_samples=num_samples, num_beams=num_beams, seed=seed, processors=processors)
         return self._stream(
-            loader,
-            num_samples,
-            seed,
-            guides,
-            tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress),
+            loader, write, tqdm(total=len(images), desc="Captioning", unit=" images", disable=not progress)
         )
 
-    def _stream(
-        self, loader: DataLoader[Any], num_samples: int, seed: int, guides: list[ImageGuidance], bar: Any
-    ) -> Iterator[Any]:
+    def _stream(self, loader: DataLoader[Any], write: Callable[[_Batch], Any], bar: Any) -> Iterator[Any]:
         losses: list[tuple[str, str]] = []
         with bar:
             for batch in loader:
                 losses += batch.losses
-                said = iter(self._write(batch, num_samples, seed, guides))
+                said = iter(write(batch))
                 for error in batch.errors:
                     yield error or next(said)
                 bar.update(len(batch.errors))
@@ -151,27 +158,32 @@ class Captioner:
 
     @torch.no_grad()
     def _write(
-        self, batch: _Batch, num_samples: int, seed: int, guides: list[ImageGuidance]
+        self, batch: _Batch, num_samples: int, num_beams: int | None, seed: int, processors: list[LogitsProcessor]
     ) -> list[str] | list[list[str]]:
         """What is said of the images of a batch that could be decoded."""
         if batch.pixel_values is None:
             return []
         if not num_samples:
             how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
+            if num_beams is not None:
+                how["num_beams"] = num_beams
             tokens = self.model.generate(
-                batch.pixel_values.to(self.device), **how, logits_processor=LogitsProcessorList(guides)
+                batch.pixel_values.to(self.device, non_blocking=True),
+                **how,
+                logits_processor=LogitsProcessorList(processors),
             )
             return decode(self.tokenizer, tokens)
-        samples = self._sample(batch.pixel_values, num_samples, seed, guides)
+        samples = self._sample(batch.pixel_values, num_samples, seed, processors)
         return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
 
-    def _sample(self, pixels: Tensor, count: int, seed: int, guides: list[ImageGuidance]) -> list[list[str]]:
+    def _sample(self, pixels: Tensor, count: int, seed: int, processors: list[LogitsProcessor]) -> list[list[str]]:
         """Samples of each image, ``count`` of them."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
-        hidden = self.model.encoder(pixels.to(self.device)).last_hidden_state.repeat_interleave(count, dim=0)
+        hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state
+        hidden = hidden.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
-        labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*guides, GumbelNoise(seeds)]))
+        labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*processors, GumbelNoise(seeds)]))
         texts = decode(self.tokenizer, labels)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
@@ -218,7 +230,8 @@ def caption(
         model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
         num_samples: 0: one caption of each; K: as many samples of each.
         rerank_with: the CLIP that chooses among the samples: a [`ClipScorer`], or what it takes as its name.
-        settings: ``batch_size``, ``guidance``, ``seed``, ``num_workers``, ``progress``.
+        settings: ``batch_size``, ``guidance``, ``num_beams``, ``temperature``, ``seed``, ``num_workers``,
+            ``progress``.
 
     Returns:
         For one picture its caption (or its samples), for several a list of those.
@@ -251,6 +264,13 @@ class _Batch:
     losses: list[tuple[str, str]]
     pixel_values: Tensor | None = None
     clip_pixels: Tensor | None = None
+
+    def pin_memory(self) -> _Batch:
+        """Pin the pixels, as a DataLoader asks a batch to: their copy to a GPU then takes no time of the host."""
+        self.pixel_values, self.clip_pixels = (
+            each if each is None else each.pin_memory() for each in (self.pixel_values, self.clip_pixels)
+        )
+        return self
 
 
 class _PreparedBatches(torch.utils.data.Dataset):

@@ -131,11 +131,19 @@ class Appraiser:
         return any(isinstance(reward, ContrastiveReward) for reward in self.rewards)
 
     def _choose_baseline(self) -> losses.Baseline:
+        """Of several rollouts each is compared with the others, whatever the rewards.
+
+        Rewards r of an image with mean m and deviation s make advantages of mean square s^2 K / (K - 1) that way, and
+        of s^2 + m^2 without a baseline. So a baseline that is not needed costs at most a (K - 1)th of the variance;
+        one that is lacking costs without bound. The log-odds of contrastive rewards are around 0 only where the
+        captioner holds its own against the pools: with a weak scorer nearly all are negative, and without a baseline
+        every sample is pushed down.
+        """
         if self.args.baseline != "auto":
             return self.args.baseline
-        if all(reward.is_advantage for reward in self.rewards):
-            return "none"
-        return "leave_one_out" if self.args.num_rollouts > 1 else "greedy"
+        if self.args.num_rollouts > 1:
+            return "leave_one_out"
+        return "none" if all(reward.is_advantage for reward in self.rewards) else "greedy"
 
     # ------------------------------------------------------------------------------------------------------- judging
 
@@ -169,7 +177,7 @@ class Appraiser:
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
-        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts), self.accelerator)
+        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts, non_blocking=True), self.accelerator)
         figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
         table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
         known = self._known({name: each.split(sizes) for name, each in where.items()})
@@ -252,28 +260,32 @@ class Appraiser:
         # One CLIP call for the distinct new strings; those of the references come from the cache.
         distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
         embeds = self.scorer.encode_texts(list(distinct)).to(images)
-        whole = {"dtype": torch.int64, "device": images.device}
-        written = embeds[torch.tensor([distinct[text] for text in [*rollouts, *greedy]], **whole)]
+
+        def sent(numbers: Any) -> Tensor:
+            return torch.as_tensor(numbers, dtype=torch.int64).to(images.device, non_blocking=True)
+
+        written = embeds[sent([distinct[text] for text in [*rollouts, *greedy]])]
         per_image = {
             TextKind.ROLLOUT: self.args.num_rollouts,
             TextKind.REFERENCE: references.shape[1],
             TextKind.GREEDY: 1 if greedy else 0,
         }
-        places = torch.arange(len(images), device=images.device)
-        owner = torch.cat([places.repeat_interleave(count) for count in per_image.values()])
+        places = torch.arange(len(images))
+        owner = torch.cat([places.repeat_interleave(count) for count in per_image.values()])  # on the CPU, for lists
+        owner_sent = sent(owner)
         texts = [*rollouts, *(text for row in inputs["captions"] for text in row), *greedy]
         own = {
             "text_embeds": torch.cat([written[: len(rollouts)], references.flatten(0, 1), written[len(rollouts) :]]),
-            "text_ids": torch.tensor([stable_hash(text) for text in texts], **whole),
-            "text_image_ids": inputs["image_ids"][owner],
-            "kinds": torch.cat([torch.full((n * len(images),), int(kind), **whole) for kind, n in per_image.items()]),
+            "text_ids": sent([stable_hash(text) for text in texts]),
+            "text_image_ids": inputs["image_ids"][owner_sent],
+            "kinds": sent([int(kind) for kind, count in per_image.items() for _ in range(count * len(images))]),
         }
         pooled = self._pool(own, inputs)
         return RewardBatch(
             captions=texts,
             references=[inputs["references"][i] for i in owner.tolist()],
             text_embeds=own["text_embeds"],
-            image_embeds=images[owner],
+            image_embeds=images[owner_sent],
             text_ids=own["text_ids"],
             image_ids=own["text_image_ids"],
             text_pool=TextPool(pooled["text_embeds"], pooled["text_ids"], pooled["text_image_ids"], pooled["kinds"]),
@@ -325,7 +337,8 @@ class Appraiser:
         """Take up the state that `state_dict` gave."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.memory.clear()
-        self.memory.extend(state["memory"])
+        for batch in state["memory"]:
+            self.memory.append({name: part.to(self.args.device) for name, part in batch.items()})
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:

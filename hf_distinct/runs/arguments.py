@@ -18,10 +18,10 @@ from huggingface_hub.errors import HFValidationError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from hf_distinct.files.yaml_files import parse_yaml
 from hf_distinct.runs.logs import lasting_output
 from hf_distinct.settings import changed_settings
 from hf_distinct.text.escaping import plain, plain_lines
+from hf_distinct.text.yaml_files import parse_yaml
 from hf_distinct.training.interruption import Signalled, ended_from_inside
 
 logger = logging.get_logger(__name__)

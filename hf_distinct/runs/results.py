@@ -11,8 +11,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from hf_distinct.data.parts import written_whole
 from hf_distinct.files.model_names import shipped_or_named
+from hf_distinct.files.parts import written_whole
 from hf_distinct.files.seals import digest
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import yaml
 
+from hf_distinct.text.yaml_files import parse_yaml
+
 MEASURED = ("model-index", "co2_eq_emissions")
 """Metadata that are measured anew for each card; of all others what a person wrote counts."""
 BESIDE = "model_card.md"
@@ -94,9 +96,9 @@ def _split(card: str) -> tuple[str, str]:
 
 def _merged_metadata(ours: str, theirs: str) -> str | None:
     try:
-        own, kept = (yaml.safe_load(_FRONT.sub(r"\1", front)) or {} for front in (ours, theirs))
+        own, kept = (parse_yaml(_FRONT.sub(r"\1", front), "metadata") or {} for front in (ours, theirs))
         merged = own | {name: value for name, value in kept.items() if name not in MEASURED or name not in own}
-    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError):  # no YAML, or no mapping
+    except (ValueError, AttributeError, TypeError):  # no YAML, or no mapping
         return None
     return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n"
 

@@ -25,3 +25,9 @@ def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made 
     except ValueError as error:
         problems.append(str(error))
         return None
+
+
+def one_line(error: Exception, length: int = 500) -> str:
+    """The message of an error without line breaks, cut where it lists hundreds of weights."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= length else message[:length] + " ..."

@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from open_clip.loss import gather_features
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_distinct.data import english_negatives, negatives
 from hf_distinct.data.emoji.captions import full_caption
 from hf_distinct.data.emoji.judging import judge_caption
 from hf_distinct.data.emoji.scenes import Scene
 from hf_distinct.data.images import ImageError, decode_image
-from hf_distinct.data.negatives import KINDS, hard_negative
+from hf_distinct.data.tower_features import Views
 from hf_distinct.evaluation.retrieval import retrieval_metrics
-from hf_distinct.scorer import encode_token_ids
+from hf_distinct.files.parts import this_process
+from hf_distinct.scorer import clean_caption, encode_token_ids
+from hf_distinct.training.clip_building import split_image_tower
 
 logger = logging.get_logger(__name__)
 
 TRIES = 20
+REPORTED = ("t2i_R@1", "i2t_R@1", "t2i_R@5")
+
+
+@dataclass
+class NegativeRules:
+    """How hard negatives of captions are made.
+
+    Attributes:
+        kinds: their names.
+        make: makes one: ``make(caption, kind, rng, holds)``.
+        weights: how often each kind is drawn, by default.
+    """
+
+    kinds: Sequence[str]
+    make: Callable[..., str | None]
+    weights: Sequence[float]
+
+
+EMOJI_RULES = NegativeRules(negatives.KINDS, negatives.hard_negative, (8.0, 4.0, 2.0, 1.5, 2.0, 1.5))
+ENGLISH_RULES = NegativeRules(
+    english_negatives.KINDS, english_negatives.hard_negative, (4, 4, 4, 2, 3, 2, 4, 4, 1, 1, 1, 1)
+)
 
 
 class CaptionedImages(torch.utils.data.Dataset):
@@ -34,25 +61,37 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     Args:
         dataset: ``image``, ``captions``, ``image_id``; emoji scenes also have ``scene``.
-        transform: turns an RGB picture into pixels.
-        kind_weights: how often each of ``KINDS`` is drawn; None: no hard negatives.
+        views: what is seen of a picture. A mirrored one is not shown with a caption that says left or right.
+        rules: of hard negatives; None: there are none.
+        kind_weights: how often each of their kinds is drawn.
         drill: the fraction.
+        features: what a frozen tower gives for the views of each row, ``(N, V, ...)``; they take the place of pixels.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Callable, kind_weights: Sequence[float] | None = None, drill: float = 0.0
+        self,
+        dataset: Any,
+        views: Views,
+        rules: NegativeRules | None = None,
+        kind_weights: Sequence[float] = (),
+        drill: float = 0.0,
+        features: Tensor | None = None,
     ):
-        self.dataset, self.transform, self.kind_weights, self.drill = dataset, transform, kind_weights or (), drill
+        self.dataset, self.views, self.rules, self.drill, self.features = dataset, views, rules, drill, features
+        self.kind_weights = kind_weights
+        self.texts = dataset.remove_columns("image") if features is not None else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
         rng = random.Random(int(torch.randint(2**62, ()).item()))
+        if self.features is not None:
+            caption, negative = self.draw(self.texts[index], rng)
+            return self.features[index, self.views.draw(rng, not says_side(caption))].float(), caption, negative
         row, image = self.readable(index, rng)
-        if not self.kind_weights:
-            return self.transform(image), rng.choice(row["captions"]), ""
-        return self.transform(image), *self.draw(row, rng)
+        caption, negative = self.draw(row, rng)
+        return self.views.make(image, self.views.draw(rng, not says_side(caption))), caption, negative
 
     def readable(self, index: int, rng: random.Random) -> tuple[dict[str, Any], Image.Image]:
         """A row and its picture; where that cannot be decoded, those of another row.
@@ -72,77 +111,178 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
         """One of the row's captions and a negative of it, empty if it offers none."""
-        captions, holds = rng.sample(row["captions"], len(row["captions"])), truth_of(row)
+        if self.rules is None:
+            return clean_caption(rng.choice(row["captions"])), ""
+        captions = [clean_caption(each) for each in rng.sample(row["captions"], len(row["captions"]))]
+        kinds, make = self.rules.kinds, self.rules.make
         if rng.random() < self.drill:
-            kind = rng.choices(KINDS, self.kind_weights)[0]
+            kind = rng.choices(kinds, self.kind_weights)[0]
             for caption in captions:
-                if negative := hard_negative(caption, kind, rng, holds):
+                if negative := make(caption, kind, rng, truth_of(row, caption)):
                     return caption, negative
-        offered = [hard_negative(captions[0], kind, rng, holds) or "" for kind in KINDS]
+        holds = truth_of(row, captions[0])
+        offered = [make(captions[0], kind, rng, holds) or "" for kind in kinds]
         weights = [w if negative else 0.0 for negative, w in zip(offered, self.kind_weights, strict=True)]
         return captions[0], rng.choices(offered, weights)[0] if any(weights) else ""
 
 
-def truth_of(row: dict[str, Any]) -> Callable[[str], bool] | None:
-    """Where the facts are known, a judge of what holds; a broken sentence holds nothing."""
+def says_side(caption: str) -> bool:
+    """Whether a caption is false of a mirrored picture."""
+    return not {"left", "right"}.isdisjoint(map(negatives.bare, caption.split()))
+
+
+def truth_of(row: dict[str, Any], caption: str) -> Callable[[str], bool]:
+    """A judge of which changed caption holds after all: by the facts of an emoji scene, or by the other captions."""
     if "scene" not in row:
-        return None
+        return english_negatives.said_by_another(caption, row["captions"])
     scene = Scene.from_dict(row["scene"])
     return lambda text: judge_caption(text, scene).true
 
 
-def loss_of(model: Any, pixels: Tensor, token_ids: Tensor, has_negative: Tensor, weight: float) -> Tensor:
-    """Symmetric InfoNCE, plus the log-odds of each caption against its own hard negative.
+class Embedder(nn.Module):
+    """A CLIP whose forward pass takes pixels, or what its frozen image tower gave for them, and token ids.
 
     Args:
         model: an open_clip model.
-        pixels: ``(n, 3, height, width)``.
-        token_ids: ``(n + m, context)``: the captions, then the negatives of the rows that have one.
+        thawed: last stages of its image tower that do not belong to the frozen part.
+    """
+
+    def __init__(self, model: Any, thawed: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        _, self.project = split_image_tower(model, thawed)
+
+    def forward(self, pictures: Tensor, token_ids: Tensor, features: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed both.
+
+        Args:
+            pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)`` of the tower's frozen part.
+            token_ids: ``(m, context)``.
+            features: which of them.
+
+        Returns:
+            Unit vectors ``(n, d)`` and ``(m, d)``, float32, and the scale of the logits.
+        """
+        images = self.project(pictures) if features else self.model.encode_image(pictures)
+        texts = encode_token_ids(self.model, token_ids)
+        return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1), self.model.logit_scale.exp()
+
+
+def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float) -> Tensor:
+    """Symmetric InfoNCE, plus the log-odds of each caption against its own hard negative.
+
+    With several processes the images and captions of all are compared, and each returns the loss of the whole batch.
+
+    Args:
+        images: unit vectors ``(n, d)``.
+        texts: unit vectors ``(n + m, d)``: the captions, then the negatives of the rows that have one.
+        scale: of the logits.
         has_negative: ``(n,)`` bool, m of them True.
         weight: of the hard negatives.
     """
-    images = F.normalize(model.encode_image(pixels), dim=-1)
-    texts = F.normalize(encode_token_ids(model, token_ids), dim=-1)
-    scale = model.logit_scale.exp()
+    rank, processes = this_process()
     captions, negatives = texts[: len(images)], texts[len(images) :]
-    logits = scale * images @ captions.T
-    target = torch.arange(len(images), device=logits.device)
+    own_rows, all_images, all_captions = slice(0, len(images)), images, captions
+    if processes > 1:
+        own_rows = slice(rank * len(images), (rank + 1) * len(images))
+        all_images, all_captions = gather_features(
+            images, captions, gather_with_grad=True, rank=rank, world_size=processes
+        )
+    logits = scale * all_images @ all_captions.T
+    target = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    if len(negatives):
+    count = torch.tensor(float(len(negatives)), device=logits.device)
+    if processes > 1:
+        torch.distributed.all_reduce(count)
+    if count:
         lies = scale * (images[has_negative] * negatives).sum(-1)
-        loss = loss + weight * F.softplus(lies - logits.diagonal()[has_negative]).mean()
+        odds = F.softplus(lies - logits.diagonal()[own_rows][has_negative])
+        # Gradients are averaged over processes, which may have different numbers of negatives.
+        loss = loss + weight * odds.sum() * processes / count
     return loss
 
 
-@torch.no_grad()
-def evaluate(model: Any, dataset: Dataset, transform: Callable, tokenize: Callable) -> dict[str, float]:
-    """Retrieval with the fullest caption of each image, and how often the truth beats each kind of negative."""
-    model.eval()
-    device = model.logit_scale.device
-    emoji = "scene" in dataset.column_names
-    rows = list(dataset)
-    captions = [full_caption(Scene.from_dict(r["scene"])) if emoji else max(r["captions"], key=len) for r in rows]
-    images = torch.cat(
-        [
-            F.normalize(
-                model.encode_image(torch.stack([transform(decode_image(r["image"])) for r in part]).to(device)), dim=-1
-            )
-            for part in (rows[i : i + 100] for i in range(0, len(rows), 100))
+class Measure:
+    """Retrieval and hard negatives of a split, as often as it is asked; its features may be computed already.
+
+    Of an emoji scene the fullest caption is the query; of other pictures every caption is one.
+
+    Args:
+        dataset: as `CaptionedImages` takes it; all pictures can be decoded.
+        transform: turns an RGB picture into pixels.
+        tokenize: turns texts into token ids.
+        rules: of the negatives that truth is compared with.
+        features: ``(N, 1, ...)`` of the image tower's frozen part; None: the model sees pixels.
+        thawed: last stages of the image tower that do not belong to it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable,
+        tokenize: Callable,
+        rules: NegativeRules,
+        features: Tensor | None = None,
+        thawed: int = 0,
+    ):
+        self.dataset, self.transform, self.tokenize, self.rules = dataset, transform, tokenize, rules
+        self.features, self.thawed = features, thawed
+        self.rows: list[dict[str, Any]] = list(dataset.remove_columns("image"))
+        self.emoji = "scene" in dataset.column_names
+        self.captions = [
+            [full_caption(Scene.from_dict(row["scene"]))] if self.emoji else list(map(clean_caption, row["captions"]))
+            for row in self.rows
         ]
-    )
 
-    def embed(texts: list[str]) -> Tensor:
-        return F.normalize(encode_token_ids(model, tokenize(texts).to(device)), dim=-1)
+    @torch.no_grad()
+    def __call__(self, model: Any, kinds: bool = True) -> dict[str, float]:
+        """Measure a model, which is in eval mode afterwards.
 
-    texts = embed(captions)
-    metrics = {k: v for k, v in retrieval_metrics(texts, images).items() if k in ("t2i_R@1", "i2t_R@1", "t2i_R@5")}
-    rng = random.Random(0)
-    for kind in KINDS:
-        lies = [(i, hard_negative(c, kind, rng, truth_of(rows[i]))) for i, c in enumerate(captions)]
-        chosen = [(i, lie) for i, lie in lies if lie]
-        if chosen:
-            index = torch.tensor([i for i, _ in chosen])
-            truth, lie = (texts * images).sum(-1)[index], (embed([t for _, t in chosen]) * images[index]).sum(-1)
-            metrics[f"prefers_truth/{kind}"] = float((truth > lie).float().mean())
-    model.train()
-    return metrics
+        Args:
+            model: an open_clip model.
+            kinds: whether also how often the truth, the first caption of a picture, beats each kind of negative.
+        """
+        model.eval()
+        images = self._images(model)
+        texts = self._texts(model, [text for each in self.captions for text in each])
+        counts = torch.tensor(list(map(len, self.captions)), device=texts.device)
+        places = torch.arange(len(self.rows), device=texts.device).repeat_interleave(counts)
+        found = retrieval_metrics(texts, images, places)
+        metrics = {name: value for name, value in found.items() if name in REPORTED}
+        firsts = texts[counts.cumsum(0) - counts]
+        return metrics | (self._kinds(model, images, firsts) if kinds else {})
+
+    def _images(self, model: Any) -> Tensor:
+        device, (_, project) = model.logit_scale.device, split_image_tower(model, self.thawed)
+        embeds = []
+        for start in range(0, len(self.rows), 100):
+            if self.features is not None:
+                embeds.append(project(self.features[start : start + 100, 0].float().to(device)))
+                continue
+            part = self.dataset[start : start + 100]["image"]
+            pixels = torch.stack([self.transform(decode_image(each)) for each in part])
+            embeds.append(model.encode_image(pixels.to(device)))
+        return torch.cat([F.normalize(each, dim=-1) for each in embeds])
+
+    def _texts(self, model: Any, texts: list[str]) -> Tensor:
+        device = model.logit_scale.device
+        parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
+        return F.normalize(
+            torch.cat([encode_token_ids(model, self.tokenize(each).to(device)) for each in parts]), dim=-1
+        )
+
+    def _kinds(self, model: Any, images: Tensor, firsts: Tensor) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        rng = random.Random(0)
+        truths = [each[0] for each in self.captions]
+        for kind in self.rules.kinds:
+            lies = [
+                self.rules.make(truth, kind, rng, truth_of(row, truth))
+                for truth, row in zip(truths, self.rows, strict=True)
+            ]
+            index = torch.tensor([place for place, lie in enumerate(lies) if lie], dtype=torch.int64)
+            if len(index):
+                false = self._texts(model, [lie for lie in lies if lie])
+                own, lying = (firsts * images).sum(-1)[index], (false * images[index]).sum(-1)
+                metrics[f"prefers_truth/{kind}"] = float((own > lying).float().mean())
+        return metrics

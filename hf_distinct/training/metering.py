@@ -13,14 +13,20 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 class Meter:
     """Collects values on the device and reads them at the log line.
 
     On a GPU a phase is measured by events in its stream; on a CPU by the clock.
+
+    Args:
+        device: where the steps run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
         self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._times: dict[str, list[Any]] = defaultdict(list)
 
@@ -34,12 +40,13 @@ class Meter:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the values that `state_dict` gave."""
-        self._values = defaultdict(list, {name: list(values.unbind()) for name, values in state.items()})
+        here = {name: list(values.to(self.device).unbind()) for name, values in state.items()}
+        self._values = defaultdict(list, here)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what happens inside, in seconds, as ``time/NAME``."""
-        if torch.cuda.is_available():
+        if self.device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             yield
@@ -52,8 +59,8 @@ class Meter:
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last call, over steps and processes; times are sums over a step's phases, per step."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         steps = max(len(self._times["step"]), 1)
         times = {name: sum(map(_seconds, spans)) / steps for name, spans in self._times.items() if spans}
         if "step" in times:
@@ -71,14 +78,18 @@ class Meter:
 
 
 def peak_memory(accelerator: Accelerator) -> float:
-    """The most GiB that one process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
-        lines = status.read_text().splitlines() if status.is_file() else []
-        peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-    return float(accelerator.gather(torch.tensor([peak / 2**30], device=accelerator.device)).max())
+    """The most GiB that one process has held so far, see `peak_of_process`."""
+    peak = peak_of_process(accelerator.device)
+    return float(accelerator.gather(torch.tensor([peak], device=accelerator.device)).max())
+
+
+def peak_of_process(device: torch.device) -> float:
+    """The most GiB that this process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def forget_peak() -> None:

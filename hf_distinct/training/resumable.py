@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from hf_distinct.distributed.deepspeed_checkpoints import divide_anew, is_of_deepspeed, mend_loaded
 from hf_distinct.files import checkpoints, run_lock
 from hf_distinct.files.disk_space import check_room
+from hf_distinct.files.parts import UNFINISHED, written_together
 from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.training.finite import REMEDY, gradient_problems, scaler_problems, weight_problems
 from hf_distinct.training.interruption import Interruption, leave
@@ -230,17 +232,25 @@ class ResumableTrainer(Seq2SeqTrainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's.
+        """As the parent's; a model that stands in the folder stays until the new one is whole.
 
         Raises:
             OSError: the folder could not be written.
             ValueError: a weight is NaN or infinite.
         """
-        if _internal_call:
+        if _internal_call:  # into a checkpoint, which has its seal
             return super().save_model(output_dir, _internal_call)
         self._refuse_weights_that_are_not_finite(self.model_wrapped)
-        with checkpoints.written_to(output_dir or str(self.args.output_dir), str(self.args.output_dir)):
-            super().save_model(output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
+        writer = written_together(folder) if self.args.should_save else nullcontext(folder / UNFINISHED)
+        with checkpoints.written_to(folder, str(self.args.output_dir)), writer as unfinished:
+            if self.args.should_save and (folder / "README.md").is_file():
+                shutil.copy2(folder / "README.md", unfinished)  # PEFT adds to it
+            self.accelerator.wait_for_everyone()
+            super().save_model(str(unfinished), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

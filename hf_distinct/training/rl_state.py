@@ -85,7 +85,8 @@ class RLState:
         if not path.is_file():
             logger.warning("%s is missing: discriminator and memory start anew", path)
             return None
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        # Whoever takes a part moves it: a count of Adam's steps, for one, stays on the CPU.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.appraiser.load_state_dict(state)
         self.void_steps.load_state_dict(state["skipped"])
         as_then = "origin" not in state or not rewards_differ(state["origin"], self.origin)

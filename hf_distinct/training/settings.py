@@ -31,6 +31,8 @@ def settings_problems(
         train_columns: the columns of the training dataset.
     """
     yield from _evaluation_problems(args, eval_dataset, caption_metrics)
+    if args.encoder_cache and not args.freeze_encoder:
+        yield "encoder_cache holds the outputs of an encoder that does not change: set freeze_encoder, too."
     order = "group_by_length" if getattr(args, "group_by_length", False) else _strategy(args)
     if order is None:
         return

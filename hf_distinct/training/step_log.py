@@ -32,7 +32,7 @@ class StepLog:
     def __init__(self, accelerator: Accelerator, shown: int) -> None:
         self.accelerator = accelerator
         self.shown = shown
-        self.meter = Meter()
+        self.meter = Meter(accelerator.device)
         self.samples: list[tuple[str, str]] = []
 
     def note(self, inputs: dict[str, Any], rollouts: Rollouts, ends: list[int], figures: dict[str, Tensor]) -> None:

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor
 from transformers import (
     BaseImageProcessor,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     VisionEncoderDecoderModel,
 )
 from transformers.utils import logging
 
 from hf_distinct.captioner import caption_logits, captioner_in, encode
+from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.images import ImageError
 from hf_distinct.data.workers import fit_trainer
@@ -28,10 +28,9 @@ from hf_distinct.generation.guidance import drop_images
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.training.alarms import AlarmCallback, Bound, bounds
-from hf_distinct.training.finite import loss_problems
-from hf_distinct.training.resumable import ResumableTrainer
 from hf_distinct.training.settings import idle_precision
-from hf_distinct.training.training_data import EpochCallback, seed_of_data
+from hf_distinct.training.supervised import SupervisedTrainer
+from hf_distinct.training.training_data import EpochCallback, encoded_once, seed_of_data
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +58,7 @@ def teacher_forcing_problems(args: Seq2SeqTrainingArguments) -> Iterator[str]:
         yield "load_best_model_at_end needs metric_for_best_model, e.g. CIDEr-D: evaluation computes no loss."
 
 
-class TeacherForcing(ResumableTrainer):
+class TeacherForcing(SupervisedTrainer):
     """Trains a captioner by cross-entropy on several captions an image, each image encoded once.
 
     What would fail after the training is tried before it: two pictures are captioned. A loss, gradient or weight that
@@ -77,6 +76,10 @@ class TeacherForcing(ResumableTrainer):
         captions_per_image: captions of each image in a step.
         max_length: most tokens of a caption, the end token included.
         dropped_images: share of the captions that learn to be written without their picture.
+        encoder_learning_rate: peak learning rate of the encoder; None: that of the rest, ``args.learning_rate``.
+        augmentation: makes a view of each picture, another one in each epoch.
+        encoder_cache: folder in which the outputs of a frozen encoder are computed once; None: anew in each step.
+        callbacks: those of any Trainer.
 
     Raises:
         ValueError: what does not fit together, or a captioner that cannot caption.
@@ -97,20 +100,28 @@ class TeacherForcing(ResumableTrainer):
         captions_per_image: int = 1,
         max_length: int = 24,
         dropped_images: float = 0.0,
+        encoder_learning_rate: float | None = None,
+        augmentation: Augmentation | None = None,
+        encoder_cache: str | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
+        if encoder_cache and (augmentation or any(weight.requires_grad for weight in model.encoder.parameters())):
+            raise ValueError("encoder_cache needs an encoder that is frozen, and pictures without augmentation.")
         for idle in idle_precision(args):
             logger.warning(idle)
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
+        self.encoder_learning_rate = encoder_learning_rate
         self.alarms = AlarmCallback()
         self.alarms.bounds = _bounds(gallery.references)
         fit_trainer(args, image_processor)
         collator = CaptionCollator(
             processing_class, image_processor, captions_per_image=captions_per_image, max_length=max_length,
-            seed=seed_of_data(args), epoch=0,
+            seed=seed_of_data(args), epoch=0, augmentation=augmentation,
         )  # fmt: skip
+        collator.encoded = encoded_once(train_dataset, model, image_processor, encoder_cache, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -118,7 +129,7 @@ class TeacherForcing(ResumableTrainer):
             eval_dataset=gallery.dataset,
             data_collator=collator,
             processing_class=processing_class,
-            callbacks=[self.alarms, EpochCallback(collator)],
+            callbacks=[self.alarms, EpochCallback(collator), *callbacks],
         )
         self.model_accepts_loss_kwargs = False  # else it would not divide the loss among accumulated batches
 
@@ -132,6 +143,21 @@ class TeacherForcing(ResumableTrainer):
         return [None if isinstance(each, ImageError) else each for each in said]
 
     # --------------------------------------------------------------------------------------------------------- steps
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; the encoder's weights may have a learning rate of their own."""
+        made = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.encoder_learning_rate is not None and not made:
+            encoder: Any = captioner_in(self.model, self.accelerator).encoder
+            own = {id(parameter) for parameter in encoder.parameters()}
+            for group in list(optimizer.param_groups):
+                weights = [each for each in group["params"] if id(each) in own]
+                group["params"] = [each for each in group["params"] if id(each) not in own]
+                optimizer.add_param_group({**group, "params": weights, "lr": self.encoder_learning_rate})
+            # DeepSpeed would take empty groups away after the scheduler has counted them.
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -151,25 +177,6 @@ class TeacherForcing(ResumableTrainer):
             logits.flatten(0, 1), labels.flatten(), label_smoothing=self.args.label_smoothing_factor
         )
         return (loss, {"logits": logits}) if return_outputs else loss
-
-    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """As the parent's.
-
-        Raises:
-            ValueError: in every process, the loss or the gradient is NaN or infinite in one; the step is not taken.
-        """
-        loss = super().training_step(model, *args, **kwargs)
-        problem = next(loss_problems(loss), None)
-        if problem is None and self.accelerator.sync_gradients:
-            problem = self._gradient_problem(model)
-        if self._agree(problem is not None):
-            found = next(filter(None, gather_object([problem])))
-            raise ValueError(
-                f"Step {self.state.global_step + 1}: {found} The training has diverged and ends here, and this "
-                f"captioner is not saved. Lower --learning_rate (now {self.args.learning_rate:g}), or lengthen "
-                "--warmup_steps; --resume_from_checkpoint true goes on from the last checkpoint, if there is one."
-            )
-        return loss
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

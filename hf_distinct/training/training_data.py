@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset, Image
-from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainingArguments
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from hf_distinct.captioner import without_adapters
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import embed_dataset
+from hf_distinct.data.encoded_images import EncodedImages, encode_images
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
+from hf_distinct.distributed.zero3 import gathered
+from hf_distinct.inference.captioner_fit import decoder_positions
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
@@ -52,6 +56,39 @@ def embedded_and_mined(
     return dataset, embeddings
 
 
+def encoded_once(
+    dataset: Dataset, model: Any, image_processor: BaseImageProcessor, folder: str | None, device: torch.device
+) -> EncodedImages | None:
+    """The outputs of a frozen encoder for all pictures of a dataset; None without a folder to keep them in."""
+    if not folder:
+        return None
+    with gathered(model):
+        return encode_images(dataset, without_adapters(model).encoder, image_processor, folder, device)
+
+
+def collator_of(
+    dataset: Dataset,
+    embeddings: CaptionEmbeddings,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    args: RLCaptionConfig,
+) -> CaptionCollator:
+    """What makes batches of a dataset that `embedded_and_mined` gave, for a captioner and its processors."""
+    collator = CaptionCollator(
+        tokenizer,
+        image_processor,
+        embeddings=embeddings,
+        image_ids=list(dataset["image_id"]),
+        captions_per_image=args.references_per_image,
+        max_length=min(args.max_reference_length, decoder_positions(model)),
+        seed=seed_of_data(args),
+        epoch=0,
+    )
+    collator.encoded = encoded_once(dataset, model, image_processor, args.encoder_cache, args.device)
+    return collator
+
+
 def hard_batch_sampler(dataset: Dataset, args: RLCaptionConfig) -> HardBatchSampler | None:
     """The order of the rows if ``args.hard_batches`` is set; else None, and the Trainer shuffles."""
     if not args.hard_batches:
@@ -68,11 +105,11 @@ class EpochCallback(TrainerCallback):
     """Sets the epoch of what draws, so that its draw depends on nothing else and a resumed run draws the same.
 
     Args:
-        drawing: collators and samplers; None is skipped.
+        drawing: collators and samplers, each with an attribute ``epoch``; None is skipped.
     """
 
-    def __init__(self, *drawing: CaptionCollator | Sampler | None) -> None:
-        self.drawing: list[Any] = [each for each in drawing if each is not None]
+    def __init__(self, *drawing: Any) -> None:
+        self.drawing = [each for each in drawing if each is not None]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set it."""

@@ -95,3 +95,19 @@ def test_captions_that_cannot_be_matched_are_an_error():
         match_image_ids({"5": "a", "6": "b"}, IMAGE_IDS, "ours.json")
     with pytest.raises(ValueError, match=r"ours.json: 42 and 0042.jpg are both image 42"):
         match_image_ids({"42": "a", "0042.jpg": "b"}, IMAGE_IDS, "ours.json")
+
+
+def test_results_are_whole_or_not_there(tmp_path, monkeypatch):
+    """A disk that runs full in the middle of them."""
+    path = tmp_path / "a.json"
+    write_coco_results(path, ["1"], ["a dog"])
+
+    def half(self, text, **how):
+        with open(self, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", half)
+    with pytest.raises(OSError, match="a.json' could not be written: No space left"):
+        write_coco_results(path, ["1", "2"], ["a cat", "a bird"])
+    assert read_coco_results(path) == {"1": "a dog"} and [path] == list(tmp_path.iterdir())

@@ -232,3 +232,13 @@ def test_the_manifest_tells_what_the_folder_is_of(dataset, scorer, tmp_path):
     manifest = json.loads((found.folder / "manifest.json").read_text())
     assert manifest["scorer"] == scorer.name and manifest["fingerprint"] == scorer.fingerprint
     assert list(manifest["failures"]) == ["5"]
+
+
+def test_a_manifest_that_changed_is_noticed(dataset, scorer, tmp_path, caplog):
+    """It says which rows have no embeddings: all others would move."""
+    _, found = embed_dataset(dataset, scorer, tmp_path)
+    manifest = found.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"5"', '"4"', 1))
+    kept, again = embed_dataset(dataset, scorer, tmp_path)
+    assert "manifest.json: its bytes have changed" in caplog.text
+    assert torch.equal(again.image_embeds, found.image_embeds) and "computed again" in caplog.text

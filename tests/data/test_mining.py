@@ -247,6 +247,18 @@ def test_index_and_neighbours_stay_beside_the_cache(cached, three_hundred, searc
         find_neighbours(three_hundred, cached, MiningSettings(first_rank=2, search=search))
 
 
+def test_neighbours_whose_bytes_changed_are_mined_anew(cached, three_hundred, caplog):
+    first = find_neighbours(three_hundred, cached, MiningSettings())
+    (path,) = cached.folder.glob("neighbours-*")
+    content = bytearray(path.read_bytes())
+    for place in (20, len(content) - 9):  # of the header, of the numbers
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        again = find_neighbours(three_hundred, cached, MiningSettings())
+        assert again.rows.tolist() == first.rows.tolist() and "mined anew" in caplog.text
+        assert path.read_bytes() == content
+        caplog.clear()
+
+
 def test_a_search_goes_on_where_it_was(cached, three_hundred, monkeypatch):
     monkeypatch.setattr("hf_distinct.data.mining.PART_ROWS", 50)
     whole = find_neighbours(three_hundred, cached, MiningSettings())

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from hf_distinct.data.emoji.captions import STYLES, write_caption
 from hf_distinct.data.emoji.judging import judge_caption
-from hf_distinct.data.emoji.scenes import _scenes
+from hf_distinct.data.emoji.scenes import draw_scenes
 from hf_distinct.data.negatives import FUNCTION_WORDS, KINDS, hard_negative
 
-SCENES = _scenes("train", 200, seed=0)
+SCENES = draw_scenes("train", 200, seed=0)
 
 
 def negatives(caption: str, kind: str, tries: int = 200) -> set[str | None]:

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hf_distinct.data.neighbours import Neighbours
-from hf_distinct.data.parts import write_tensors
+from hf_distinct.files.parts import write_tensors
 
 NAN = float("nan")
 

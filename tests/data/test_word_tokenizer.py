@@ -39,6 +39,14 @@ def test_decoding_gives_the_text_back(text):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+def test_punctuation_marks_are_no_words_but_inside_of_words_they_stay():
+    tokenizer = build_word_tokenizer(['A man\'s t-shirt , "red" (or not).', "red; not: red!"], min_count=2)
+    assert set(tokenizer.get_vocab()) == {"<pad>", "<bos>", "<unk>", "<eos>", "red", "not"}
+    tokenizer = build_word_tokenizer(["A man's t-shirt, red."])
+    assert tokenizer.decode(tokenizer("a red t-shirt .")["input_ids"], skip_special_tokens=True) == "a red t-shirt"
+    assert {"man's", "t-shirt", "red"} < set(tokenizer.get_vocab())
+
+
 def test_rare_words_are_left_out():
     tokenizer = build_word_tokenizer(CAPTIONS, min_count=2)
     assert set(tokenizer.get_vocab()) == {"<pad>", "<bos>", "<unk>", "<eos>", "a", "dog"}

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_distinct.evaluation.bootstrap import value_of
-from hf_distinct.evaluation.fluency import LanguageModel, perplexity
+from hf_distinct.evaluation.fluency import LanguageJudges, LanguageModel, perplexity, perplexity_distance
+from hf_distinct.evaluation.grammar import train_grammar_judge
 
 CAPTIONS = ["a red dog", "", "a cat on a mat", "a"]
 
@@ -40,3 +41,27 @@ def test_perplexity_by_hand():
 def test_no_such_model(tmp_path):
     with pytest.raises(ValueError, match="language model .* cannot be loaded"):
         LanguageModel(str(tmp_path / "nothing"))
+
+
+def test_the_distance_from_people_has_two_directions():
+    """By hand: perplexities of 2 and 8 are as far from 4, and 4 is not far at all."""
+    people, weights = (lambda weights: weights @ np.array([4.0])), np.ones((1, 1))
+    for own, expected in ((2.0, math.log(2)), (8.0, math.log(2)), (4.0, 0.0)):
+        found = perplexity_distance(lambda weights, own=own: weights @ np.array([own]), people)
+        assert found(weights)[0] == pytest.approx(expected)
+
+
+def test_judges_of_language(tmp_path):
+    """Each measures where it is named, and the judge of grammar says how good it is."""
+    judge = train_grammar_judge(["a dog runs"] * 3, epochs=1, width=4)
+    judge.accuracy = {"people": 0.875, "cut": 0.5}
+    judge.save(tmp_path / "grammar")
+    captions = ["a dog runs", "a dog a dog"]
+    nobody = LanguageJudges()
+    assert nobody.statistics(captions) == {} and not list(nobody.told())
+    both = LanguageJudges(str(tmp_path / "grammar"), str(tiny.language_model(tmp_path / "model")))
+    found = {name: value_of(each, 2) for name, each in both.statistics(captions).items()}
+    assert found["grammar"] == judge.accepts(captions).mean()
+    assert found["perplexity"] == pytest.approx(value_of(perplexity(*both.model.surprise(captions)), 2))
+    (line,) = both.told()
+    assert line.endswith("captions it did not learn from: people 0.88, cut 0.50.")

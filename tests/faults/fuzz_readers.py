@@ -8,8 +8,11 @@ The same seed gives the same inputs. Exits 1 if anything is raised but a ValueEr
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -31,17 +34,22 @@ import torch
 from datasets import Dataset
 from PIL import Image as PILImage
 
+from hf_distinct import ClipScorer
 from hf_distinct.data import load_captions
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.coco_results import read_coco_references, read_coco_results
 from hf_distinct.data.images import decode_image
 from hf_distinct.data.mined import write_portable
 from hf_distinct.data.neighbours import FILE, Neighbours
-from hf_distinct.data.parts import read_tensors, write_tensors
-from hf_distinct.files.yaml_files import parse_yaml
+from hf_distinct.files import checkpoints
+from hf_distinct.files.parts import read_tensors, write_tensors
+from hf_distinct.hub.model_card import write_model_card
+from hf_distinct.inference.pipelines import load_captioner
+from hf_distinct.text.yaml_files import parse_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published_forms  # noqa: E402
+import tiny  # noqa: E402
 
 JPEGS = published_forms.jpegs(4)
 NAMES = [f"{row}.jpg" for row in range(4)]
@@ -53,7 +61,7 @@ TOKENS = [
     b"&a [*a]", b"*a", b"!!python/object:os.system", b"2024-99-99", b"x" * 200_000, b"image", b"captions", b"split",
     b"\x80\x04\x95", b"\x7f\xff\xff\xff", b"\xff" * 8, b"'descr': '|O'", b"(10000000000000,)",
 ]  # fmt: skip
-SECONDS = 20
+SECONDS = 60
 
 
 class SlowError(BaseException):
@@ -67,10 +75,12 @@ class Reader:
     Attributes:
         write: Writes valid files into a folder and returns those to break.
         read: Reads the folder.
+        share: How many inputs it gets beside the others, if reading takes long.
     """
 
     write: Callable[[Path], list[Path]]
     read: Callable[[Path], Any]
+    share: float = 1.0
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
@@ -149,6 +159,48 @@ def decode_all(folder: Path) -> None:
         decode_image({"path": str(file), "bytes": None})
 
 
+def models(part: str) -> Callable[[Path], list[Path]]:
+    """A small captioner or scorer."""
+
+    def write(folder: Path) -> list[Path]:
+        shutil.copytree(_models() / part, folder, dirs_exist_ok=True)
+        return sorted(each for each in folder.iterdir() if each.is_file())
+
+    return write
+
+
+@functools.cache
+def _models() -> Path:
+    """The small models, made once; they stay until the process ends."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return tiny.build_models(Path(folder.name))
+
+
+def checkpoint(folder: Path) -> list[Path]:
+    state = folder / "checkpoint-1"
+    state.mkdir()
+    torch.save({"step": torch.arange(3)}, state / "rl_state.pt")
+    write_tensors(state / "model.safetensors", {"rows": torch.arange(4)})
+    checkpoints.seal(state, 1)
+    return sorted(state.iterdir())
+
+
+def card(folder: Path) -> list[Path]:
+    """A card that a person has edited."""
+    write_model_card(folder, model_name="cap", data="pictures")
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("---\n", "---\nlanguage: [de, en]\n", 1) + "\nA word of mine.\n")
+    return [folder / "README.md"]
+
+
+def write_again(folder: Path) -> None:
+    """Merge a new card into the one that stands there, and throw away what becomes of it."""
+    with tempfile.TemporaryDirectory() as target:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        write_model_card(target, model_name="cap", data="pictures")
+
+
 def rows(**more: Any) -> list[dict[str, Any]]:
     return [
         {"image": name, "caption": text} | more for name, text in zip(NAMES, TEXTS, strict=True)
@@ -177,11 +229,11 @@ def readers() -> dict[str, Reader]:
         "CSV": of_text("list.csv", "image,caption,n\n" + "".join(f'{a},"{b}",7\n' for a, b in pairs)),
         "TSV": of_text("list.tsv", "image\tcaption\n" + "".join(f"{a}\t{b}\n" for a, b in pairs)),
         "token file": of_text("a.token.txt", "".join(f"{a}#0\t{b}\n" for a, b in pairs)),
-        "text beside pictures": Reader(text_beside, load_captions),
-        "parquet": Reader(parquet, lambda folder: load_captions(folder / "a.parquet")),
-        "parquet folder": Reader(parquet, load_captions),
+        "text beside pictures": Reader(text_beside, load_captions, 0.3),
+        "parquet": Reader(parquet, lambda folder: load_captions(folder / "a.parquet"), 0.3),
+        "parquet folder": Reader(parquet, load_captions, 0.3),
         "save_to_disk": Reader(saved, load_captions),
-        "shards": Reader(shards, load_captions),
+        "shards": Reader(shards, load_captions, 0.1),
         "embeddings (.npy)": Reader(embeddings, CaptionEmbeddings.load),
         "safetensors": Reader(tensors, lambda folder: read_tensors(folder / "part.safetensors")),
         "mined folder": Reader(mined, portable),
@@ -191,6 +243,10 @@ def readers() -> dict[str, Reader]:
             "a.yaml", settings, lambda file: parse_yaml(file.read_text(errors="surrogateescape"), str(file))
         ),
         "pictures": Reader(pictures, decode_all),
+        "captioner": Reader(models("captioner"), load_captioner, 0.1),
+        "scorer": Reader(models("scorer"), ClipScorer, 0.1),
+        "checkpoint": Reader(checkpoint, lambda folder: checkpoints.choose(str(folder / "checkpoint-1"), folder)),
+        "card": Reader(card, write_again, 0.1),
     }
 
 
@@ -248,7 +304,7 @@ def fuzz(inputs: int, seed: int, only: str = "") -> tuple[dict[str, Reader], lis
     signal.signal(signal.SIGALRM, slow)
     datasets.disable_progress_bars()
     chosen = {name: reader for name, reader in readers().items() if only in name}
-    tracebacks = []
+    tracebacks, shares = [], sum(reader.share for reader in chosen.values())
     cache = datasets.config.HF_DATASETS_CACHE
     for name, reader in chosen.items():
         with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
@@ -257,7 +313,7 @@ def fuzz(inputs: int, seed: int, only: str = "") -> tuple[dict[str, Reader], lis
             folder.mkdir()
             files, chance = reader.write(folder), random.Random(f"{seed} {name}")
             reader.read(folder)  # as it is, it is valid
-            for number in range(-(-inputs // len(chosen))):
+            for number in range(math.ceil(inputs * reader.share / shares)):
                 if found := try_one(reader, folder, files, chance):
                     tracebacks.append(f"{name}, input {number}:\n{found}")
                 if number % 100 == 99:

@@ -12,16 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from faults.campaign import NAMESPACE, may_mount
+
 TESTS = Path(__file__).parents[1]
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-
-
-def may_mount(folder: Path) -> bool:
-    command = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 def test_the_run_stops_says_why_and_goes_on_when_there_is_room(tiny_models, tmp_path):

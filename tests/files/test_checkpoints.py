@@ -159,3 +159,21 @@ def test_a_checkpoint_is_found_where_its_run_has_moved(tmp_path):
     assert checkpoints.located(str(moved), tmp_path) == str(moved)
     assert checkpoints.located("old/run/checkpoint-2", tmp_path / "moved") == "old/run/checkpoint-2"
     assert checkpoints.located(None, tmp_path) is None
+
+
+def test_any_byte_of_the_seal_itself_is_noticed(tmp_path):
+    folder = write(tmp_path, 3)
+    whole = (folder / "complete.json").read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (folder / "complete.json").write_bytes(flipped)
+        if json.loads(whole) != as_json(flipped):  # a space may become another sign that JSON passes over
+            assert checkpoints.damage(folder), bytes(flipped[max(place - 20, 0) : place + 20])
+
+
+def as_json(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None

@@ -6,8 +6,9 @@ import errno
 import shutil
 
 import pytest
+from safetensors import SafetensorError
 
-from hf_distinct.files.disk_space import check_room
+from hf_distinct.files.disk_space import check_room, named_errors
 
 
 def test_both_numbers_and_the_folder_are_named(tmp_path):
@@ -25,3 +26,18 @@ def test_a_training_asks_before_its_first_step(make_trainer, tmp_path, monkeypat
     with pytest.raises(OSError, match="captioner at the end"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)"), SafetensorError("a")],
+)
+def test_a_disks_error_of_any_kind_names_the_folder(tmp_path, error):
+    told = f"{tmp_path} could not be written: .*(make room|Mend that)"
+    with pytest.raises(OSError, match=told), named_errors(tmp_path):
+        raise error
+
+
+def test_an_error_that_is_no_disks_passes(tmp_path):
+    with pytest.raises(KeyError), named_errors(tmp_path):
+        raise KeyError("a")

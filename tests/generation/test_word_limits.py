@@ -142,6 +142,15 @@ def test_what_rollouts_leave_out_is_named():
     assert left_out(GenerationConfig(eos_token_id=[2, 3], max_length=9, **{"suppress_tokens": [4]}), "sample") == {}
 
 
+def test_every_way_to_cut_the_distribution_is_named():
+    """Samples come from the whole of it, and are scored so; what would cut it is left out, and said."""
+    cuts = {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.5, "epsilon_cutoff": 1e-3, "eta_cutoff": 1e-3}
+    assert left_out(GenerationConfig(do_sample=True, **cuts), "sample") == cuts
+    assert left_out(GenerationConfig(do_sample=True), "sample") == {"top_k": 50}  # generate's own, if nobody says
+    assert left_out(GenerationConfig(do_sample=True, top_k=0), "sample") == {"top_k": 0}
+    assert left_out(GenerationConfig(do_sample=True), "beam") == {}
+
+
 def test_it_is_named_in_one_warning_of_the_trainer(make_trainer, caplog):
     def with_penalty(model):
         model.generation_config.update(repetition_penalty=1.2, no_repeat_ngram_size=2)

@@ -118,6 +118,12 @@ def test_what_cannot_be_done_is_said(captioner, tiny_models, tmp_path):
         Captioner(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="batch_size=0"):
         captioner([], batch_size=0)
+    for wrong in ({"num_beams": 0}, {"num_beams": 2, "num_samples": 3}):
+        with pytest.raises(ValueError, match="for captions that are not sampled"):
+            captioner([], **wrong)
+    for wrong in ({"temperature": 0.0, "num_samples": 3}, {"temperature": 0.5}):
+        with pytest.raises(ValueError, match="must be positive, and is for samples"):
+            captioner([], **wrong)
 
 
 def test_samples_that_clip_does_not_read_to_their_end_are_warned_of(tiny_models, caplog):
@@ -127,3 +133,21 @@ def test_samples_that_clip_does_not_read_to_their_end_are_warned_of(tiny_models,
     scorer.context_length = 9
     Captioner(tiny_models / "captioner", rerank_with=scorer)
     assert f"max_new_tokens={tiny.MAX_LENGTH - 1} tokens, but the scorer" in caplog.text
+
+
+def test_beams_in_place_of_the_config(captioner, pictures):
+    """One beam is greedy; more are what `generate` writes with them."""
+    captioner.model.generation_config.num_beams = 3
+    try:
+        greedy, beams = captioner(pictures, num_beams=1), captioner(pictures, num_beams=3)
+        assert captioner(pictures) == beams
+    finally:
+        captioner.model.generation_config.num_beams = 1
+    assert captioner(pictures) == greedy
+    assert greedy != beams
+
+
+def test_samples_at_a_low_temperature_are_greedy_captions(captioner, pictures):
+    greedy = captioner(pictures)
+    assert captioner(pictures, 2, temperature=1e-4) == [[text] * 2 for text in greedy]
+    assert captioner(pictures, 2) != [[text] * 2 for text in greedy]

@@ -20,7 +20,7 @@ from hf_distinct.data.coco_results import read_coco_results
 from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.scorer import shipped
 
-PLANS = sorted((forked.RECIPES / "configs").glob("ablation*.yaml"))
+PLANS = sorted((forked.RECIPES / "configs").rglob("ablation*.yaml"))
 run = partial(forked.run, "ablation.py")
 
 
@@ -111,6 +111,41 @@ def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_pat
         assert list(read_coco_results(file).values()) == said["before"][""]
 
 
+def test_every_row_is_measured_by_beams_too(recipe: ModuleType, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(
+        "settings: {dataset: elsewhere, model_name_or_path: mine}\nevaluation: {num_beams: [5], grammar: judge}\n"
+        "decoding: {best_of: [4], temperature: 0.7}\nothers:\n  CLIP: {}\nours:\n  full method: {}\n"
+    )
+    settings = recipe.Settings(str(plan), str(out), seeds=[0, 1], dataset="photos.json", image_root="photos")
+    ablation = recipe.Ablation(settings)
+    runs = [*ablation.decodings.values(), *ablation.evaluations.values()]
+    assert [len(part) for part in ablation.runs()] == [0, 2, 4, 4] and len(runs) == 6
+    assert all(run.settings["dataset"] == "photos.json" and run.settings["grammar"] == "judge" for run in runs)
+    first, second = ablation.decodings.values()
+    assert (first.settings["num_beams"], first.settings["temperature"], first.settings["best_of"]) == ([5], 0.7, [4])
+    assert "num_beams" not in second.settings and second.settings["seed"] == 1
+    assert not any("best_of" in run.settings for run in ablation.evaluations.values())
+    for (row, seed), training in ablation.trainings.items():
+        write_report(training, judge=0.9, cider=9)
+        assert ablation.evaluations[row, seed, ""].settings["model"] == str(training.folder)
+    for place, each in enumerate(runs):
+        each.folder.mkdir(parents=True)
+        name = Path(each.settings["model"]).name
+        people = {"people (one caption against the others)": {"judge/t2i_R@1": 0.3, "grammar": 0.95}}
+        drawn = {f"{name} best of 4": {"judge/t2i_R@1": 0.6 + place}} if place < 2 else {}
+        own = {name: {"judge/t2i_R@1": 0.1 * place, "grammar": 0.5}, f"{name} beams 5": {"judge/t2i_R@1": 0.2 * place}}
+        (each.folder / "metrics.json").write_text(json.dumps({**own, **drawn, **people}))
+        each.finish(each.made_by())
+    found = {system.name: system.figures["judge/t2i_R@1"] for system in ablation.systems()}
+    assert found == {
+        "people": [0.3], "teacher forcing": [0.0], "teacher forcing, beams 5": [0.0, 0.2], "best of 4": [0.6, 1.6],
+        "CLIP": pytest.approx([0.2, 0.3]), "CLIP, beams 5": pytest.approx([0.4, 0.6]),
+        "full method": pytest.approx([0.4, 0.5]), "full method, beams 5": pytest.approx([0.8, 1.0]),
+    }  # fmt: skip
+    assert "| grammar |" in recipe.table(ablation.systems())
+
+
 STOPPED = """
 import os, runpy, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
@@ -169,7 +204,7 @@ def test_all_begin_with_the_captioner_that_the_plan_names(recipe: ModuleType, tm
         assert ablation.decodings[0, "dropped", ""].settings["model"] == str(ablation.drops[0].folder)
 
 
-@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_plans_have_settings_that_exist(file: Path) -> None:
     from hf_distinct import RLCaptionConfig
 

@@ -24,6 +24,7 @@ CASES = {
     "warm_up.py --model_name_or_path": ("captioner", DRAWN),
     "warm_up.py --encoder": ("captioner", DRAWN),
     "warm_up.py --decoder": ("captioner", DRAWN),
+    "warm_up.py --tokenizer": ("captioner", DRAWN),
     "train_clip.py --model": ("scorer", ["--train_size", "8", "--max_steps", "1"]),
     "mine.py --scorer": ("scorer", ["--train_size", "8"]),
     "evaluate.py --model": ("captioner", ["--test_size", "4", "--num_neighbours", "0"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 
 import forked
@@ -12,6 +13,7 @@ import torch
 
 import hf_distinct
 from hf_distinct.evaluation import caption_metrics, retrieval_metrics
+from hf_distinct.evaluation.grammar import train_grammar_judge
 from hf_distinct.scorer import ClipScorer
 
 run = partial(forked.run, "evaluate.py")
@@ -51,8 +53,10 @@ def test_captions_that_anyone_made(tmp_path):
     counts = {system: figures.pop("images") for system, figures in metrics.items()}
     assert counts == {"ours": 3, "theirs": 3, PEOPLE: 2}
     # Image 2 has a single reference, which there is none to hold against.
-    expected = caption_metrics(["a dog runs", "two cats sleep"], [["the dog"], ["cats on a bed"]])
-    assert metrics[PEOPLE] == pytest.approx(expected)
+    first, second = ["a dog runs", "two cats sleep"], ["the dog", "cats on a bed"]
+    turns = [caption_metrics(*turn) for turn in ((first, [[x] for x in second]), (second, [[x] for x in first]))]
+    expected = {name: sum(turn[name] for turn in turns) / 2 for name in turns[0]}
+    assert metrics[PEOPLE] == pytest.approx({**expected, "vocabulary": round(expected["vocabulary"])})
     for name, value in metrics["ours"].items():
         assert intervals["ours"][name]["low"] <= value <= intervals["ours"][name]["high"]
         assert intervals["ours - theirs"][name]["value"] == pytest.approx(value - metrics["theirs"][name])
@@ -62,34 +66,47 @@ def test_captions_that_anyone_made(tmp_path):
 
 def test_captioners_on_pictures(tiny_models, tmp_path):
     model, output = tiny_models / "captioner", tmp_path / "out"
-    language = tiny.language_model(tmp_path / "language")
+    language, grammar = tiny.language_model(tmp_path / "language"), tmp_path / "grammar"
+    judge = train_grammar_judge(tiny.scenes(12)["captions"][0] * 3, epochs=1, width=4)
+    judge.accuracy = {"people": 0.5, "cut": 0.75}
+    judge.save(grammar)
     options = ["--split", "train", "--test_size", 12, "--scorer", tiny_models / "scorer", "--num_neighbours", 2]
-    ways = ["--guidance", 2, "--best_of", 3, "--seed", 5]
-    run("--model", model, *options, *ways, "--language_model", language, "--resamples", 20, "--output_dir", output)
+    ways = ["--guidance", 2, "--num_beams", 4, "--best_of", 3, "--seed", 5, "--temperature", 0.8]
+    judges = ["--language_model", language, "--grammar", grammar]
+    done = run("--model", model, *options, *ways, *judges, "--resamples", 20, "--output_dir", output)
     found = json.loads((output / "metrics.json").read_text())
-    assert list(found) == ["captioner", "captioner guidance 2", "captioner best of 3", PEOPLE]
+    assert list(found) == ["captioner", "captioner guidance 2", "captioner beams 4", "captioner best of 3", PEOPLE]
+    assert "R@1 by chance: 0.083 among all images, among each image's neighbours 0.333 under the judge" in done.stdout
+    assert "grammar: share of captions that the judge takes for people's" in done.stdout and "cut 0.75" in done.stdout
+    for system, figures in found.items():
+        assert 0 <= figures["grammar"] <= 1
+        distance = abs(math.log(figures["perplexity"] / found[PEOPLE]["perplexity"]))
+        assert system == PEOPLE or figures["perplexity_distance"] == pytest.approx(distance)
     metrics = found["captioner"]
     dataset = tiny.scenes(12)
     said = hf_distinct.caption(dataset["image"][:], model)
     written = json.loads((output / "captions" / "captioner.json").read_text())
     assert [(row["image_id"], row["caption"]) for row in written] == list(zip(dataset["image_id"], said, strict=True))
     clip = ClipScorer(str(tiny_models / "scorer"))
-    best = hf_distinct.caption(dataset["image"][:], model, num_samples=3, rerank_with=clip, seed=5)
+    best = hf_distinct.caption(dataset["image"][:], model, num_samples=3, rerank_with=clip, seed=5, temperature=0.8)
     guided = hf_distinct.caption(dataset["image"][:], model, guidance=2.0)
-    for name, expected in (("best of 3", best), ("guidance 2", guided)):
+    beams = hf_distinct.caption(dataset["image"][:], model, num_beams=4)
+    for name, expected in (("best of 3", best), ("guidance 2", guided), ("beams 4", beams)):
         written = json.loads((output / "captions" / f"captioner {name}.json").read_text())
         assert [row["caption"] for row in written] == expected != said
     sheet = (output / "captions.html").read_text()
+    assert "people" in done.stdout and "people (one" not in done.stdout
     assert sheet.count("<figure>") == 12 and sheet.count("captioner guidance 2") == 12
     assert metrics["CIDEr-D"] == pytest.approx(caption_metrics(said, dataset["captions"])["CIDEr-D"])
     images = clip.encode_images(torch.stack([clip.transform(image) for image in dataset["image"]]))
     found = retrieval_metrics(clip.encode_texts(said), images)
     assert {name: metrics[f"scorer/{name}"] for name in found} == pytest.approx(found)
     people = json.loads((output / "metrics.json").read_text())[PEOPLE]
-    first, others = [own[0] for own in dataset["captions"]], [own[1:] for own in dataset["captions"]]
-    assert people["CIDEr-D"] == pytest.approx(caption_metrics(first, others)["CIDEr-D"])
-    found = retrieval_metrics(clip.encode_texts(first), images)
-    assert {name: people[f"scorer/{name}"] for name in found} == pytest.approx(found)
+    captions = dataset["captions"][:]
+    turns = [[own[turn % len(own)] for own in captions] for turn in range(max(map(len, captions)))]
+    found = [retrieval_metrics(clip.encode_texts(said), images) for said in turns]
+    expected = {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+    assert {name: people[f"scorer/{name}"] for name in expected} == pytest.approx(expected)
     assert people["true"] == 1 and not any("RefCLIPScore" in name for name in people)
     assert {"judge/t2i_R@1", "scorer/neighbours_t2i_R@1", "judge/RefCLIPScore", "true", "perplexity"} <= set(metrics)
 
@@ -133,6 +150,11 @@ def test_what_does_not_go_together(tmp_path):
         "--best_of needs the --scorer"
         in run("--model", "captioner", "--best_of", 2, "--scorer", "", fails=True).stderr
     )
+    wrong = ["--model", "captioner", "--num_beams", 0, "--temperature", 0.5, "--grammar", tmp_path]
+    error = run(*wrong, "--output_dir", tmp_path / "out", fails=True).stderr
+    assert "num_beams=[0] should be positive" in error and "--temperature has no effect without --best_of" in error
+    error = run("--model", "captioner", *wrong[-2:], "--output_dir", tmp_path / "out", fails=True).stderr
+    assert "holds no judge of grammar that can be read" in error
     (tmp_path / "ours.json").write_text(json.dumps([{"image_id": "none", "caption": "a bus"}]))
     files = ["--captions", tmp_path / "ours.json", "--references", tmp_path / "references.json"]
     error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr

@@ -11,6 +11,7 @@ MISSING = "no/such/model"
 COMMANDS = {
     "train.py": ["--model_name_or_path", MISSING],
     "warm_up.py": ["--model_name_or_path", MISSING],
+    "distill.py": ["--dataset", "no/such/file", "--teacher", MISSING],
     "train_clip.py": ["--model", MISSING],
     "mine.py": ["--scorer", MISSING],
     "evaluate.py": ["--model", MISSING],

@@ -23,11 +23,15 @@ COMMON = {each.name for each in dataclasses.fields(DatasetSettings)}
 ALWAYS = {
     "warm_up": {
         "model_name_or_path", "freeze_encoder", "captions_per_image", "drop_images", "max_caption_length", "encoder",
-        "decoder",
+        "decoder", "validation_size", "early_stopping_patience",
+    },
+    "distill": {
+        "teacher", "teacher_weights", "encoder_config", "crop_size", "whole_epochs", "hint_weight", "validation_size",
     },
     "train_clip": {
         "output_dir", "model", "spread_positions", "hard_negatives", "max_steps", "batch_size", "lr", "weight_decay",
-        "eval_steps", "seed",
+        "eval_steps", "seed", "image_frozen_steps", "text_frozen_steps", "keep_best", "num_workers",
+        "bf16", "resume_from_checkpoint",
     },
     "mine": {
         "scorer", "output_dir", "batch_size", "num_workers", "num_neighbours", "first_rank", "min_similarity",
@@ -35,8 +39,9 @@ ALWAYS = {
     },
     "evaluate": {
         "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",
-        "java_metrics", "resamples",
+        "java_metrics", "resamples", "grammar",
     },
+    "train_grammar": {"output_dir", "epochs", "batch_size", "learning_rate", "seed"},
     "caption": {"folder", "model", "output_dir", "num_samples", "guidance", "batch_size", "num_workers"},
     "ablation": {"plan", "output_dir", "seeds", "only", "split", "jobs"},
 }  # fmt: skip
@@ -53,7 +58,16 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("encoder_config", "{}", {"encoder": "y"}),
         ("decoder_layers", 3, {"model_name_or_path": "y"}),
         ("decoder_layers", 3, {"decoder": "y"}),
+        ("decoder_width", 64, {"decoder": "y"}),
+        ("decoder_dropout", 0.1, {"decoder": "y"}),
+        ("tokenizer", "x", {"decoder": "y"}),
+        ("min_word_count", 2, {"decoder": "y"}),
+        ("min_word_count", 2, {"tokenizer": "y"}),
+        ("encoder_learning_rate", 1e-4, {"freeze_encoder": True}),
+        ("encoder_cache", "x", {}),
+        ("augment", True, {"freeze_encoder": True, "encoder_cache": "x"}),
     ],
+    "distill": [],
     "train_clip": [
         ("train_size", 9, PICTURES),
         ("caption_style", "full", PICTURES),
@@ -65,6 +79,21 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("negative_weight", 9.0, {}),
         ("kind_weights", [1.0] * 6, {}),
         ("drill", 0.1, {}),
+        ("vision_cfg", "{}", {"image_tower": "x"}),
+        ("image_tower", "x", {"model": "x"}),
+        ("text_tower", "x", {"model": "x"}),
+        ("image_weights", "x", {}),
+        ("text_tower", "x", {}),
+        ("projection", "mlp", {}),
+        ("image_dropout", 0.1, {}),
+        ("tower_lr", 0.1, {}),
+        ("cache_dir", "x", {}),
+        ("image_thawed_stages", 1, {}),
+        ("mirror", True, {"cached_views": 1, "image_frozen_steps": -1}),
+        ("augmentation", "{}", {"cached_views": 1, "image_frozen_steps": -1}),
+        ("augmentation", "{}", {"cached_views": 2, "image_frozen_steps": -1, "mirror": True}),
+        ("cached_views", 1, {}),
+        ("patience", 3, {}),
     ],
     "mine": [
         ("train_size", 9, {**PICTURES, "scorer": "x"}),
@@ -84,7 +113,9 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("guidance", [2.0], OURS),
         ("best_of", [2], OURS),
         ("best_of", [2], {**PICTURES, "model": ["x"]}),
+        ("num_beams", [5], OURS),
         ("seed", 9, OURS),
+        ("temperature", 0.5, {**PICTURES, "model": ["x"]}),
         ("batch_size", 9, OURS),
         ("references", "x", {"model": ["x"]}),
         ("references", "x", {**PICTURES, **OURS}),
@@ -94,19 +125,33 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("rerank_with", "x", {"folder": "x"}),
     ],
     "ablation": [],
+    "train_grammar": [],
 }  # fmt: skip
 IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
-    "warm_up": [("drop_images", 1.0), ("train_size", 0), ("captions_per_image", 0), ("max_caption_length", 1)],
+    "warm_up": [
+        ("drop_images", 1.0), ("train_size", 0), ("captions_per_image", 0), ("max_caption_length", 1),
+        ("decoder_layers", 0), ("decoder_width", 0), ("decoder_width", 100), ("decoder_dropout", 1.0),
+        ("min_word_count", 0), ("validation_size", 0), ("early_stopping_patience", 0), ("encoder_learning_rate", 0.0),
+    ],
+    "distill": [
+        ("dataset", "emoji_scenes"), ("teacher", None), ("crop_size", 8), ("whole_epochs", -1), ("hint_weight", -1.0),
+        ("validation_size", 1),
+    ],
     "train_clip": [
         ("max_steps", 0), ("batch_size", 1), ("eval_steps", 0), ("train_size", 0), ("drill", 2.0),
-        ("lr", float("nan")), ("curriculum_steps", 99999),
+        ("lr", float("nan")), ("curriculum_steps", 99999), ("tower_lr", -1.0), ("image_dropout", 2.0),
+        ("image_frozen_steps", -2), ("text_frozen_steps", 9999), ("num_workers", -1), ("augmentation", "[]"),
+        ("augmentation", "{"), ("augmentation", '{"scales": 1}'), ("patience", -1), ("cached_views", -1),
     ],
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
     "evaluate": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
     "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
+    "train_grammar": [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
-NEEDED: dict[str, dict[str, Any]] = {"evaluate": OURS, "caption": {"folder": "x"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "evaluate": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
+}  # fmt: skip
 
 
 @cache

@@ -51,6 +51,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("eval_size", {"dataset": "PICTURES", "eval_size": 1, "eval_strategy": "epoch"}, "eval_size=1 must be at least 2"),
     ("test_size", {"test_size": 0}, "test_size=0 must be at least 2"),
     ("train_size", {"train_size": -4}, "train_size=-4 must be at least 2"),
+    ("ceiling", {"ceiling": 1}, "ceiling=1 must be at least 2"),
+    ("ceiling", {"ceiling": 4, "rollouts": "beam"}, "ceiling draws samples: leave out --rollouts beam"),
     ("strict", {"dataset": "BROKEN", "strict": True}, "missing image file"),
     ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "name one with --judge"),
     ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, "name --model_name_or_path"),
@@ -158,6 +160,22 @@ def test_an_eval_size_without_evaluations_is_a_warning(recipe, tmp_path, monkeyp
         with pytest.raises(SystemExit, match="cannot be written"):
             recipe.main()
         assert ("eval_size=50 does nothing without --eval_strategy" in caplog.text) == warned
+
+
+def test_a_ceiling_is_printed_and_nothing_is_trained(recipe, places, monkeypatch, tiny_models, tmp_path, capsys):
+    words = {
+        "dataset": places["PICTURES"], "model_name_or_path": tiny_models / "captioner", "output_dir": tmp_path / "out",
+        "scorer": tiny_models / "scorer", "judge": tiny_models / "scorer", "max_new_tokens": 8, "use_cpu": "true",
+        "ceiling": 3, "eval_size": 5, "per_device_train_batch_size": 2, "max_reference_length": 16,
+    }  # fmt: skip
+    argv = ["train.py", *(str(word) for name, value in words.items() for word in (f"--{name}", value))]
+    monkeypatch.setattr(sys, "argv", argv)
+    recipe.main()
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split("  ")[-4:] == ["people", "greedy", "a sample", "best of 3"]
+    assert {"judge/t2i_R@1", "scorer/t2i_R@1", "CIDEr-D"} <= {line.split()[0] for line in table[2:-1]}
+    assert table[-1].startswith("5 validation pictures, samples at temperature 0.7.")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_every_setting_is_among_these(recipe):

@@ -3,10 +3,8 @@
 import importlib.util
 import json
 import os
-import random
 import signal
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,16 +14,17 @@ import forked
 import open_clip
 import pytest
 import torch
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
 from open_clip import factory
 from open_clip.pretrained import _PRETRAINED
 from PIL import Image
+from test_clip_building import IMAGE_TOWER
+from test_clip_building import towers as towers
 
 from hf_distinct.data.emoji.dataset import emoji_scenes
-from hf_distinct.data.emoji.judging import judge_caption
-from hf_distinct.data.emoji.scenes import Scene
+from hf_distinct.files import run_lock
 from hf_distinct.scorer import ClipScorer
+from hf_distinct.training import clip_trainer
+from hf_distinct.training.clip_building import published_clip
 
 TOWER = json.dumps({"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64})
 train = partial(forked.run, "train_clip.py", "--output_dir")
@@ -40,37 +39,6 @@ def recipe() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-BARE, FULL = "a dog and a banana", "a big dog left of a small banana on a red background"
-ROW = {"scene": Scene(("dog", "banana"), ("big", "small"), "left of", "red").to_dict(), "captions": [BARE, FULL]}
-
-
-def test_in_a_drill_the_kind_of_lie_chooses_the_caption(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(None, None, kind_weights=[3, 0, 0, 1, 0, 0], drill=1.0)
-    rng = random.Random(0)  # kinds: relation, size, swap, shuffle, drop, cut
-    drawn = Counter(images.draw(ROW, rng)[1] == FULL.replace("left", "right") for _ in range(800))
-    assert drawn[True] / 800 == pytest.approx(0.75, abs=0.05)  # though only one of the captions has a relation
-
-
-def test_outside_a_drill_captions_are_drawn_as_they_come(recipe: ModuleType) -> None:
-    images = recipe.CaptionedImages(None, None, kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0)
-    rng = random.Random(0)
-    drawn = [images.draw(ROW, rng) for _ in range(800)]
-    assert sum(caption == BARE for caption, _ in drawn) / 800 == pytest.approx(0.5, abs=0.05)
-    flipped = [negative == FULL.replace("left", "right") for caption, negative in drawn if caption == FULL]
-    assert sum(flipped) / len(flipped) == pytest.approx(0.75, abs=0.06)
-    shuffled = {negative for caption, negative in drawn if caption == BARE} - {""}  # now and then the words fall right
-    assert len(shuffled) > 20
-    for negative in shuffled:  # no relation to flip: always the other kind
-        assert sorted(negative.split()) == sorted(BARE.split())
-        assert not judge_caption(negative, Scene.from_dict(ROW["scene"])).true
-
-
-def test_a_caption_that_offers_no_negative_has_none(recipe: ModuleType) -> None:
-    for drill in (0.0, 1.0):
-        images = recipe.CaptionedImages(None, None, kind_weights=[1, 0, 0, 0, 0, 0], drill=drill)
-        assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ("dogs", "")
 
 
 def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
@@ -93,7 +61,7 @@ def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
 
 
 def test_a_signal_leaves_the_model_of_its_step(recipe: ModuleType, tmp_path: Path, monkeypatch: Any, caplog) -> None:
-    plain, calls = recipe.loss_of, []
+    plain, calls = clip_trainer.loss_of, []
 
     def loss_of(*args: Any) -> torch.Tensor:
         calls.append(args)
@@ -101,17 +69,17 @@ def test_a_signal_leaves_the_model_of_its_step(recipe: ModuleType, tmp_path: Pat
             os.kill(os.getpid(), signal.SIGUSR1)
         return plain(*args)
 
-    monkeypatch.setattr(recipe, "loss_of", loss_of)
+    monkeypatch.setattr(clip_trainer, "loss_of", loss_of)
     flags = ["--train_size", 16, "--batch_size", 8, "--max_steps", 9, "--vision_cfg", TOWER, "--output_dir", tmp_path]
     monkeypatch.setattr("sys.argv", ["train_clip.py", *map(str, flags)])
     with pytest.raises(SystemExit) as left:
         recipe.main()
     assert left.value.code == 128 + signal.SIGUSR1 and len(calls) == 2
-    assert f"stopped by SIGUSR1 after step 2 of 9: {tmp_path} has the model of this step." in caplog.text
+    assert "stopped by SIGUSR1 after step 2 of 9." in caplog.text
     ClipScorer(str(tmp_path))
 
 
-def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_tuned_openai_model_keeps_its_activation(tmp_path: Path, monkeypatch: Any) -> None:
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8}
     small = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
@@ -119,10 +87,8 @@ def test_a_tuned_openai_model_keeps_its_activation(recipe: ModuleType, tmp_path:
     torch.save(open_clip.CLIP(**small).state_dict(), tmp_path / "openai.pt")
     tag = _PRETRAINED["ViT-B-32"]["openai"] | {"file": tmp_path / "openai.pt"}
     monkeypatch.setitem(_PRETRAINED["ViT-B-32"], "openai", tag)
-    settings = recipe.Settings(model="ViT-B-32:openai", output_dir=str(tmp_path / "tuned"))
-    model, model_cfg, preprocess_cfg, _, _ = recipe.published_model(settings)
-    recipe.save_open_clip(model, settings.output_dir, model_cfg, preprocess_cfg)
-    tuned = ClipScorer(settings.output_dir)
+    published_clip("ViT-B-32:openai").save(tmp_path / "tuned")
+    tuned = ClipScorer(tmp_path / "tuned")
     assert "QuickGELU" in repr(tuned.model.transformer) and "QuickGELU" in repr(tuned.model.visual)
     picture = Image.linear_gradient("L").convert("RGB")
     assert torch.equal(tuned.transform(picture), ClipScorer("ViT-B-32:openai").transform(picture))
@@ -133,37 +99,81 @@ def test_too_few_images_for_a_batch_are_counted(tmp_path: Path) -> None:
     assert "10 images do not fill a batch of 16" in failed.stderr
 
 
-def test_pictures_that_cannot_be_decoded_are_named_and_replaced(recipe: ModuleType, tmp_path: Path, caplog) -> None:
-    scenes = emoji_scenes("train", 4, seed=0)
-    files = []
-    for number, image in enumerate(scenes["image"]):
-        files.append(str(tmp_path / f"{number}.png"))
-        image.save(files[-1])
-    Path(files[1]).write_bytes(b"no picture")
-    kinds = {"image": ImageFeature(decode=False), "captions": [Value("string")], "image_id": Value("string")}
-    rows = {"image": files, "captions": scenes["captions"], "image_id": list("abcd")}
-    dataset = Dataset.from_dict(rows, features=Features(kinds))
-    images = recipe.CaptionedImages(dataset, lambda image: image.size)
-    assert [images[number][0] for number in range(4)] == [(64, 64)] * 4
-    assert "image 'b' cannot be trained on" in caplog.text
-    broken = recipe.CaptionedImages(dataset.select([1]), None)
-    with pytest.raises(
-        ValueError, match="20 pictures one after the other cannot be decoded, the last one is image 'b'"
-    ):
-        broken[0]
-
-
-def test_positions_are_spread_where_there_are_any(recipe: ModuleType) -> None:
-    with pytest.raises(ValueError, match="--spread_positions has no effect on an image tower without"):
-        recipe.tell_places_apart(recipe.new_model(recipe.Settings(), [BARE])[0])
-    pool = json.dumps({"layers": [1, 1, 1, 1], "width": 12, "head_width": 48, "image_size": 64})
-    model = recipe.new_model(recipe.Settings(vision_cfg=pool), [BARE])[0]
-    before = model.visual.attnpool.positional_embedding.detach().clone()
-    recipe.tell_places_apart(model)
-    assert (model.visual.attnpool.positional_embedding == 10 * before).all()
-
-
 def test_a_published_model_is_tuned_at_a_lower_rate(recipe: ModuleType) -> None:
     assert [recipe.Settings(model=model, lr=lr).lr for model, lr in [(None, None), ("x", None), ("x", 3.0)]] == [
         2e-3, 1e-5, 3.0
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in Karpathy's form, as Flickr8k's archive has them: the JSON beside the folder of pictures."""
+    folder = tmp_path_factory.mktemp("flickr8k")
+    (folder / "Flicker8k_Dataset").mkdir()
+    images = []
+    for number, row in enumerate(emoji_scenes("train", 40, seed=0)):
+        row["image"].resize((96, 64)).save(folder / "Flicker8k_Dataset" / f"{number}.jpg")
+        split = "train" if number < 24 else "val" if number < 32 else "test"
+        sentences = [{"raw": f"{caption} ."} for caption in row["captions"]]
+        images.append({"filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": sentences})
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
+    return folder / "dataset_flickr8k.json"
+
+
+def of_towers(towers: Path, photographs: Path) -> list[object]:
+    return [
+        "--dataset", photographs, "--image_tower", IMAGE_TOWER, "--image_weights", towers / "image.pth",
+        "--text_tower", towers / "text", "--projection", "mlp", "--embed_dim", 16, "--image_frozen_steps", -1,
+        "--text_frozen_steps", 2, "--cached_views", 2, "--mirror", "true", "--batch_size", 8, "--max_steps", 6,
+        "--eval_steps", 2, "--keep_best", "true", "--bf16", "true",
+    ]  # fmt: skip
+
+
+def test_pretrained_towers_from_photographs_to_a_scorer(towers: Path, photographs: Path, tmp_path: Path) -> None:
+    done = train(tmp_path, *of_towers(towers, photographs), "--hard_negatives", "true")
+    assert "Features of 24 pictures, 2 views each of 256 numbers, take " in done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 6 and metrics["best_step"] in (2, 4, 6)
+    for figures in (metrics, metrics["test"]):
+        assert {"t2i_R@1", "i2t_R@1", "prefers_truth/noun", "prefers_truth/shuffle"} <= set(figures)
+    scorer = ClipScorer(tmp_path)
+    assert scorer.embed_dim == 16 and not list(tmp_path.glob("checkpoint-*"))
+    trunk = torch.load(towers / "image.pth")["conv_stem.weight"].half().float()
+    assert torch.equal(scorer.model.visual.trunk.conv_stem.weight, trunk)
+
+
+def test_the_same_command_resumes_a_killed_run(
+    recipe: ModuleType, towers: Path, photographs: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    flags = [*of_towers(towers, photographs), "--resume_from_checkpoint", "true"]
+    train(tmp_path / "whole", *flags)
+    monkeypatch.setattr("sys.argv", ["train_clip.py", *map(str, flags), "--output_dir", str(tmp_path / "cut")])
+    plain = recipe.ClipTrainer.checkpoint
+
+    def killed(self: Any) -> None:
+        plain(self)
+        if self.place.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe.ClipTrainer, "checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main()
+    run_lock.release(tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoint-4" / "complete.json").is_file()
+    train(tmp_path / "cut", *flags)
+    for name in ("metrics.json", "open_clip_model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_train_one_model(towers: Path, photographs: Path, tmp_path: Path, run_processes: Any) -> None:
+    flags = [*of_towers(towers, photographs), "--hard_negatives", "true", "--output_dir", tmp_path]
+    script = str(Path(__file__).parents[1] / "distributed" / "recipe_in_two.py")
+    run_processes(script, ["train_clip.py", *flags], ["train_clip.py", *flags])
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 6
+    assert len(list((tmp_path / "features").glob("*/features.npy"))) == 2
+    ClipScorer(tmp_path)
+
+
+def test_weights_of_kinds_are_as_many_as_the_kinds_of_these_pictures(recipe: ModuleType) -> None:
+    with pytest.raises(ValueError, match="kind_weights should be 12 numbers.* noun, .* repeat"):
+        recipe.Settings(dataset="captions.json", hard_negatives=True, kind_weights=[1.0] * 6)

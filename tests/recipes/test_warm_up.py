@@ -12,6 +12,8 @@ import forked
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
@@ -26,6 +28,7 @@ from transformers import (
 
 from hf_distinct.data import load_captions
 from hf_distinct.files import checkpoints
+from hf_distinct.inference.captioner_fit import check_fit
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.inference.pipelines import load_image_processor
 
@@ -143,6 +146,44 @@ def test_the_default_length_of_captions_fits_a_decoder_of_few_positions(recipe, 
     assert model.generation_config.max_length == 16 + 1  # the start token counts
     model, _, _ = recipe.build_captioner(recipe.Settings(), CAPTIONS)
     assert model.generation_config.max_length == 24 + 1
+
+
+def test_a_new_decoder_has_the_size_and_the_words_that_are_asked_for(recipe) -> None:
+    settings = recipe.Settings(decoder_layers=3, decoder_width=64, decoder_dropout=0.2, min_word_count=2)
+    model, tokenizer, _ = recipe.build_captioner(settings, ["a red dog", "a red cat", "one dog"])
+    config = model.config.decoder
+    assert (config.n_layer, config.n_embd, config.n_head) == (3, 64, 2)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.2, 0.2)
+    assert {"a", "red", "dog"} < set(tokenizer.get_vocab()) and "cat" not in tokenizer.get_vocab()
+    assert model.generation_config.suppress_tokens == [tokenizer.unk_token_id]
+    assert recipe.build_captioner(recipe.Settings(), CAPTIONS)[0].generation_config.suppress_tokens is None
+
+
+def test_a_new_decoder_may_have_a_published_tokenizer(recipe, towers) -> None:
+    model, tokenizer, _ = recipe.build_captioner(recipe.Settings(tokenizer=str(towers / "bert")), CAPTIONS)
+    assert tokenizer.tokenize("red dog") == ["r", "##e", "##d", "d", "##o", "##g"]
+    assert model.config.decoder.vocab_size == len(tokenizer)
+    assert model.config.decoder.model_type == "gpt2"
+    assert model.generation_config.eos_token_id == tokenizer.sep_token_id
+
+
+@pytest.mark.both_ends
+def test_the_width_of_an_encoder_whose_config_does_not_say_it_is_found(recipe, tmp_path) -> None:
+    AutoModel.from_config(AutoConfig.for_model("timm_wrapper", architecture="test_vit")).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 160, "width": 160}).save_pretrained(tmp_path)
+    model, tokenizer, processor = recipe.build_captioner(recipe.Settings(encoder=str(tmp_path)), CAPTIONS)
+    check_fit(model, tokenizer, processor)
+    model.save_pretrained(tmp_path / "captioner")
+    assert VisionEncoderDecoderModel.from_pretrained(tmp_path / "captioner").config.encoder.hidden_size == 64
+
+
+def test_epochs_say_how_long_unless_steps_do(recipe, tmp_path) -> None:
+    def steps(**settings: float) -> int:
+        return recipe.Training(output_dir=str(tmp_path), use_cpu=True, **settings).max_steps
+
+    assert (steps(), steps(max_steps=7), steps(num_train_epochs=2)) == (2500, 7, -1)
+    with pytest.raises(ValueError, match="max_steps=7 and num_train_epochs=2 both say how long"):
+        steps(max_steps=7, num_train_epochs=2)
 
 
 def test_a_frozen_encoder(recipe) -> None:

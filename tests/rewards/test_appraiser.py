@@ -57,6 +57,25 @@ def test_a_reward_that_applies_to_some_captions(make_trainer):
     assert judged.trouble() is None
 
 
+def test_a_weak_scorer_pushes_no_image_down(make_trainer):
+    """Rewards that are called advantages and are all negative: by hand, of -.3 and -.1 one goes up and one down."""
+
+    class Weak:
+        name, is_advantage = "weak", True
+
+        def __call__(self, batch):
+            values = torch.full((len(batch),), -0.2)
+            values[:8] += torch.tensor([-0.1, 0.1] * 4)
+            return values
+
+    trainer = make_trainer(rewards=[Weak()], discriminator_weight=0.0)
+    judged = trainer.appraiser.judge(tiny.a_batch(trainer), ["a dog"] * 8, [])
+    assert judged.advantages.tolist() == pytest.approx([-0.2, 0.2] * 4)
+    trainer = make_trainer(rewards=[Weak()], discriminator_weight=0.0, baseline="none")
+    judged = trainer.appraiser.judge(tiny.a_batch(trainer), ["a dog"] * 8, [])
+    assert judged.advantages.tolist() == pytest.approx([-0.3, -0.1] * 4)
+
+
 def test_a_caption_that_no_reward_applies_to_teaches_nothing(make_trainer):
     trainer = make_trainer(rewards=[lambda captions: [None, 5.0] * (len(captions) // 2)], baseline="none")
     judged = trainer.appraiser.judge(tiny.a_batch(trainer), ["a dog"] * 8, [])

@@ -52,6 +52,7 @@ def test_metadata_alone_as_the_hub_makes_them():
         "# A card of mine\n",
         OLD.replace("<!-- End of", "<!-- end of"),
         OLD.replace("license: mit", "license: [mit"),
+        OLD.replace("license: mit", "a: &a [lol, lol]\nlicense: [*a, *a]"),  # a few lines of such become gigabytes
         OLD.replace("license: mit\ntags:\n- clip\nmodel-index: 1", "a list"),
     ],
 )

@@ -15,14 +15,17 @@ import tiny
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
+from hf_distinct.data.augmentation import Augmentation
 from hf_distinct.files import checkpoints
 from hf_distinct.gallery import Gallery
 from hf_distinct.training.finite import LEAST_SCALE, scaler_problems
+from hf_distinct.training.supervised import early_stopping
 from hf_distinct.training.teacher_forcing import UNUSED, TeacherForcing, teacher_forcing_problems
 
 
 def make(models: Path, output: Path, kind: type = TeacherForcing, adapt: Any = None, **settings: Any) -> Any:
-    own = {name: settings.pop(name) for name in ("dropped_images", "max_length") if name in settings}
+    names = ("dropped_images", "max_length", "encoder_learning_rate", "augmentation", "callbacks")
+    own = {name: settings.pop(name) for name in names if name in settings}
     model, tokenizer, image_processor = tiny.load_captioner(models)
     if adapt is not None:
         adapt(model)
@@ -108,6 +111,67 @@ def test_a_frozen_encoder_stays_in_eval_mode_and_any_other_does_not(tiny_models,
         assert bool(tiny.moved(before, trainer.model.encoder)) != frozen
 
 
+def test_the_encoder_has_a_learning_rate_of_its_own(tiny_models, tmp_path):
+    settings = {"encoder_learning_rate": 1e-3, "max_steps": 4, "lr_scheduler_type": "linear", "weight_decay": 0.1}
+    trainer = make(tiny_models, tmp_path, save_strategy="steps", save_steps=2, **settings)
+    trainer.train()
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    rates: dict[tuple[float, float], set[str]] = {}
+    for group in trainer.optimizer.param_groups:
+        own = {names[id(weight)].partition(".")[0] for weight in group["params"]}
+        rates.setdefault((group["initial_lr"], group["weight_decay"]), set()).update(own)
+    assert rates.pop((1e-3, 0.1)) == rates.pop((1e-3, 0.0)) == {"encoder"}
+    assert set(rates) == {(1e-2, 0.1), (1e-2, 0.0)} and not any("encoder" in each for each in rates.values())
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(names)
+    resumed = make(tiny_models, tmp_path, **settings)
+    resumed.train(str(tmp_path / "checkpoint-2"))
+    assert not tiny.moved(tiny.weights(trainer.model), resumed.model)
+
+
+def test_views_reach_the_captioner(tiny_models, tmp_path):
+    plain, viewed = make(tiny_models, tmp_path), make(tiny_models, tmp_path, augmentation=Augmentation((0.3, 0.5)))
+    pixels = [tiny.a_batch(trainer)["pixel_values"] for trainer in (plain, viewed)]
+    assert pixels[0].shape == pixels[1].shape and not torch.equal(*pixels)
+    assert torch.equal(*(tiny.a_batch(trainer)["labels"] for trainer in (plain, viewed)))
+
+
+@pytest.mark.both_ends
+def test_a_training_that_no_longer_gains_stops_early_with_its_best(tiny_models, tmp_path):
+    settings = {
+        "max_steps": 9, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+        "load_best_model_at_end": True, "metric_for_best_model": "CIDEr-D",
+    }  # fmt: skip
+    scores = [0.1, 0.4, 0.3, 0.2, 0.9]
+
+    class Declining(TeacherForcing):
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics = {"eval_CIDEr-D": scores[self.state.global_step - 1]}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    def trainer(**more: Any) -> Any:
+        args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True,
+                                        eval_strategy="steps", save_strategy="steps")
+        made = make(tiny_models, tmp_path, kind=Declining, callbacks=early_stopping(args, 2), **settings, **more)
+        made.args.restore_callback_states_from_checkpoint = args.restore_callback_states_from_checkpoint
+        return made
+
+    stopped = trainer()
+    stopped.train()
+    assert stopped.state.global_step == 4 and stopped.state.best_global_step == 2
+    resumed = trainer()
+    resumed.train(str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 4  # it had counted one already
+    assert not tiny.moved(tiny.weights(stopped.model), resumed.model)
+
+
+def test_early_stopping_needs_a_best_checkpoint(tmp_path):
+    args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert early_stopping(args, None) == []
+    with pytest.raises(ValueError, match="early_stopping_patience=3 .*--load_best_model_at_end true"):
+        early_stopping(args, 3)
+
+
 def test_arguments_that_cannot_act_are_refused_by_name(tmp_path):
     values = {
         "generation_max_length": 9, "generation_num_beams": 3, "generation_config": "x", "eval_accumulation_steps": 2,
@@ -168,7 +232,8 @@ def test_what_is_not_finite_ends_the_training_and_is_not_saved(tiny_models, tmp_
 
 @pytest.mark.both_ends
 def test_a_resumed_training_is_the_same_training(tiny_models, tmp_path):
-    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "dropped_images": 0.5}
+    settings: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "dropped_images": 0.5}
+    settings["augmentation"] = Augmentation((0.5, 1.0))
     whole = make(tiny_models, tmp_path / "whole", **settings)
     whole.train()
     resumed = make(tiny_models, tmp_path / "whole", **settings)

@@ -18,8 +18,8 @@ def path(name: str) -> str:
     """Return the file of a metric, to be given to `evaluate.load`.
 
     Args:
-        name: "caption_quality", "caption_diversity", "caption_faults", "caption_java", "caption_perplexity",
-            "clip_retrieval" or "clip_score".
+        name: "caption_quality", "caption_diversity", "caption_faults", "caption_grammar", "caption_invention",
+            "caption_java", "caption_perplexity", "clip_retrieval" or "clip_score".
 
     Raises:
         ValueError: there is no metric of that name.

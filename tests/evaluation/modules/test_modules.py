@@ -14,6 +14,7 @@ import torch
 
 import hf_distinct.evaluation
 from hf_distinct.evaluation import bleu, caption_metrics, distinct_n, retrieval_metrics, self_bleu
+from hf_distinct.evaluation.grammar import train_grammar_judge
 from hf_distinct.evaluation.modules import path
 
 CAPTIONS = ["a red dog", "a cat", "a cat"]
@@ -49,12 +50,17 @@ def in_fresh_process(script: str, text: str, cache: Path) -> str:
 
 
 def test_load_and_compute(tmp_path):
+    judge = train_grammar_judge(CAPTIONS, epochs=1, width=4)
+    judge.accuracy = {"people": 0.9}
+    judge.save(tmp_path / "judge")
     given: list = [
         ("caption_quality", {"predictions": CAPTIONS, "references": REFERENCES}),
         ("caption_diversity", {"predictions": CAPTIONS, "training_captions": ["a cat"]}),
         ("clip_retrieval", {"predictions": TEXTS, "references": IMAGES, "neighbours": [[1], [2], [0]]}),
         ("clip_score", {"predictions": TEXTS, "references": IMAGES, "reference_captions": [[text] for text in TEXTS]}),
         ("caption_faults", {"predictions": ["a dog on a", *CAPTIONS]}),
+        ("caption_invention", {"predictions": CAPTIONS, "references": REFERENCES}),
+        ("caption_grammar", {"predictions": ["a dog on a", *CAPTIONS], "judge": str(tmp_path / "judge")}),
         ("caption_perplexity", {"predictions": CAPTIONS, "model": str(tiny.language_model(tmp_path / "model"))}),
     ]
     text = json.dumps([(name, path(name), arguments) for name, arguments in given])
@@ -79,6 +85,9 @@ def test_load_and_compute(tmp_path):
         sum(2 * cosine * 2.5 / (2.5 * cosine + 1) for cosine in (1, 0.8, 0.96)) / 3
     )
     assert results["caption_faults"] == {"bad_endings": 0.25, "repeats": 0.0}
+    assert results["caption_invention"] == {"invention": pytest.approx(1 / 4)}  # of red, dog, cat, cat the last
+    accepted = judge.accepts(["a dog on a", *CAPTIONS])
+    assert results["caption_grammar"] == {"grammar": accepted.mean(), "accuracy": {"people": 0.9}}
     assert results["caption_perplexity"]["perplexity"] > 1
 
 
@@ -90,6 +99,6 @@ def test_the_package_does_not_import_evaluate(tmp_path):
 def test_unknown_name():
     with pytest.raises(
         ValueError,
-        match="there are caption_diversity, caption_faults, caption_java, caption_perplexity, caption_quality",
+        match="there are caption_diversity, caption_faults, caption_grammar, caption_invention, caption_java",
     ):
         path("cider")

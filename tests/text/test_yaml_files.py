@@ -1,6 +1,6 @@
 import pytest
 
-from hf_distinct.files.yaml_files import parse_yaml
+from hf_distinct.text.yaml_files import parse_yaml
 
 
 def test_settings():

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from hf_distinct.files.seals import ALGORITHM, digest_of_tensors
 
+UNFINISHED = ".unfinished"
+OF_ALL = f"{ALGORITHM} of all"
+"""The tensor that holds the digest of the others and of the metadata."""
+
 
 class Parts:
     """Numbered safetensors files in a folder.
@@ -69,10 +73,10 @@ class Parts:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, scratch: Path | None = None
 ) -> None:
-    """Write a safetensors file with a digest of its tensors, whole or not at all; see `written_whole`."""
+    """Write a safetensors file with a digest of what it holds, whole or not at all; see `written_whole`."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     # A tensor, since safetensors writes several metadata in any order, and equal contents are to be equal files.
-    tensors[ALGORITHM] = torch.tensor(list(bytes.fromhex(digest_of_tensors(tensors))), dtype=torch.uint8)
+    tensors[OF_ALL] = torch.tensor(list(bytes.fromhex(digest_of_tensors(tensors, metadata))), dtype=torch.uint8)
     with written_whole(path, scratch) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -109,6 +113,36 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """Give files their names in a folder only when all of them are written, and are on the disk.
+
+    A writer that is killed, or finds no room, leaves the files that stand there as they were. Files of other names
+    stay. One writer at a time.
+
+    Args:
+        folder: Made if needed.
+
+    Yields:
+        The folder to write to, below it.
+    """
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed writer left
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        written = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+        for path in written:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for path in written:
+            place = folder / path.relative_to(unfinished)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `write_tensors` wrote.
 
@@ -125,8 +159,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         # A header that safetensors reads may still name a type that torch has not, or have no end.
         raise ValueError(f"{str(path)!r} is broken: {error}") from error
-    wanted = tensors.pop(ALGORITHM, None)  # files of the first version have none
-    if wanted is not None and (wanted.dtype != torch.uint8 or digest_of_tensors(tensors) != _hex(wanted)):
+    of_tensors = tensors.pop(ALGORITHM, None)  # of earlier versions; those of the first have none
+    of_all = tensors.pop(OF_ALL, None)
+    wanted, found = (of_tensors, digest_of_tensors(tensors)) if of_all is None else (
+        of_all, digest_of_tensors(tensors, metadata)
+    )
+    if wanted is not None and (wanted.dtype != torch.uint8 or found != _hex(wanted)):
         raise ValueError(f"{str(path)!r} is broken: its bytes have changed since it was written")
     return tensors, metadata
 

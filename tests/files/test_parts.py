@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_distinct.data.parts import Parts, this_process, write_tensors
+from hf_distinct.files.parts import Parts, read_tensors, this_process, write_tensors, written_together
 
 
 def test_what_is_missing_is_what_was_not_written(tmp_path):
@@ -49,6 +49,31 @@ def test_a_part_whose_bytes_changed_is_missing_again(tmp_path):
     with pytest.raises(ValueError, match=r"000000\.safetensors' is broken: its bytes have changed"):
         parts.read(0)
     assert parts.missing() == [0]
+
+
+def test_what_is_said_beside_the_tensors_counts_too(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(3)}, {"failures": '{"7": "torn"}'})
+    path.write_bytes(path.read_bytes().replace(b"7", b"5", 1))
+    with pytest.raises(ValueError, match="its bytes have changed"):
+        read_tensors(path)
+
+
+def test_files_take_their_places_together_or_not_at_all(tmp_path):
+    for name in ("config.json", "model", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / ".unfinished" / "model").write_text("of a writer that was killed")
+    with pytest.raises(OSError, match="full"), written_together(tmp_path) as unfinished:
+        (unfinished / "config.json").write_text("new")
+        raise OSError("full")
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"old"}
+    with written_together(tmp_path) as unfinished:
+        (unfinished / "deep").mkdir()
+        for name in ("config.json", "model", "deep/er"):
+            (unfinished / name).write_text("new")
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"config.json": "new", "model": "new", "deep/er": "new", "notes.txt": "old"}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

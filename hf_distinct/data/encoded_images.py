@@ -1,0 +1,146 @@
+"""What a frozen encoder makes of the images of a data set: computed once, in half precision, and read from disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from datasets import Dataset, Image
+from safetensors import safe_open
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from hf_distinct.data.embedding_cache import image_states
+from hf_distinct.data.images import ImageError, decode_pixels
+from hf_distinct.files.disk_space import check_room
+from hf_distinct.files.parts import Parts, this_process
+from hf_distinct.files.seals import digest_of_tensors
+
+logger = logging.get_logger(__name__)
+
+PART_ROWS = 256
+
+
+class EncodedImages:
+    """The outputs of an encoder for the images of a data set, by image id; made by `encode_images`.
+
+    Files are opened by the process that reads them, so that a collator may carry this into workers.
+
+    Args:
+        parts: safetensors files, each with ``states`` `(rows, S, H)` in half precision and, in its metadata, the
+            reason by row of what could not be decoded.
+        image_ids: of the data set, by row.
+    """
+
+    def __init__(self, parts: Parts, image_ids: list[str]) -> None:
+        self.parts = parts
+        self.row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+        self._open: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def __call__(self, image_id: str) -> Tensor:
+        """Return the encoder's output for an image, `(S, H)`, float32.
+
+        Raises:
+            ImageError: it could not be decoded when it was to be encoded.
+            ValueError: the data set has no such image.
+        """
+        if image_id not in self.row_of:
+            raise ValueError(f"Image {image_id!r} is not among those that were encoded: they are of another data set.")
+        number, place = divmod(self.row_of[image_id], PART_ROWS)
+        if number not in self._open:
+            self._open[number] = safe_open(self.parts.path(number), framework="pt")
+        reasons = json.loads(self._open[number].metadata()["failures"])
+        if str(place) in reasons:
+            raise ImageError(reasons[str(place)])
+        return self._open[number].get_slice("states")[place].float()
+
+
+def encode_images(
+    dataset: Dataset,
+    encoder: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    cache_dir: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> EncodedImages:
+    """Encode every image of a data set, or find them encoded; the size on disk is logged before it begins.
+
+    The work is done in parts, each written whole, so that a killed run goes on where it was. Processes of
+    torch.distributed that call this together share it. It is found again by the weights and the config of the encoder,
+    the image processor, and size and time of modification of each image file.
+
+    Args:
+        dataset: ``image``, ``image_id``.
+        encoder: a frozen encoder; it is moved to the device, and left there in eval mode.
+        image_processor: what its pixels are made by.
+        cache_dir: folder, made if needed, on a disk that all processes share.
+        device: of the encoder.
+        batch_size: images at a time.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    encoder.to(device).eval()  # type: ignore[arg-type]
+    folder = Path(cache_dir) / f"encoder-outputs-{_key(dataset, encoder, image_processor)}"
+    parts = Parts(folder, -(-len(dataset) // PART_ROWS))
+    encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
+    process, processes = this_process()
+    own = range(process, parts.count, processes)
+    announced = False
+    # Own parts first; then whatever others have left, from the back: nobody waits for a process that is slow or dead.
+    while numbers := parts.missing(own)[:1] or parts.missing()[-1:]:
+        begin = numbers[0] * PART_ROWS
+        rows = encoded[begin : begin + PART_ROWS]["image"]
+        states, failures = _encode(rows, encoder, image_processor, batch_size)
+        if not announced and process == 0:
+            size = states[0].numel() * states.element_size() * len(dataset)
+            logger.info(f"The encoder's outputs for {len(dataset)} images take {size / 2**20:.0f} MiB in {folder}.")
+            check_room(cache_dir, size * len(parts.missing()) // parts.count, "The encoder's outputs")
+        announced = True
+        parts.write(numbers[0], {"states": states}, {"failures": json.dumps(failures)})
+    return EncodedImages(parts, list(dataset["image_id"]))
+
+
+@torch.no_grad()
+def _encode(
+    values: list[Any], encoder: Any, image_processor: BaseImageProcessor, batch_size: int
+) -> tuple[Tensor, dict[int, str]]:
+    """Outputs `(rows, S, H)` float16, zero where an image cannot be decoded, and why that is by place."""
+    batches: list[Tensor] = []
+    failures: dict[int, str] = {}
+    for start in range(0, len(values), batch_size):
+        found = decode_pixels(values[start : start + batch_size], image_processor)
+        failures |= {start + place: reason for place, reason in found.failures.items()}
+        if found.images:
+            pixels = torch.stack(found.images).to(encoder.device, encoder.dtype)
+            batches.append(encoder(pixels).last_hidden_state.half().cpu())
+    good = [place for place in range(len(values)) if place not in failures]
+    width = batches[0].shape[1:] if batches else (1, 1)
+    states = torch.zeros(len(values), *width, dtype=torch.float16)
+    if batches:
+        states[good] = torch.cat(batches)
+    return states, failures
+
+
+def _key(dataset: Dataset, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> str:
+    state = xxhash.xxh3_128()
+    weights = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
+    for part in (digest_of_tensors(weights), encoder.config.to_json_string(), image_processor.to_json_string()):
+        state.update(part.encode())
+    for found in _states_of(dataset):
+        state.update(found)
+    return state.hexdigest()
+
+
+def _states_of(dataset: Dataset) -> Iterator[bytes]:
+    for table in dataset.select_columns(["image"]).with_format("arrow").iter(batch_size=256):
+        yield from (here for here, _ in image_states(table))

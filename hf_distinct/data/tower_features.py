@@ -1,0 +1,251 @@
+"""What a frozen image tower gives for several views of each picture: computed once, in half precision, and mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PIL
+from PIL import ImageOps
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from hf_distinct.data.embedding_cache import cache_name
+from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.prepared import names_of, select
+from hf_distinct.data.skips import Skips
+from hf_distinct.data.workers import TRIAL, fitting_workers, share
+from hf_distinct.files.disk_space import check_room, readable_size
+from hf_distinct.files.parts import Parts, this_process, written_whole
+from hf_distinct.files.seals import digest_of_tensors
+
+logger = logging.get_logger(__name__)
+
+PART_ROWS = 256
+"""Pictures of one part: at most so many are computed again when a run is killed."""
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Views:
+    """What a training sees of a picture.
+
+    View 0 is the picture as the finished model will see it, and with ``mirror`` view 1 its mirror image. All others
+    are drawn at random, and with ``mirror`` each odd one is mirrored.
+
+    Attributes:
+        plain: turns an RGB picture into pixels.
+        augmented: does so at random; None: no view is random.
+        mirror: whether there are mirror images.
+        count: how many views there are, V; None: no end of them.
+        described: what distinguishes these transforms from others, for the name of a cache.
+    """
+
+    plain: Callable[[PIL.Image], Tensor]
+    augmented: Callable[[PIL.Image], Tensor] | None = None
+    mirror: bool = False
+    count: int | None = None
+    described: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if there are not so many different views."""
+        if self.count is not None and self.augmented is None and self.count > 1 + self.mirror:
+            have = "two different views" if self.mirror else "one view (two with --mirror true)"
+            raise ValueError(f"cached_views={self.count}, but without --augmentation a picture has only {have}.")
+
+    def make(self, image: PIL.Image, number: int) -> Tensor:
+        """Pixels ``(3, height, width)`` of view ``number``."""
+        transform = self.plain if self.augmented is None or number <= self.mirror else self.augmented
+        return transform(ImageOps.mirror(image) if self.mirror and number % 2 else image)
+
+    def draw(self, rng: random.Random, turned: bool = True) -> int:
+        """The number of a view at random; one that is not mirrored if ``turned`` is False.
+
+        Without a ``count`` a random view has number 2 or 3, and is another one each time it is made.
+        """
+        first = 2 if self.augmented is not None and self.count is None else 0
+        count = first + 1 + self.mirror if self.count is None else self.count
+        numbers = range(first, count, 1 if turned or not self.mirror else 2)
+        return numbers[0] if len(numbers) == 1 else rng.choice(numbers)
+
+
+def tower_features(
+    dataset: Dataset,
+    tower: nn.Module,
+    views: Views,
+    folder: str | os.PathLike[str],
+    seed: int = 0,
+    num_workers: int = 0,
+    batch_size: int = 32,
+    strict: bool = False,
+) -> tuple[Dataset, Tensor]:
+    """Compute what a tower gives for V views of N pictures, or find it computed.
+
+    The files are named by what they were made from (weights, transforms, pictures), and are half precision. A run that
+    is killed goes on where it was. Processes of torch.distributed that call this together share the work.
+
+    Args:
+        dataset: columns ``image``, ``captions`` and ``image_id``.
+        tower: turns pixels ``(n, 3, height, width)`` into features ``(n, ...)``; frozen, in eval mode.
+        views: which; their ``count`` is V.
+        folder: where the files lie, on a disk that all processes share.
+        seed: of the random views.
+        num_workers: processes that prepare pictures while the tower works.
+        batch_size: pictures, each with all its views, in one call of the tower.
+        strict: whether a picture that cannot be decoded is an error; otherwise it is left out with a warning.
+
+    Returns:
+        The data set without pictures that cannot be decoded, and features ``(N, V, ...)``, float16, mapped from disk.
+
+    Raises:
+        ValueError: no picture can be decoded, or (strict) one cannot; or a feature is too large for half precision.
+        OSError: the disk has no room.
+    """
+    assert views.count is not None
+    device = next(tower.parameters()).device
+    about = [digest_of_tensors(_on_cpu(tower)), views.described, views.mirror, views.count]
+    about += [seed] if views.augmented else []
+    fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
+    path = Path(folder) / cache_name(dataset, _Fingerprint(fingerprint)).replace("embeddings", "features")  # type: ignore[arg-type]
+    whole, kept_file = path / "features.npy", path / "rows.json"
+    parts = Parts(path / "parts", -(-len(dataset) // PART_ROWS))
+    if not whole.is_file():
+        shape = tower(views.plain(TRIAL)[None].to(device)).shape[1:]
+        size = len(dataset) * views.count * shape.numel() * 2
+        logger.info(
+            "Features of %d pictures, %d views each of %s numbers, take %s in %s.",
+            len(dataset), views.count, "x".join(map(str, shape)), readable_size(size), path,
+        )  # fmt: skip
+        check_room(folder, size + size * len(parts.missing()) // parts.count, "The features")
+    rank, processes = this_process()
+    begin = time.monotonic()
+    while not whole.is_file():
+        numbers = parts.missing(range(rank, parts.count, processes)) or parts.missing()[-1:]
+        if numbers:
+            _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
+        elif rank == 0:
+            _join(parts, whole, kept_file)
+            logger.info("Features of %d pictures took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
+        else:
+            time.sleep(POLL_SECONDS)
+    told = json.loads(kept_file.read_text())
+    skips = Skips("the pictures", strict)
+    for row, reason in told["failures"].items():
+        skips.add("undecodable image", f"{names_of(dataset)[int(row)]}: {reason}")
+    if not told["rows"]:
+        raise ValueError(f"None of the {len(dataset)} pictures can be decoded: {skips.summary()}")
+    skips.warn()
+    features = torch.from_numpy(np.lib.format.open_memmap(whole, mode="c"))
+    return select(dataset, told["rows"], "the pictures"), features
+
+
+@dataclass
+class _Fingerprint:
+    fingerprint: str
+
+
+def _on_cpu(tower: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in tower.state_dict().items()}
+
+
+@torch.no_grad()
+def _compute(
+    numbers: list[int], parts: Parts, dataset: Dataset, tower: nn.Module, views: Views, seed: int, num_workers: int,
+    batch_size: int,
+) -> None:  # fmt: skip
+    """Write parts."""
+    ranges = [range(n * PART_ROWS, min((n + 1) * PART_ROWS, len(dataset))) for n in numbers]
+    batches = [each[i : i + batch_size] for each in ranges for i in range(0, len(each), batch_size)]
+    assert views.count is not None
+    if num_workers:
+        num_workers = fitting_workers(num_workers, batch_size * views.count * views.plain(TRIAL).nbytes)
+    loader = DataLoader(
+        _ViewsOfRows(dataset, views, seed), sampler=batches, batch_size=None, num_workers=num_workers,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )  # fmt: skip
+    loaded, device = iter(loader), next(tower.parameters()).device
+    bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" pictures", disable=this_process()[0] != 0)
+    for number, rows in zip(numbers, ranges, strict=True):
+        found: list[Tensor] = []
+        failures: dict[int, str] = {}
+        for _ in range(0, len(rows), batch_size):
+            pixels, failed = next(loaded)
+            failures |= failed
+            if pixels is not None:
+                flat = pixels.flatten(0, 1).to(device, memory_format=torch.channels_last)
+                found.append(tower(flat).unflatten(0, pixels.shape[:2]).half().cpu())
+            bar.update(batch_size)
+        features = torch.cat(found) if found else torch.empty(0)
+        if not bool(features.isfinite().all()):
+            raise ValueError("The image tower gives features that are NaN, or too large for half precision.")
+        parts.write(number, {"features": features}, {"failures": json.dumps(failures), "rows": json.dumps([*rows])})
+    bar.close()
+
+
+def _join(parts: Parts, whole: Path, kept_file: Path) -> None:
+    """Make one file of all parts; leave those that are broken to be computed again."""
+    try:
+        shapes: list[torch.Size] = []
+        rows: list[int] = []
+        failures: dict[str, str] = {}
+        for number in range(parts.count):
+            tensors, told = parts.read(number)
+            failures |= (failed := json.loads(told["failures"]))
+            rows += [row for row in json.loads(told["rows"]) if str(row) not in failed]
+            shapes += [tensors["features"].shape] if len(tensors["features"]) else []
+        with written_whole(kept_file) as temporary:
+            temporary.write_text(json.dumps({"rows": rows, "failures": failures}))
+        with written_whole(whole) as temporary, temporary.open("wb") as file:
+            shape = (len(rows), *(shapes[0][1:] if shapes else ()))
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for number in range(parts.count):
+                file.write(parts.read(number)[0]["features"].numpy().astype("<f2").tobytes())
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("A part of the features is computed again: %s", error)
+        return
+    shutil.rmtree(parts.folder, ignore_errors=True)
+
+
+class _ViewsOfRows(torch.utils.data.Dataset):
+    """Ranges of rows as pixels ``(rows, V, 3, height, width)``; by row, why there are none."""
+
+    def __init__(self, dataset: Dataset, views: Views, seed: int) -> None:
+        # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
+        self.encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
+        self.views, self.seed = views, seed
+
+    def __getitem__(self, rows: range) -> tuple[Tensor | None, dict[int, str]]:
+        found, failures = [], {}
+        for row, value in zip(rows, self.encoded[rows.start : rows.stop]["image"], strict=True):
+            try:
+                image = decode_image(value)
+            except ImageError as error:
+                failures[row] = str(error)
+                continue
+            found.append(torch.stack([self._make(image, row, view) for view in range(self.views.count or 0)]))
+        pixels = torch.stack(found) if found else None
+        share([pixels])
+        return pixels, failures
+
+    def _make(self, image: PIL.Image, row: int, view: int) -> Tensor:
+        """A view that is the same whenever it is made, whatever was made before."""
+        state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, row, view)))
+            random.seed(hash((self.seed, row, view)))  # open_clip's colour jitter draws from it
+            made = self.views.make(image, view)
+        random.setstate(state)
+        return made

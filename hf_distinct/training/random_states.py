@@ -1,0 +1,25 @@
+"""The states of the random numbers of a process, so that a run which is resumed draws what it would have drawn."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """Those of torch and Python, of this process."""
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": list(random.getstate())}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on from `random_states`."""
+    torch.set_rng_state(states["torch"].cpu())
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
