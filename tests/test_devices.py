@@ -23,9 +23,23 @@ SETTINGS = {
 }
 # Where a step by default settings waits, but for writing captions, which waits for each token.
 WAITS = {
-    "generate": {"rollout.py generate_labels", "rollout.py are_ends", "finished_rows.py __init__"},
-    "score": {"trainer.py _score", "rollout.py token_logits", "packing.py __init__", "rollout.py _logits"},
-    "step": {"resumable.py listcomp", "rollout.py decode", "rollout.py are_ends", "rollout.py rollout_figures"},
+    "generate": {
+        "generation/rollouts.py generate_labels",
+        "generation/labels.py are_ends",
+        "generation/labels.py decode",
+        "fast/finished_rows.py __init__",
+    },
+    "score": {
+        "generation/policy.py score",
+        "captioner.py token_logits",
+        "captioner.py _logits",
+        "fast/packing.py __init__",
+    },
+    "step": {
+        "training/resumable.py listcomp",
+        "generation/labels.py are_ends",
+        "generation/labels.py rollout_figures",
+    },
 }
 
 
@@ -93,7 +107,7 @@ def test_where_a_step_waits_for_the_device(on_gpu):
             loss = trainer.compute_loss(trainer.model, inputs)
         with trainer.meter.phase("backward"):
             loss.backward()
-    gpu.waits["generate"] -= {"finished_rows.py choose"}
+    gpu.waits["generate"] -= {"fast/finished_rows.py choose"}
     assert dict(gpu.waits) == WAITS
 
 

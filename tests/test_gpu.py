@@ -62,7 +62,7 @@ def test_a_step_is_that_of_the_cpu(device, trainer_on, tmp_path):
         losses.append(loss.item())
         grads = ((name, weight.grad) for name, weight in trainer.model.named_parameters())
         gradients.append({name: grad.cpu() for name, grad in grads if grad is not None})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and abs(losses[1]) > 1e-3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and abs(losses[1]) > 1e-4
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_half_precision_trains(device, trainer_on, tmp_path, precision):
     trainer = trainer_on(device, tmp_path, max_steps=3, kl_weight=0.1, **{precision: True})
     before = tiny.weights(trainer.model)
     trainer.train()
-    assert trainer.skipped_steps == 0
+    assert trainer.void_steps.count == 0
     assert len(trainer.step_losses) == 3 and all(abs(loss) < 10 for loss in trainer.step_losses)
     assert len(tiny.moved({name: value.to(device) for name, value in before.items()}, trainer.model)) > 20
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
