@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from hf_distinct.data.workers import fitting_workers
 from hf_distinct.distributed.launching import check_number_of_processes
 from hf_distinct.files import checkpoints
+from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import this_process
 from hf_distinct.training.clip_building import TrainedClip, image_tower_of, text_tower_of
 from hf_distinct.training.clip_training import CaptionedImages, Embedder, loss_of
@@ -213,11 +214,9 @@ class ClipTrainer:
         return left
 
     def _loader(self, rows: CaptionedImages) -> DataLoader:
-        size = self.schedule.batch_size // self.processes
-        if len(rows) < self.schedule.batch_size:
-            raise ValueError(
-                f"{len(rows)} images do not fill a batch of {self.schedule.batch_size}: lower --batch_size."
-            )
+        whole, size = self.schedule.batch_size, self.schedule.batch_size // self.processes
+        if len(rows) < whole:
+            raise ValueError(f"{len(rows)} images do not fill a batch of {whole}: lower --batch_size.")
         workers = 0 if rows.features is not None else self.schedule.num_workers
         if workers:
             workers = fitting_workers(workers, size * rows[0][0].nbytes)
@@ -233,8 +232,10 @@ class ClipTrainer:
 
         Raises:
             ValueError: the training has diverged.
+            OSError: the disk has no room for the model and its checkpoints.
         """
         schedule, place = self.schedule, self.place
+        self._check_room()
         bar = tqdm(total=schedule.max_steps, initial=place.step, desc="training CLIP", disable=self.rank != 0)
         interruption = Interruption()
         embedder = self._embedder()
@@ -258,6 +259,12 @@ class ClipTrainer:
                         logger.info("stopped at step %d: no better since step %d", place.step, place.best_step)
                         return 0
         return 0
+
+    def _check_room(self) -> None:
+        """The model, in half precision, and a checkpoint beside the one before it, with AdamW's two averages."""
+        fixed = sum(p.numel() for tower, steps in self.frozen if steps == ALWAYS for p in tower.parameters)
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        check_room(self.output_dir, 2 * count + 2 * 3 * 4 * (count - fixed), "The model and two checkpoints")
 
     def _embedder(self) -> nn.Module:
         """The model, wrapped for several processes; anew when other weights are trained."""

@@ -73,6 +73,16 @@ def test_a_stopped_run_goes_on_to_the_bit(towers, tmp_path, monkeypatch, setting
     assert not list((tmp_path / "cut").glob("checkpoint-*"))
 
 
+def test_a_full_disk_is_found_before_the_first_step(towers, tmp_path, monkeypatch):
+    _, trainer = make(towers, tmp_path, text_frozen_steps=ALWAYS)
+    trained = sum(each.numel() for each in trainer.model.parameters())
+    trained -= sum(each.numel() for each in text_tower_of(trainer.model).parameters)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 24 * trained})())
+    with pytest.raises(OSError, match="No space left: The model and two checkpoints will take about"):
+        trainer.train()
+    assert trainer.place.step == 0
+
+
 def test_other_settings_are_not_resumed(towers, tmp_path):
     make(towers, tmp_path, max_steps=3)[1].train()
     _, trainer = make(towers, tmp_path, max_steps=5, lr=0.5)
