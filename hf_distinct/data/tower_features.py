@@ -103,7 +103,7 @@ def tower_features(
         folder: where the files lie, on a disk that all processes share.
         seed: of the random views.
         num_workers: processes that prepare pictures while the tower works.
-        batch_size: pictures, each with all its views, in one call of the tower.
+        batch_size: views in one call of the tower, and pictures that are decoded together.
         strict: whether a picture that cannot be decoded is an error; otherwise it is left out with a warning.
 
     Returns:
@@ -185,7 +185,8 @@ def _compute(
             failures |= failed
             if pixels is not None:
                 flat = pixels.flatten(0, 1).to(device, memory_format=torch.channels_last)
-                found.append(tower(flat).unflatten(0, pixels.shape[:2]).half().cpu())
+                seen = torch.cat([tower(each) for each in flat.split(batch_size)])
+                found.append(seen.unflatten(0, pixels.shape[:2]).half().cpu())
             bar.update(batch_size)
         features = torch.cat(found) if found else torch.empty(0)
         if not bool(features.isfinite().all()):
