@@ -132,6 +132,9 @@ def test_views_reach_the_captioner(tiny_models, tmp_path):
     plain, viewed = make(tiny_models, tmp_path), make(tiny_models, tmp_path, augmentation=Augmentation((0.3, 0.5)))
     pixels = [tiny.a_batch(trainer)["pixel_values"] for trainer in (plain, viewed)]
     assert pixels[0].shape == pixels[1].shape and not torch.equal(*pixels)
+    viewed.data_collator.epoch = 1
+    later = viewed.data_collator([viewed.train_dataset[i] for i in range(4)])["pixel_values"]
+    assert not torch.equal(later, pixels[1])
     assert torch.equal(*(tiny.a_batch(trainer)["labels"] for trainer in (plain, viewed)))
 
 
