@@ -19,6 +19,7 @@ from transformers import VisionEncoderDecoderModel
 
 from hf_distinct import ClipScorer
 from hf_distinct.data.embeddings import embed_dataset
+from hf_distinct.files import checkpoints
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TOKEN = "hf_" + "Secret" * 5
@@ -67,9 +68,7 @@ def test_a_checkpoint_with_a_pickle_in_it_is_refused(make_trainer, tmp_path, mar
     make_trainer(save_strategy="steps", save_steps=1).train()
     checkpoint = tmp_path / "run" / "checkpoint-1"
     torch.save({"state": Bomb(mark)}, checkpoint / name)
-    seal = json.loads((checkpoint / "complete.json").read_text())
-    seal["files"][name] = (checkpoint / name).stat().st_size  # whoever sends bombs can seal them, too
-    (checkpoint / "complete.json").write_text(json.dumps(seal))
+    checkpoints.seal(checkpoint, 1)  # whoever sends bombs can seal them, too
     with pytest.raises(pickle.UnpicklingError):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(checkpoint))
     assert not mark.exists()
