@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "Train a captioner by reinforcement learning.",
     "warm-up": "Train a captioner by teacher forcing, as a start for reinforcement learning.",
     "train-clip": "Train a CLIP, as a scorer or as a judge.",
+    "train-grammar": "Train the judge of grammar that `evaluate --grammar` measures with.",
+    "distill": "Teach a stock image encoder what a pretrained image model of timm sees.",
     "mine": "Embed a data set and find the similar images of each image.",
     "evaluate": "Measure captioners, or captions from a file.",
     "caption": "Caption a folder of pictures.",

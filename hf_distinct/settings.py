@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 _EVALUATION = "An evaluation writes captions and computes caption_metrics of them; it computes no loss and no logits."
 _TOKENS = "It would count the pixels of the images as tokens."
 _COMPILE = "Captions are written and scored by hooks in the model's layers, which torch.compile cannot follow."
-_FSDP = "Captions are written by the whole model. To divide it, use DeepSpeed (recipes/accelerate/zero3.yaml)."
+_FSDP = (
+    "Captions are written by the whole model. To divide it, use DeepSpeed: "
+    "`hf-distinct train --accelerate_config zero3`."
+)
 _LIGER = "Liger has no kernels for a VisionEncoderDecoderModel."
 
 REFUSED: dict[str, str] = {
@@ -33,7 +36,7 @@ REFUSED: dict[str, str] = {
     "include_tokens_per_second": _TOKENS,
     "jit_mode_eval": _EVALUATION,
     "label_names": "The labels are in `labels`.",
-    "label_smoothing_factor": "The loss weights whole captions and smooths no token. recipes/warm_up.py takes it.",
+    "label_smoothing_factor": "The loss weights whole captions and smooths no token. `hf-distinct warm-up` takes it.",
     "liger_kernel_config": _LIGER,
     "neftune_noise_alpha": "The captioner trains in eval mode, in which NEFTune adds no noise.",
     "parallelism_config": "Only data parallelism and DeepSpeed are supported.",

@@ -30,7 +30,7 @@ tags:
 # Embeddings and neighbours of captioned pictures
 
 CLIP embeddings (float16) of {images} pictures and {captions} captions, and the pictures most similar to each, as
-`recipes/mine.py` of `hf_distinct` left them. Neither pictures nor captions are in here.
+`hf-distinct mine` left them. Neither pictures nor captions are in here.
 
 | | |
 |---|---|
@@ -41,7 +41,7 @@ CLIP embeddings (float16) of {images} pictures and {captions} captions, and the 
 Whoever has the same pictures and captions trains with them at once:
 
 ```bash
-accelerate launch recipes/train.py --dataset captions.json --image_root images --scorer NAME --mined "..."
+hf-distinct train --dataset captions.json --image_root images --scorer NAME --mined "..."
 ```
 
 where `"..."` is the id of this repository.
@@ -83,7 +83,7 @@ def write_portable(folder: Path, target: Path) -> None:
             raise ValueError(f"{MANIFEST} or {STATISTICS} holds half of a character (a lone surrogate)")
     except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{str(folder)!r} is not a folder that recipes/mine.py has completed ({error}): let that recipe run to "
+            f"{str(folder)!r} is not a folder that `hf-distinct mine` has completed ({error}): let it run to "
             "its end."
         ) from error
     embeddings = target / name
@@ -100,7 +100,7 @@ def write_portable(folder: Path, target: Path) -> None:
 def _refuse_way_out(name: str, source: Path) -> None:
     """Refuse a name that is not one of a folder beside it: what a file says may be a stranger's word."""
     if not name or not FOLDER_NAME.fullmatch(name):
-        raise ValueError(f"{source} names {name!r}, which is no folder beside it: mine anew with recipes/mine.py.")
+        raise ValueError(f"{source} names {name!r}, which is no folder beside it: mine anew with `hf-distinct mine`.")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

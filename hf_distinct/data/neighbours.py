@@ -172,6 +172,6 @@ class Neighbours:
         if embeddings and found.embeddings not in embeddings:
             raise ValueError(
                 f"{str(path)!r} holds neighbours of another data set, other pictures or another scorer: it was mined "
-                f"in {found.embeddings!r}, where {embeddings[0]!r} is wanted. Mine anew: recipes/mine.py."
+                f"in {found.embeddings!r}, where {embeddings[0]!r} is wanted. Mine anew: `hf-distinct mine`."
             )
         return found

@@ -56,8 +56,8 @@ class ScorerCheck:
             return
         logger.warning(
             f"{told} It can hardly retrieve in this domain, so its reward would teach a captioner nothing. Fine-tune "
-            "one on your captions first (recipes/train_clip.py --dataset ... --model ViT-B-32:openai --output_dir "
-            "MY_SCORER), then give --scorer MY_SCORER here and to recipes/train.py."
+            "one on your captions first (hf-distinct train-clip --dataset ... --model ViT-B-32:openai --output_dir "
+            "MY_SCORER), then give --scorer MY_SCORER here and to the training."
         )
 
 

@@ -26,12 +26,13 @@ def check_number_of_processes(found: int) -> None:
     if asked is not None and int(asked) != found:
         raise ValueError(
             f"The launcher was asked for {asked} processes, and this one finds {found}: they would train without each "
-            "other. Start them with one of recipes/accelerate/*.yaml, or unset WORLD_SIZE."
+            "other. Start them with `hf-distinct train --accelerate_config ddp`, or unset WORLD_SIZE."
         )
     if asked is None and found == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         raise ValueError(
             "accelerate launch was asked for several processes and started one: its CPU mode (--cpu, MULTI_CPU) needs "
-            "MPI. Take recipes/accelerate/ddp.yaml, which runs on CPUs too, or unset MASTER_ADDR to train with one."
+            "MPI. Use `hf-distinct train --accelerate_config ddp`, which runs on CPUs too, or unset MASTER_ADDR to "
+            "train with one."
         )
 
 

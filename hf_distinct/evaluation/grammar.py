@@ -152,7 +152,7 @@ class GrammarJudge(nn.Module):
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{folder} holds no judge of grammar that can be read ({reason}): make one with "
-                "recipes/train_grammar.py."
+                "`hf-distinct train-grammar`."
             ) from error
         return judge.eval()
 

@@ -43,8 +43,8 @@ UNUSED = {
     "include_for_metrics": "evaluation measures captions",
     "batch_eval_metrics": "evaluation measures captions",
     "eval_accumulation_steps": "evaluation measures captions",
-    "do_predict": "recipes/evaluate.py measures test splits",
-    "push_to_hub": "recipes/push.py pushes what the training leaves",
+    "do_predict": "`hf-distinct evaluate` measures test splits",
+    "push_to_hub": "`hf-distinct push` pushes what the training leaves",
 }
 """Arguments of the Trainer that cannot act in teacher forcing, and why."""
 

@@ -101,7 +101,7 @@ def test_pictures_of_another_size_or_captions_of_other_words_are_not_found(score
 
 
 def test_what_mining_did_not_finish_is_not_pushed(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"is not a folder that recipes/mine.py has completed"):
+    with pytest.raises(ValueError, match=r"is not a folder that `hf-distinct mine` has completed"):
         push_folder(tmp_path, NAME, repo_type="dataset", token="hf_never_used")
 
 
@@ -184,6 +184,6 @@ def test_a_broken_manifest_is_one_error(mined, tmp_path, content):
     folder, found = mined
     (folder / found.embeddings / "manifest.json").write_text(content)
     (tmp_path / "target").mkdir()
-    with pytest.raises(ValueError, match="is not a folder that recipes/mine.py has completed"):
+    with pytest.raises(ValueError, match="is not a folder that `hf-distinct mine` has completed"):
         write_portable(folder, tmp_path / "target")
     assert not list((tmp_path / "target").iterdir())

@@ -45,5 +45,5 @@ def test_blind_below_a_tenth_or_ten_times_chance(recall, gallery, blind, caplog)
         check.warn("ViT-B-32:openai")
     (record,) = caplog.records
     assert f"{recall:.3f} (chance {1 / gallery:.3f})" in record.getMessage()
-    assert ("recipes/train_clip.py" in record.getMessage()) is blind
+    assert ("hf-distinct train-clip" in record.getMessage()) is blind
     assert (record.levelno == logging.WARNING) is blind
