@@ -70,6 +70,7 @@ SHOWN_BY = {
     "encoder_cache": "data/test_encoded_images.py::test_rewards_train_the_same_captioner_from_encoded_images",
     "eval_on_start": "training/test_evaluating.py::test_an_evaluation_at_the_start_stays_asked_for_after_an_error",
     "eval_strategy": "test_trainer_evaluation.py::test_evaluation_within_training_does_not_change_it",
+    "fast_paths": "fast/test_switch.py::test_a_training_without_them_is_the_same_training",
     "fp16": "training/test_settings.py::test_fp16_on_a_cpu_is_float32",
     "full_determinism": "training/test_settings.py::test_a_step_is_possible_by_deterministic_algorithms",
     "generation_config": "training/test_evaluating.py::test_a_generation_config_of_the_settings_is_the_captioners",
