@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_distinct import _moved as _moved
+
 if TYPE_CHECKING:
     from hf_distinct.config import RLCaptionConfig
     from hf_distinct.data import CaptionCollator, embed_dataset, ensure_splits, load_captions, mine_neighbours

@@ -14,7 +14,7 @@ import hf_distinct
 PACKAGE = Path(hf_distinct.__file__).parent
 # From the bottom to the top; those of a line do not know each other.
 ROOMS = [
-    {"text", "losses", "settings"},
+    {"text", "losses", "settings", "_moved"},
     {"files", "fast"},
     {"clip", "captioner"},
     {"scorer", "distributed"},
