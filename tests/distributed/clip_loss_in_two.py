@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from open_clip_train.distributed import init_distributed_device_so  # noqa: E402
 from test_clip_training import Halves, batch  # noqa: E402
 

@@ -14,11 +14,11 @@ import forked
 import open_clip
 import pytest
 import torch
+from clips import IMAGE_TOWER
+from clips import towers as towers
 from open_clip import factory
 from open_clip.pretrained import _PRETRAINED
 from PIL import Image
-from test_clip_building import IMAGE_TOWER
-from test_clip_building import towers as towers
 
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.files import run_lock

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_clip_building import IMAGE_TOWER, build
-from test_clip_building import towers as towers
+from clips import IMAGE_TOWER, build
+from clips import towers as towers
 
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.tower_features import tower_features

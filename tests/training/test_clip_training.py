@@ -99,7 +99,7 @@ def test_two_processes_have_loss_and_gradient_of_one_with_the_whole_batch(tmp_pa
     whole = Halves()
     loss = whole(*batch(slice(0, 8)))
     loss.backward()
-    run_processes(str(Path(__file__).parent / "distributed" / "clip_loss_in_two.py"), [tmp_path], [tmp_path])
+    run_processes(str(Path(__file__).parents[1] / "distributed" / "clip_loss_in_two.py"), [tmp_path], [tmp_path])
     losses = []
     for rank in range(2):
         own, *gradients = torch.load(tmp_path / f"{rank}.pt")
