@@ -101,8 +101,8 @@ def teacher_forcing(models: Path, output: Path, frozen: bool = True, **own: Any)
     model, tokenizer, image_processor = tiny.load_captioner(models)
     model.encoder.requires_grad_(not frozen)
     args = Seq2SeqTrainingArguments(
-        output_dir=str(output), per_device_train_batch_size=4, max_steps=3, learning_rate=1e-2, save_strategy="no",
-        use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, seed=3,
+        output_dir=str(output), per_device_train_batch_size=4, max_steps=3, learning_rate=0.1, optim="sgd",
+        save_strategy="no", use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, seed=3,
     )  # fmt: skip
     return TeacherForcing(
         model, args, train_dataset=tiny.scenes(), gallery=Gallery(tiny.scenes(8), {}), processing_class=tokenizer,
@@ -118,7 +118,7 @@ def test_teacher_forcing_trains_the_same_captioner_from_encoded_images(tiny_mode
     cached.model.encoder.register_forward_hook(lambda *_: pytest.fail("the encoder is called"))
     cached.train()
     for name, value in plain.model.state_dict().items():
-        torch.testing.assert_close(cached.model.state_dict()[name], value, atol=3e-3, rtol=0)
+        torch.testing.assert_close(cached.model.state_dict()[name], value, atol=2e-3, rtol=0)
     assert tiny.moved(tiny.weights(tiny.load_captioner(tiny_models)[0]), cached.model)
 
 
