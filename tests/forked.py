@@ -57,9 +57,10 @@ def run_together(
                 told = [f"{folder}/{rank}.{name}" for name in ("stdout", "stderr")]
                 command = [script, *map(str, own)]
                 processes.append(start(command, environment, *told))
-            for rank, process in enumerate(processes):
+            for process in processes:
                 process.join(TIMEOUT)
-                assert process.exitcode == 0, Path(folder, f"{rank}.stderr").read_text()
+                said = "\n".join(file.read_text() for file in sorted(Path(folder).glob("*.stderr")))
+                assert process.exitcode == 0, said  # of all: who failed first?
         finally:
             for process in processes:
                 process.kill()
