@@ -134,7 +134,11 @@ def tower_features(
     while not whole.is_file():
         numbers = parts.missing(range(rank, parts.count, processes)) or parts.missing()[-1:]
         if numbers:
-            _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
+            try:
+                _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
+            except FileNotFoundError:
+                if not whole.is_file():  # else another process was quicker, and has put the parts together
+                    raise
         elif rank == 0:
             _join(parts, whole, kept_file)
             logger.info("Features of %d pictures took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
