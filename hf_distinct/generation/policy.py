@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -33,8 +33,7 @@ def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
         fuse_gelu(model)
 
 
-@dataclass
-class Rollouts:
+class Rollouts(NamedTuple):
     """What the captioner wrote for B images.
 
     Attributes:
