@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -131,3 +132,20 @@ def test_only_views_that_may_be_mirrored_are():
 def test_more_views_than_there_are_is_said(mirror, count, message):
     with pytest.raises(ValueError, match=f"cached_views={count}, but without --augmentation .* {message}"):
         Views(plain, mirror=mirror, count=count)
+
+
+def test_a_process_that_is_overtaken_takes_what_the_other_has_put_together(pictures, tmp_path, monkeypatch):
+    """The faster one removes the parts while the slower one is about to give its last part a name."""
+    views, folder, sync = Views(plain, count=1), tmp_path / "features", os.fsync
+    faster = []
+
+    def overtaken(file):
+        sync(file)
+        if not faster:
+            faster.append(None)
+            faster[0] = tower_features(pictures, Tower(), views, folder)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    _, features = tower_features(pictures, Tower(), views, folder)
+    assert torch.equal(features, faster[0][1])
+    assert sorted(path.name for path in next(folder.iterdir()).iterdir()) == ["features.npy", "rows.json"]
