@@ -44,7 +44,7 @@ from hf_distinct.gallery import Gallery
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.inference.captioner_fit import decoder_positions
-from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_tokenizer
+from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_processors
 from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
 from hf_distinct.runs.dataset_settings import DatasetSettings
 from hf_distinct.runs.logs import show_logs
@@ -380,8 +380,7 @@ def main() -> None:
     output = Path(training.output_dir)
     if trainer.is_world_process_zero():
         with named_errors(output), written_together(output) as unfinished:
-            save_tokenizer(tokenizer, unfinished)
-            image_processor.save_pretrained(unfinished)
+            save_processors(tokenizer, image_processor, unfinished)
         write_json(output / "training_log.json", trainer.state.log_history)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
