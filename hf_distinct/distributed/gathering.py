@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_distinct.losses import IGNORED_LABEL
+from hf_distinct.text.problems import one_line
 
 
 def check_number_of_processes(found: int) -> None:
@@ -34,6 +35,17 @@ def check_number_of_processes(found: int) -> None:
             "MPI. Use `hf-distinct train --accelerate_config ddp`, which runs on CPUs too, or unset MASTER_ADDR to "
             "train with one."
         )
+
+
+def said_of_lost_process(error: BaseException) -> str | None:
+    """What to say of an error of gloo or NCCL, by which one process learns that another has ended; None for others."""
+    text = one_line(error)
+    if not isinstance(error, RuntimeError) or not ("gloo/transport" in text or "NCCL" in text):
+        return None
+    return (
+        "Another process of this run has ended or cannot be reached; what it said last tells why. To continue from "
+        f"the newest checkpoint, start all processes again with --resume_from_checkpoint true. ({text})"
+    )
 
 
 def _counts(count: int, accelerator: Accelerator) -> list[int]:

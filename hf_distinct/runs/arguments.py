@@ -57,7 +57,8 @@ What a person says never gives way, neither on the command line nor in a file th
 def clear_errors() -> Iterator[None]:
     """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
 
-    So does a killed worker of a DataLoader. What is printed inside never ends a recipe, see [`lasting_output`].
+    So does a killed worker of a DataLoader, and a killed process among several. What is printed inside never ends a
+    recipe, see [`lasting_output`].
 
     What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
     its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
@@ -73,9 +74,10 @@ def clear_errors() -> Iterator[None]:
         with lasting_output(), ended_from_inside():
             yield
     except (ValueError, OSError, RuntimeError) as error:
-        from hf_distinct.data.workers import said_by_worker  # here, for it takes a second
+        from hf_distinct.data.workers import said_by_worker  # here, for they take a second
+        from hf_distinct.distributed.gathering import said_of_lost_process
 
-        said = said_by_worker(error)
+        said = said_by_worker(error) or said_of_lost_process(error)
         ours = isinstance(error, (OSError, HFValidationError)) or (isinstance(error, ValueError) and _is_ours(error))
         if said is None and not ours:
             raise

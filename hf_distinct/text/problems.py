@@ -27,7 +27,7 @@ def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made 
         return None
 
 
-def one_line(error: Exception, length: int = 500) -> str:
+def one_line(error: BaseException, length: int = 500) -> str:
     """The message of an error without line breaks, cut where it lists hundreds of weights."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= length else message[:length] + " ..."
