@@ -86,3 +86,27 @@ def test_a_training_without_them_is_the_same_training(make_trainer, tmp_path, ro
     assert not any(isinstance(each, nn.GELU) and each.approximate == "tanh" for each in plain.model.decoder.modules())
     assert not plain.model.decoder.transformer.h[0].crossattention._forward_hooks
     assert fast_one.model.decoder.transformer.h[0].crossattention._forward_hooks
+
+
+# What each does only where it is used, and the setting of a step in which it would be.
+AT_WORK = {
+    "shared_cross_attention": (shared_cross_attention, "_fold", "sample"),
+    "finished_rows": (finished_rows.DropFinished, "choose", "sample"),
+    "beam_rows": (beam_rows.BeamRows, "choose", "beam"),
+    "packing": (packing.Packing, "spread", "sample"),
+    "narrow_products": (narrow_products, "_multiply", "sample"),
+    "text_tower": (text_tower, "_causal_features", "sample"),
+}
+
+
+@pytest.mark.parametrize("name", AT_WORK)
+@pytest.mark.parametrize("works", [True, False])
+def test_one_that_is_off_is_not_used_in_a_step(make_trainer, monkeypatch, name, works):
+    where, function, rollouts = AT_WORK[name]
+    plain, used = getattr(where, function), []
+    monkeypatch.setattr(where, function, lambda *args, **kwargs: used.append(name) or plain(*args, **kwargs))
+    monkeypatch.setattr(fast, "_works", {each: each != name or works for each in NAMES})
+    monkeypatch.setattr(narrow_products, "WIDE", 0)
+    trainer = make_trainer(rollouts=rollouts, num_rollouts=None, baseline="greedy")
+    trainer.compute_loss(trainer.model, tiny.a_batch(trainer))
+    assert bool(used) is works
