@@ -24,6 +24,8 @@ COMMANDS = {
     "push": "Push a trained captioner or a mined folder to the Hub.",
     "ablation": "Train and compare several settings.",
 }
+SCRIPTS = {"evaluate": "evaluate_captions.py"}
+"""The recipes whose name is not that of their command: one called `evaluate.py` would hide that library."""
 LAUNCHED = ("train", "warm-up", "train-clip")
 """Those that `accelerate launch` starts, on as many processes as it is configured for."""
 
@@ -97,7 +99,7 @@ def command_line(name: str, arguments: Sequence[str]) -> list[str]:
         if name not in LAUNCHED:
             raise ValueError(f"{option} does nothing here: this command runs in one process.")
         of_launcher += [launchers, _config_file(value) if option == "--accelerate_config" else value]
-    script = str(RECIPES / f"{name.replace('-', '_')}.py")
+    script = str(RECIPES / SCRIPTS.get(name, f"{name.replace('-', '_')}.py"))
     launcher = ["-m", "accelerate.commands.launch", *of_launcher] if name in LAUNCHED else []
     return [sys.executable, *launcher, script, *rest]
 

@@ -5,11 +5,11 @@
 
 The YAML file names the rows: what each changes in the settings of recipes/train.py. They are compared with what their
 common initial captioner reaches by decoding alone (guidance, beams, the best of n samples). Where the file has a
-section `evaluation`, recipes/evaluate.py measures every row with those settings, by beams too for instance. A run is
-not repeated while the settings, split, seed, files and version that made it are the same; if one has changed, it is
-run again. The recipe writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg) and the
-captions of each system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate.py shows side by side. A
-signal that stops the recipe also stops its runs; completed runs are not repeated.
+section `evaluation`, recipes/evaluate_captions.py measures every row with those settings, by beams too for instance.
+A run is not repeated while the settings, split, seed, files and version that made it are the same; if one has changed,
+it is run again. The recipe writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg)
+and the captions of each system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate_captions.py shows
+side by side. A signal that stops the recipe also stops its runs; completed runs are not repeated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SECTIONS = {
 DATA = {each.name for each in fields(DatasetSettings)}
 SHARED = {
     "warm_up.py": DATA | {"model_name_or_path"},
-    "evaluate.py": DATA | {"scorer", "judge", "test_size", "scenes_seed"},
+    "evaluate_captions.py": DATA | {"scorer", "judge", "test_size", "scenes_seed"},
 }
 COLUMNS = {
     "judge/t2i_R@1": "judge R@1", "scorer/t2i_R@1": "scorer R@1", "well_formed": "well-formed", "true": "true",
@@ -60,7 +60,7 @@ EVALUATED = {
     "grammar": "grammar", "invention": "invention", "bad_endings": "bad endings", "repeats": "repeats",
     "vocabulary": "words",
 }  # fmt: skip
-"""More columns, where recipes/evaluate.py measures every row with a judge of grammar."""
+"""More columns, where recipes/evaluate_captions.py measures every row with a judge of grammar."""
 WAYS = ("guidance", "beams", "best of")
 GALLERIES = {"": "", "twins/": "_twins"}
 """Of the emoji scenes: the prefix of a gallery's figures, and the end of its split's name."""
@@ -199,15 +199,16 @@ class Ablation:
         if "best_of" in ways:
             own["seed"] = seed
         spare = {"num_neighbours": 0} if self.evaluation is None else {}
-        given = {**spare, **self._shared("evaluate.py"), **own}
-        return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate.py", given, folder)
+        given = {**spare, **self._shared("evaluate_captions.py"), **own}
+        return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate_captions.py", given, folder)
 
     def _evaluation(self, row: str, seed: int, prefix: str) -> RecordedRun:
-        """A row as recipes/evaluate.py measures it, on one gallery."""
+        """A row as recipes/evaluate_captions.py measures it, on one gallery."""
         end, trained = self.galleries[prefix], self.trainings[row, seed].folder
         own = {"model": str(trained), "split": self.settings.split + end, "resamples": 2, **(self.evaluation or {})}
-        given = {**self._shared("evaluate.py"), **own}
-        return self._run(f"{row}, seed {seed}, evaluation{end}", "evaluate.py", given, trained / f"evaluation{end}")
+        given = {**self._shared("evaluate_captions.py"), **own}
+        folder = trained / f"evaluation{end}"
+        return self._run(f"{row}, seed {seed}, evaluation{end}", "evaluate_captions.py", given, folder)
 
     def _shared(self, recipe: str) -> dict[str, Any]:
         return {name: value for name, value in self.common.items() if name in SHARED[recipe]}
@@ -258,7 +259,7 @@ class Ablation:
         return sorted(systems, key=lambda system: system.kind != "landmark")
 
     def _way(self, model: str, name: str) -> str | None:
-        """What a system of recipes/evaluate.py is called here; None for what a training measures itself."""
+        """What a system of recipes/evaluate_captions.py is called here; None for what a training measures itself."""
         way = how(name)
         if name.startswith(PEOPLE) or (model == "captioner" and not way):
             here = self.evaluation is not None and model == "captioner"
@@ -293,7 +294,7 @@ class Ablation:
 
 
 def how(name: str) -> str:
-    """The way to write in the name of a system of recipes/evaluate.py; empty for the captioner's own."""
+    """The way to write in the name of a system of recipes/evaluate_captions.py; empty for the captioner's own."""
     return next((name[name.index(f" {way} ") + 1 :] for way in WAYS if f" {way} " in name), "")
 
 

@@ -1,12 +1,12 @@
 """Estimate what a large training takes, from a benchmark's report and from what is measured here in a minute.
 
-    python recipes/benchmark.py --size base --rollouts sample --output base.json
+    python recipes/benchmarks/step.py --size base --rollouts sample --output base.json
     python recipes/estimate_cost.py --report base.json
     python recipes/estimate_cost.py --report base.json --images 113287 --gpus 8 --sustained_tflops 200
 
 A step of B images on each of G GPUs is taken to cost
 
-    B * (operations of an image, counted by benchmark.py) / (what a GPU sustains: an assumption)
+    B * (operations of an image, counted by benchmarks/step.py) / (what a GPU sustains: an assumption)
     + (tokens of a caption + 4) * (time that the host needs to start the kernels of one decoder pass; measured here)
     + 2 * (bytes of gradients) / (bandwidth between GPUs: an assumption), where G > 1
 
@@ -50,7 +50,9 @@ SECONDS_OF_A_COMPARISON = 342.7 * 2 / 118_287**2  # on one core
 class Settings:
     """The trainings to estimate, and what is assumed of GPUs."""
 
-    report: str = field(metadata={"help": "Report that benchmark.py --output wrote; its sampled rollouts are used."})
+    report: str = field(
+        metadata={"help": "Report that benchmarks/step.py --output wrote; its sampled rollouts are used."}
+    )
     images: list[int] = field(
         default_factory=lambda: [113_287, 10_000_000],
         metadata={"help": "Numbers of training images: COCO's, and ten million."},
@@ -131,7 +133,7 @@ def main() -> None:
     report = json.loads(Path(settings.report).read_text())
     ways = [ways["ours"] for name, ways in report["seconds"].items() if name.startswith("sample")]
     if not ways:
-        raise ValueError(f"{settings.report} has no sampled rollouts: run benchmark.py --rollouts sample.")
+        raise ValueError(f"{settings.report} has no sampled rollouts: run benchmarks/step.py --rollouts sample.")
     cost = {
         "tflop": ways[0]["tflop"] / report["settings"]["images"],
         "parameters": report["parameters"],

@@ -1,7 +1,7 @@
-"""Train a small judge of grammar, with which recipes/evaluate.py measures the language of captions.
+"""Train a small judge of grammar, with which recipes/evaluate_captions.py measures the language of captions.
 
     python recipes/train_grammar.py --dataset dataset_flickr8k.json --image_root Flicker8k_Dataset
-    python recipes/evaluate.py --grammar outputs/grammar --model outputs/my_captioner ...
+    python recipes/evaluate_captions.py --grammar outputs/grammar --model outputs/my_captioner ...
 
 It learns to tell captions that people wrote from the same captions corrupted: words swapped, shuffled, repeated or
 dropped, phrases repeated, ends cut off, articles doubled or dropped, fillers added. It reads the captions of the split

@@ -6,6 +6,8 @@ import configparser
 import os
 import subprocess
 import sys
+import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,12 @@ REPOSITORY = Path(__file__).parents[1]
 def test_every_command_has_its_recipe(name):
     script = Path(cli.command_line(name, [])[-1])
     assert script.is_file() and script.parent == REPOSITORY / "recipes"
+
+
+def test_no_recipe_hides_a_library():
+    # A script's folder comes first on Python's path: recipes/evaluate.py was found where a reward imported `evaluate`.
+    names = {path.stem for path in (REPOSITORY / "recipes").rglob("*.py")}
+    assert not {name for name in names if PathFinder.find_spec(name, [sysconfig.get_path("purelib")])}
 
 
 def test_what_trains_is_launched_and_the_rest_is_not():

@@ -22,7 +22,7 @@ def narrow_products(model: nn.Module) -> Iterator[None]:
 
     A product is what it was, up to rounding. torch gives those in float32 to MKL, which prepares the weights anew for
     each call and so is slow where they are many and the rows few; oneDNN, which torch carries as well, is about twice
-    as fast there (`recipes/benchmark.py --size base`, on an AMD EPYC).
+    as fast there (`recipes/benchmarks/step.py --size base`, on an AMD EPYC).
     """
     layers: list[Any] = []
     if not torch.is_autocast_enabled("cpu") and usable("narrow_products", _trial):

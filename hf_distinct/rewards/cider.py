@@ -17,7 +17,7 @@ class CiderReward:
     It is no advantage: use it with the greedy baseline for self-critical sequence training. Embeddings play no part.
     A ground-truth caption is scored against all references of its image, itself among them.
 
-    Unlike the metric that `evaluate.py` reports, the reward counts the end of a caption as a word, in captions,
+    Unlike the metric that evaluations report, the reward counts the end of a caption as a word, in captions,
     references and document frequencies alike. Without it a captioner learns to stop at "with a", which CIDEr-D does
     not punish (self-critical sequence training, appendix E). So the value differs a little from the metric. Every
     caption is taken to end, also one that was cut at ``max_new_tokens``. In Chinese, Japanese and other scripts

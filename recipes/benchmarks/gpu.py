@@ -79,8 +79,8 @@ def parts(output: Path, rehearse: bool, photographs: Path | None) -> list[Part]:
         Part("tests", tests, 90, environment={"GPU_REHEARSAL": "1"} if rehearse else {}),
         own("step", 190),
         own("profile", 50),
-        Part("captioning", [str(RECIPES / "benchmark_captioning.py"), "--rows", rows["captioning"]], 35),
-        Part("embedding", [str(RECIPES / "benchmark_mining.py"), "embedding", "--rows", rows["embedding"]], 45),
+        Part("captioning", [str(HERE / "captioning.py"), "--rows", rows["captioning"]], 35),
+        Part("embedding", [str(HERE / "mining.py"), "embedding", "--rows", rows["embedding"]], 45),
         launched("one process", 50, "one_process.yaml", [], *scenes, *half),
         # DeepSpeed has no half precision on a CPU.
         launched("ZeRO-2", 60, "zero2.yaml", ["--num_processes", "1"], *scenes, *([] if rehearse else half),

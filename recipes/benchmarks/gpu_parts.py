@@ -14,7 +14,6 @@ import gc
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import base_models, small_models
+from step import batches, make_trainer, medians, operations_counter, ratios, take_turns
+from step_ways import ours
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the recipes lie that this one builds on
-
-import benchmark
-from benchmark_models import base_models, small_models
 
 from hf_distinct.captioner import encoder_outputs
 from hf_distinct.generation.labels import join_labels, to_labels
@@ -103,14 +100,15 @@ def measure_point(
     models: tuple[Any, ...], precision: str, rollouts: str, images: int, repetitions: int, rate: float
 ) -> dict[str, Any]:
     """Medians of each way and the ratios between them; without the reference where it does not fit."""
+    trainer: Any
     for names in (("ours", "reference", "floor"), ("ours", "floor"), ("ours",)):
         try:
             with tempfile.TemporaryDirectory() as folder:
-                trainer = benchmark.make_trainer(models, rollouts, images, Path(folder), 1, precision == "bf16")
+                trainer = make_trainer(models, rollouts, images, Path(folder), 1, precision == "bf16")
                 # Rounding on a GPU may decide between two beams, and then losses differ by more than rounding.
-                turns = benchmark.take_turns(trainer, repetitions, names, tolerance=math.inf)
-                point: dict[str, Any] = {way: benchmark.medians(rows) for way, rows in turns.items()}
-                for ratio, values in benchmark.ratios(turns, rollouts).items():
+                turns = take_turns(trainer, repetitions, names, tolerance=math.inf)
+                point: dict[str, Any] = {way: medians(rows) for way, rows in turns.items()}
+                for ratio, values in ratios(turns, rollouts).items():
                     point[ratio] = [statistics.median(values), min(values), max(values)]
                 point["use of the matrix rate"] = utilisation(trainer, point["ours"], rate, precision)
             return point
@@ -123,15 +121,15 @@ def measure_point(
     return {"out of memory": True}
 
 
-def utilisation(trainer: Any, ours: dict[str, float], rate: float, precision: str) -> dict[str, float]:
+def utilisation(trainer: Any, measured: dict[str, float], rate: float, precision: str) -> dict[str, float]:
     """The operations of scoring and backward pass over their time, as a share of the device's rate of products."""
     found: dict[str, float] = defaultdict(float)
-    counter, batch = benchmark.operations_counter(), benchmark.batches(trainer)[0]
+    counter, batch = operations_counter(), batches(trainer)[0]
     with phases(trainer, lambda: counter.get_total_flops() / 1e12, found), counter:
-        benchmark.ours(trainer, batch)
+        ours(trainer, batch)
     inside = sum(count for name, count in found.items() if name != "step")
     tflop = found["score"] + found["step"] - inside
-    speed = tflop / (ours["score"] + ours["backward"])
+    speed = tflop / (measured["score"] + measured["backward"])
     shares = {"TFLOP": tflop, "TFLOP/s": speed, "of a large product": speed / rate}
     for (card, of_precision), nominal in NOMINAL.items():
         if CUDA and card in torch.cuda.get_device_name() and of_precision == precision:
@@ -166,16 +164,16 @@ def profile_step(report: Report, small: bool) -> None:
     models, images = load_models(small), 2 if small else 64
     with tempfile.TemporaryDirectory() as folder:
         for rollouts in ("sample", "beam"):
-            trainer = benchmark.make_trainer(models, rollouts, images, Path(folder), 1, bf16=True)
+            trainer = make_trainer(models, rollouts, images, Path(folder), 1, bf16=True)
             trainer.model.eval()
-            batch = benchmark.batches(trainer)[0]
+            batch = batches(trainer)[0]
             for _ in range(2):
-                benchmark.ours(trainer, batch)
+                ours(trainer, batch)
             wait()
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
             host: dict[str, float] = defaultdict(float)
             with profile(activities=activities) as found, phases(trainer, waited_clock, host):
-                benchmark.ours(trainer, batch)
+                ours(trainer, batch)
             report.add(rollouts, profile_figures(found.events()))
 
 

@@ -94,7 +94,7 @@ def jobs(pictures: Path, models: Path) -> dict[str, Job]:
         ),
         "mine": Job("mine.py", mining, mined),
         "mine, two processes": Job("mine.py", mining, mined, 2),
-        "evaluate": Job("evaluate.py", measuring, ("metrics.json", "intervals.json", "captions/*.json")),
+        "evaluate": Job("evaluate_captions.py", measuring, ("metrics.json", "intervals.json", "captions/*.json")),
         "caption": Job("caption.py", (pictures, "--model", captioner, "--num_workers", 0), ("captions.jsonl",)),
     }
 

@@ -32,4 +32,4 @@ def test_hours_of_a_training_by_hand(tmp_path):
 def test_a_report_without_samples_is_refused(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"seconds": {"beam": {}}}))
     done = forked.run("estimate_cost.py", "--report", tmp_path / "report.json", fails=True)
-    assert "has no sampled rollouts: run benchmark.py --rollouts sample" in done.stderr
+    assert "has no sampled rollouts: run benchmarks/step.py --rollouts sample" in done.stderr

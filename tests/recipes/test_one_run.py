@@ -14,7 +14,7 @@ COMMANDS = {
     "distill.py": ["--dataset", "no/such/file", "--teacher", MISSING],
     "train_clip.py": ["--model", MISSING],
     "mine.py": ["--scorer", MISSING],
-    "evaluate.py": ["--model", MISSING],
+    "evaluate_captions.py": ["--model", MISSING],
     "caption.py": ["--folder", "no/such/folder", "--model", MISSING],
     "ablation.py": [],
 }

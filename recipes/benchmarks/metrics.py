@@ -1,7 +1,7 @@
 """What the metrics cost beside pycocoevalcap, and whether they agree with it (needs `pip install pycocoevalcap`).
 
-    python recipes/benchmark_metrics.py                                   # 5,000 captions with five references each
-    python recipes/benchmark_metrics.py --csv example_1.csv example_2.csv # caption_predicted, caption_1, ... caption_5
+    python recipes/benchmarks/metrics.py                                 # 5,000 captions with five references each
+    python recipes/benchmarks/metrics.py --csv example_1.csv example_2.csv   # caption_predicted, caption_1, ...
 
 Seconds are of the processor, children (Java) included. Without Java pycocoevalcap gets its words from our tokenizer.
 """

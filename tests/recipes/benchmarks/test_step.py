@@ -1,4 +1,4 @@
-"""recipes/benchmark.py as a person runs it, on few pictures; it checks that reference and ours have the same loss."""
+"""recipes/benchmarks/step.py as a person runs it; it checks that reference and ours have the same loss."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RATIOS = {f"{way}_{ratio}" for way in ("beam", "sample5") for ratio in ("vs_refe
 @pytest.fixture(scope="module")
 def benchmark():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(forked.RECIPES))
-        return importlib.import_module("benchmark")
+        patch.syspath_prepend(str(forked.RECIPES / "benchmarks"))
+        return importlib.import_module("step")
 
 
 def test_ratios_phases_and_memory_of_four_ways(tmp_path):
     output = tmp_path / "report.json"
-    done = forked.run("benchmark.py", "--images", 3, "--repetitions", 1, "--output", output)
+    done = forked.run("benchmarks/step.py", "--images", 3, "--repetitions", 1, "--output", output)
     report = json.loads(output.read_text())
     assert set(report["ratios"]) == set(report["spread"]) == RATIOS
     for name, ratio in report["ratios"].items():

@@ -1,9 +1,9 @@
 """Measure what mining costs on this machine, beside the bare work that it cannot do without.
 
-    python recipes/benchmark_mining.py exact       # 118,287 x 512 (COCO), every pair, beside a bare faiss search
-    python recipes/benchmark_mining.py ivf         # 1,000,000 x 512, in trained cells, beside every pair on a sample
-    python recipes/benchmark_mining.py ivf_even    # 100,000 x 512 without clusters, the worst case for cells
-    python recipes/benchmark_mining.py embedding   # JPEG files to embeddings, beside a bare loop over decoded pixels
+    python recipes/benchmarks/mining.py exact       # 118,287 x 512 (COCO), every pair, beside a bare faiss search
+    python recipes/benchmarks/mining.py ivf         # 1,000,000 x 512, in trained cells, beside every pair on a sample
+    python recipes/benchmarks/mining.py ivf_even    # 100,000 x 512 without clusters, the worst case for cells
+    python recipes/benchmarks/mining.py embedding   # JPEG files to embeddings, beside a bare loop over decoded pixels
 
 `--rows N` makes it smaller. Seconds are those of the clock and, behind them, of the processor, which other jobs on the
 machine change less.

@@ -1,4 +1,4 @@
-"""recipes/benchmark_memory.py: its arithmetic on numbers that are known, and a point as a person measures it."""
+"""recipes/benchmarks/memory.py: its arithmetic on numbers that are known, and a point as a person measures it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark_memory.py"
+RECIPE = Path(__file__).parents[3] / "recipes" / "benchmarks" / "memory.py"
 COMMAND = [sys.executable, str(RECIPE)]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(RECIPE.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,6 @@ def test_memory_of_a_point_and_of_what_is_held(tmp_path, recipe):
 
 
 def test_unknown_setting_is_an_error(recipe, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["benchmark_memory.py", "--points", "4x2", "4x2+fp8"])
+    monkeypatch.setattr(sys, "argv", ["memory.py", "--points", "4x2", "4x2+fp8"])
     with pytest.raises(ValueError, match=r"--points 4x2\+fp8: the settings to switch on are gradient_checkpointing, "):
         recipe.main()

@@ -7,7 +7,7 @@ import runpy
 import forked
 import pytest
 
-SCRIPT = forked.RECIPES / "compare_launches.py"
+SCRIPT = forked.RECIPES / "benchmarks" / "launches.py"
 
 
 def lines(losses: list[float], seconds: float, memory: float) -> list[dict[str, float]]:

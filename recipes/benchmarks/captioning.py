@@ -1,7 +1,7 @@
 """Measure how fast captions come, beside transformers' own pipeline with the same captioner.
 
-    python recipes/benchmark_captioning.py                                     # 1,000 emoji scenes, as PNG files
-    python recipes/benchmark_captioning.py --folder FOLDER --model user/name   # pictures and captioner of your own
+    python recipes/benchmarks/captioning.py                                     # 1,000 emoji scenes, as PNG files
+    python recipes/benchmarks/captioning.py --folder FOLDER --model user/name   # pictures and captioner of your own
 
 All ways take turns of 64 pictures in one run, so that what else the machine does meets them all. Seconds are those of
 the clock and, behind them, of the processor. transformers 5 has no pipeline for captioners: there it is hf_distinct's.

@@ -1,8 +1,8 @@
 """Measure what memory a step of training takes: a fixed part, so much an image, and so much a rollout.
 
-    python recipes/benchmark_memory.py                                    # the shipped captioner and CLIP
-    python recipes/benchmark_memory.py --size base --output memory.json   # ViT-B/16 + GPT-2 with a ViT-B/32 CLIP
-    python recipes/benchmark_memory.py --size base --points 8x5+bf16      # IMAGESxROLLOUTS, and settings switched on
+    python recipes/benchmarks/memory.py                                    # the shipped captioner and CLIP
+    python recipes/benchmarks/memory.py --size base --output memory.json   # ViT-B/16 + GPT-2 with a ViT-B/32 CLIP
+    python recipes/benchmarks/memory.py --size base --points 8x5+bf16      # IMAGESxROLLOUTS, and settings switched on
 
 Each point takes two steps of `RLCaptionTrainer.train` with AdamW, in a process of its own, on a GPU if there is one:
 
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmark_models import base_models, small_models
+from models import base_models, small_models
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
@@ -99,7 +99,7 @@ def size_of(tree: Any) -> int:
 
 
 def measure(size: str, point: str) -> dict[str, Any]:
-    """Two steps with the settings of benchmark.py's sampled rollouts, and a memory of one batch."""
+    """Two steps with the settings of step.py's sampled rollouts, and a memory of one batch."""
     shape, *names = point.split("+")
     images, rollouts = map(int, shape.split("x"))
     switches: dict[str, Any] = dict.fromkeys(names, True)

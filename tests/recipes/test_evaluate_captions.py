@@ -1,4 +1,4 @@
-"""recipes/evaluate.py as a person runs it."""
+"""recipes/evaluate_captions.py as a person runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_distinct.evaluation import caption_metrics, retrieval_metrics
 from hf_distinct.evaluation.grammar import train_grammar_judge
 from hf_distinct.scorer import ClipScorer
 
-run = partial(forked.run, "evaluate.py")
+run = partial(forked.run, "evaluate_captions.py")
 PEOPLE = "people (one caption against the others)"
 REFERENCES = {1: ["a dog runs", "the dog"], 2: ["a red bus on a street"], 3: ["two cats sleep", "cats on a bed"]}
 OURS = {1: "a dog", 2: "a red bus", 3: "two cats on a bed"}

@@ -1,8 +1,8 @@
 """Train the same steps by every launch configuration, and put them beside one process.
 
-    python recipes/compare_launches.py                              # all of recipes/accelerate, two processes each
-    python recipes/compare_launches.py --launches one_process zero3 --processes 8
-    python recipes/compare_launches.py --launches one_process ddp --precision bf16
+    python recipes/benchmarks/launches.py                              # all of recipes/accelerate, two processes each
+    python recipes/benchmarks/launches.py --launches one_process zero3 --processes 8
+    python recipes/benchmarks/launches.py --launches one_process ddp --precision bf16
 
 Beam search writes the same captions whoever holds the image, so the losses of a run can be held against those of one
 process with the whole batch. Prints the table, and writes it and the runs into OUT:
@@ -26,7 +26,7 @@ from hf_distinct.reporting import format_table
 from hf_distinct.reporting.table import markdown_table
 from hf_distinct.runs.arguments import clear_errors, parse_settings
 
-RECIPES = Path(__file__).parent
+RECIPES = Path(__file__).parents[1]
 ONE = "one_process"
 WARM_UP = 2  # first steps, in which memory is taken and kernels are chosen
 

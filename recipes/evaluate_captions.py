@@ -1,8 +1,8 @@
 """Measure captioners, or captions from any source, side by side.
 
-    python recipes/evaluate.py --model outputs/quickstart captioner                       # on emoji scenes
-    python recipes/evaluate.py --model user/name --dataset coco/dataset_coco.json --image_root coco
-    python recipes/evaluate.py --captions ours.json theirs.json --references captions_val2014.json
+    python recipes/evaluate_captions.py --model outputs/quickstart captioner                       # on emoji scenes
+    python recipes/evaluate_captions.py --model user/name --dataset coco/dataset_coco.json --image_root coco
+    python recipes/evaluate_captions.py --captions ours.json theirs.json --references captions_val2014.json
 
 `--num_beams 5` captions by beam search too, and `--grammar FOLDER` adds a judge of grammar that
 recipes/train_grammar.py made. If captions cover only a part of the images, all systems are measured on that part, and
