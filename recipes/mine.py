@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,9 @@ class Settings(DatasetSettings):
         default=min(8, os.cpu_count() or 1),
         metadata={"help": "Number of processes that decode images, for each one that embeds."},
     )
+    ddp_timeout: int = field(
+        default=1800, metadata={"help": "Seconds that a process waits for the others at the start."}
+    )
     num_neighbours: int = field(default=2, metadata={"help": "Number of neighbours of each image (the paper: 2)."})
     first_rank: int = field(default=1, metadata={"help": "Rank of the first neighbour (the paper: 4, then 5)."})
     min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar than this are not neighbours."})
@@ -100,7 +104,7 @@ class Settings(DatasetSettings):
         yield from self.model_problems(SCORER)
         if self.search == "exact":
             yield from unused_settings(self, ("min_recall",), "with --search exact, which finds all")
-        for name, least in (("train_size", 1), ("batch_size", 1), ("num_workers", 0)):
+        for name, least in (("train_size", 1), ("batch_size", 1), ("num_workers", 0), ("ddp_timeout", 1)):
             if getattr(self, name) < least:
                 yield f"{name}={getattr(self, name)} should be at least {least}."
 
@@ -198,7 +202,8 @@ def main() -> None:
         min_similarity=settings.min_similarity, max_similarity=settings.max_similarity, search=settings.search,
         min_recall=settings.min_recall,
     )  # fmt: skip
-    process = PartialState(cpu=not torch.accelerator.is_available())
+    timeout = timedelta(seconds=settings.ddp_timeout)
+    process = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
     show_logs(main_process=process.is_main_process)
     output = Path(settings.output_dir)
     if process.is_main_process:

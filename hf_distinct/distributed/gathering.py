@@ -38,9 +38,10 @@ def check_number_of_processes(found: int) -> None:
 
 
 def said_of_lost_process(error: BaseException) -> str | None:
-    """What to say of an error of gloo or NCCL, by which one process learns that another has ended; None for others."""
+    """What to say of an error by which a process learns that another has ended or never came; None for others."""
     text = one_line(error)
-    if not isinstance(error, RuntimeError) or not ("gloo/transport" in text or "NCCL" in text):
+    lost = isinstance(error, RuntimeError) and ("gloo/transport" in text or "NCCL" in text)
+    if not (lost or isinstance(error, torch.distributed.DistError)):
         return None
     return (
         "Another process of this run has ended or cannot be reached; what it said last tells why. To continue from "

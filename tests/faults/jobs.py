@@ -93,7 +93,7 @@ def jobs(pictures: Path, models: Path) -> dict[str, Job]:
             ("open_clip_model.safetensors", "metrics.json"),
         ),
         "mine": Job("mine.py", mining, mined),
-        "mine, two processes": Job("mine.py", mining, mined, 2),
+        "mine, two processes": Job("mine.py", (*mining, "--ddp_timeout", 20), mined, 2),
         "evaluate": Job("evaluate_captions.py", measuring, ("metrics.json", "intervals.json", "captions/*.json")),
         "caption": Job("caption.py", (pictures, "--model", captioner, "--num_workers", 0), ("captions.jsonl",)),
     }

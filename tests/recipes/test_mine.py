@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 from safetensors.torch import load_file
@@ -121,3 +122,12 @@ def test_a_scorer_must_be_named_for_pictures_of_ones_own():
     recipe = runpy.run_path(str(RECIPES / "mine.py"), run_name="recipe")
     with pytest.raises(ValueError, match="for --dataset pictures name --scorer"):
         recipe["Settings"](dataset="pictures")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_never_comes_is_told_in_one_line(rank, free_port, tmp_path, monkeypatch):
+    there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**there, "MASTER_PORT": str(free_port)}.items():
+        monkeypatch.setenv(name, value)
+    done = forked.run("mine.py", "--train_size", 4, "--ddp_timeout", 1, "--output_dir", tmp_path, fails=True)
+    assert "mine.py: error: Another process of this run has ended or cannot be reached" in done.stderr.splitlines()[-1]
