@@ -145,31 +145,42 @@ class ClipScorer:
         Returns:
             Unit vectors ``(n, d)``, float32.
         """
+        return self.encode_tokens(self.tokenize(texts), batch_size)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids ``(n, context_length)`` of captions, cleaned by :func:`clean_caption`, on the CPU."""
         if len(texts) == 0:
+            return torch.empty(0, self.context_length, dtype=torch.int64)
+        return self.tokenizer([clean_caption(text) for text in texts])
+
+    @torch.no_grad()
+    def encode_tokens(self, token_ids: Tensor, batch_size: int = 256) -> Tensor:
+        """Embed what [`tokenize`] returned, as [`encode_texts`] does."""
+        if len(token_ids) == 0:
             return torch.empty(0, self.embed_dim, device=self.device)
-        cleaned = [clean_caption(text) for text in texts]
-        features = [
-            encode_token_ids(self.model, self.tokenizer(cleaned[i : i + batch_size]))
-            for i in range(0, len(cleaned), batch_size)
-        ]
+        features = [encode_token_ids(self.model, ids) for ids in token_ids.split(batch_size)]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
-    def is_cut(self, texts: Sequence[str]) -> Tensor:
-        """Which captions are longer than the model reads: those that differ only after the cut are equal to it.
+    def is_cut(self, texts: Sequence[str], token_ids: Tensor) -> Tensor:
+        """Which captions are longer than the model reads: it cannot tell captions apart that differ after the cut.
+
+        Args:
+            texts: n captions.
+            token_ids: what [`tokenize`] returned for them.
 
         Returns:
             ``(n,)`` bool, on the CPU.
         """
-        if len(texts) == 0:
-            return torch.zeros(0, dtype=torch.bool)
-        cleaned = [clean_caption(text) for text in texts]
-        read, longer = (self._count(cleaned, self.context_length + more) for more in (0, 1))
-        return longer > read
+        cut = self._count(token_ids) >= self.context_length - 1  # full, if padding is not also the end token
+        if full := cut.nonzero().flatten().tolist():
+            longer = self.tokenizer([clean_caption(texts[row]) for row in full], self.context_length + 1)
+            cut[full] = self._count(longer) > self._count(token_ids[full])
+        return cut
 
-    def _count(self, texts: list[str], context_length: int) -> Tensor:
-        """Tokens of each text that are not padding, of at most ``context_length``: ``(n,)``."""
+    def _count(self, token_ids: Tensor) -> Tensor:
+        """Number of tokens in each row that are not padding: ``(n,)``."""
         own = getattr(self.tokenizer, "tokenizer", None)
-        return (self.tokenizer(texts, context_length) != (0 if own is None else own.pad_token_id)).sum(dim=1)
+        return (token_ids != (0 if own is None else own.pad_token_id)).sum(dim=1)
 
 
 def as_scorer(given: Any) -> ClipScorer:

@@ -158,8 +158,8 @@ def test_what_a_log_line_says(make_trainer):
 def test_captions_that_the_scorer_does_not_read_to_their_end_are_counted(make_trainer):
     trainer = make_trainer(num_rollouts=3)
     inputs = tiny.a_batch(trainer)
-    trainer.scorer.context_length = 9  # start, seven words, end
-    captions = ["a " * words for words in (1, 7, 8, 8, 12, 20, 7, 7, 7, 7, 7, 7)]
+    assert trainer.scorer.context_length == 14  # start, twelve words, end
+    captions = ["a " * words for words in (1, 12, 13, 13, 20, 30, 7, 7, 7, 7, 7, 7)]
     assert trainer.appraiser.judge(inputs, captions, []).figures["cut_by_scorer"] == pytest.approx(4 / 12)
 
 

@@ -20,6 +20,7 @@ from hf_distinct.data.images import decode_images, warn_of_losses
 from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
+from hf_distinct.distributed.gathering import wait_for_first_process
 from hf_distinct.files.parts import this_process
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ TEXT_BATCH_SIZE = 256
 
 PART_ROWS = 512
 """Rows of one part of the cache: at most so much is lost when a run is killed."""
-
-POLL_SECONDS = 0.2
 
 
 def embed_dataset(
@@ -126,7 +125,7 @@ def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddi
         elif process == 0:
             cache.merge()
         else:
-            time.sleep(POLL_SECONDS)
+            wait_for_first_process(lambda: cache.is_whole() or cache.parts.missing())
     if embedded:
         seconds = time.monotonic() - begin
         logger.info(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +16,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
-from hf_distinct.data.embeddings import POLL_SECONDS
 from hf_distinct.data.neighbours import Neighbours
 from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows
+from hf_distinct.distributed.gathering import wait_for_first_process
 from hf_distinct.files.parts import Parts, this_process
 
 logger = logging.get_logger(__name__)
@@ -159,7 +158,7 @@ class _Search:
             if this_process()[0] == 0:
                 self._run_in_parts(parts, path)
             else:  # one process is enough: faiss uses its cores
-                time.sleep(POLL_SECONDS)
+                wait_for_first_process(path.is_file)
         if parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
             parts.remove()
         return found

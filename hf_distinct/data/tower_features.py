@@ -27,6 +27,7 @@ from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.prepared import names_of, select
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
+from hf_distinct.distributed.gathering import wait_for_first_process
 from hf_distinct.files.disk_space import check_room, readable_size
 from hf_distinct.files.parts import Parts, this_process, written_whole
 from hf_distinct.files.seals import digest_of_tensors
@@ -35,7 +36,6 @@ logger = logging.get_logger(__name__)
 
 PART_ROWS = 256
 """Pictures of one part: at most so many are computed again when a run is killed."""
-POLL_SECONDS = 0.2
 
 
 @dataclass
@@ -143,7 +143,7 @@ def tower_features(
             _join(parts, whole, kept_file)
             logger.info("Features of %d pictures took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
         else:
-            time.sleep(POLL_SECONDS)
+            wait_for_first_process(lambda: whole.is_file() or parts.missing())
     told = json.loads(kept_file.read_text())
     skips = Skips("the pictures", strict)
     for row, reason in told["failures"].items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,9 +45,29 @@ def said_of_lost_process(error: BaseException) -> str | None:
     if not (lost or isinstance(error, torch.distributed.DistError)):
         return None
     return (
-        "Another process of this run has ended or cannot be reached; what it said last tells why. To continue from "
-        f"the newest checkpoint, start all processes again with --resume_from_checkpoint true. ({text})"
+        "Another process of this run has ended or cannot be reached; what it said last tells why. Start all processes "
+        f"again, a training with --resume_from_checkpoint true, and the run goes on where it was. ({text})"
     )
+
+
+def wait_for_first_process(done: Callable[[], object], seconds: float = 0.2) -> None:
+    """Wait until process 0 has done something that a file shows; it may take hours, so no collective waits for it.
+
+    Args:
+        done: whether it is done.
+        seconds: between two looks.
+
+    Raises:
+        torch.distributed.DistError: process 0, which holds the store of the process group, has ended before.
+    """
+    store = torch.distributed.distributed_c10d._get_default_store()
+    while not done():
+        time.sleep(seconds)
+        try:
+            store.check([""])
+        except RuntimeError:
+            if not done():
+                raise
 
 
 def _counts(count: int, accelerator: Accelerator) -> list[int]:

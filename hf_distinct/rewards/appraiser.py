@@ -161,7 +161,7 @@ class Appraiser:
             trainer_state: for rewards that ask for it.
         """
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
-        batch = self._batch(inputs, rollouts, greedy)
+        batch, cut = self._batch(inputs, rollouts, greedy)
         batch.trainer_state = trainer_state
         parts, where = self._rewards(batch)
         sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
@@ -177,7 +177,7 @@ class Appraiser:
         # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
-        cut = gather_rows(self.scorer.is_cut(rollouts).to(of_rollouts, non_blocking=True), self.accelerator)
+        cut = gather_rows(cut.to(of_rollouts, non_blocking=True), self.accelerator)
         figures = {"reference_weight": everyone.mean(), "cut_by_scorer": cut.mean()}
         table = torch.stack([torch.stack(list(each.values()), dim=1) for each in (parts, applies)], dim=-1)
         known = self._known({name: each.split(sizes) for name, each in where.items()})
@@ -254,12 +254,19 @@ class Appraiser:
 
     # --------------------------------------------------------------------------------------------- batch and pools
 
-    def _batch(self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]) -> RewardBatch:
-        """Rollouts, references and greedy captions, in this order, with the pools that hold them and others."""
+    def _batch(
+        self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]
+    ) -> tuple[RewardBatch, Tensor]:
+        """Rollouts, references and greedy captions, in this order, with the pools that hold them and others.
+
+        The second value tells which rollouts the scorer cannot read to their end, on the CPU.
+        """
         images, references = inputs["image_embeds"], inputs["caption_embeds"]
         # One CLIP call for the distinct new strings; those of the references come from the cache.
         distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
-        embeds = self.scorer.encode_texts(list(distinct)).to(images)
+        token_ids = self.scorer.tokenize(list(distinct))
+        embeds = self.scorer.encode_tokens(token_ids).to(images)
+        cut = self.scorer.is_cut(list(distinct), token_ids)[[distinct[text] for text in rollouts]]
 
         def sent(numbers: Any) -> Tensor:
             return torch.as_tensor(numbers, dtype=torch.int64).to(images.device, non_blocking=True)
@@ -281,7 +288,7 @@ class Appraiser:
             "kinds": sent([int(kind) for kind, count in per_image.items() for _ in range(count * len(images))]),
         }
         pooled = self._pool(own, inputs)
-        return RewardBatch(
+        batch = RewardBatch(
             captions=texts,
             references=[inputs["references"][i] for i in owner.tolist()],
             text_embeds=own["text_embeds"],
@@ -294,6 +301,7 @@ class Appraiser:
             columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
             completion_ids=self._token_ids(texts) if self._wants_ids else [],
         )
+        return batch, cut
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         tokenizer: Any = self.tokenizer

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 REMEDY = "Lower learning_rate, add warmup_steps, or set max_grad_norm"
 """What helps against divergence, as every error of this kind says it."""
@@ -28,10 +27,11 @@ def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
 def gradient_problems(model: nn.Module) -> Iterator[str]:
     """What keeps a step from being taken after its backward pass, though its loss is finite."""
     named = [(name, each.grad) for name, each in model.named_parameters() if each.grad is not None]
-    gradients = [gradient for _, gradient in named if gradient is not None]
-    # The largest absolute value, unlike the sum of squares, does not overflow.
-    if gradients and not bool(get_total_norm(gradients, norm_type=float("inf")).isfinite()):
-        yield f"The gradient of {not_finite(named)} is NaN or infinite."
+    sums = [gradient.sum(dtype=torch.float32) for _, gradient in named if gradient is not None]
+    # A tenth of the time that it takes to look at each value. A sum of finite values may be infinite, so look then.
+    suspicious = bool(sums) and not bool(torch.stack(sums).isfinite().all())
+    if suspicious and (name := not_finite(named)):
+        yield f"The gradient of {name} is NaN or infinite."
 
 
 def scaler_problems(scaler: Any) -> Iterator[str]:

@@ -19,7 +19,6 @@ from hf_distinct.generation.labels import decode, join_labels
 from hf_distinct.generation.policy import Policy, Rollouts
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.rewards.appraiser import Appraiser
-from hf_distinct.scorer import clean_caption
 from hf_distinct.training.metering import Meter
 
 # ----------------------------------------------------------------------------------------------------- the reference
@@ -32,10 +31,9 @@ class PaddedScorer(ClipScorer):
         self.__dict__.update(vars(scorer))
 
     @torch.no_grad()
-    def encode_texts(self, texts: Any, batch_size: int = 0) -> Tensor:
+    def encode_tokens(self, token_ids: Tensor, batch_size: int = 0) -> Tensor:
         """All at once, each padded to the full context."""
-        tokens = self.tokenizer([clean_caption(text) for text in texts])
-        return F.normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=-1)
+        return F.normalize(self.model.encode_text(token_ids.to(self.device)).float(), dim=-1)
 
 
 class Reference:

@@ -22,8 +22,12 @@ def test_a_step_is_refused_for_its_loss_or_a_gradient():
     loss.backward()
     assert list(step_problems(loss, model)) == []
     assert list(step_problems(torch.tensor(torch.nan), model)) == ["The loss is nan."]
+    model.weight.grad.fill_(3e38)  # finite, though their sum is not
+    assert list(step_problems(loss, model)) == []
     model.bias.grad.fill_(torch.inf)
     assert list(step_problems(loss, model)) == ["The gradient of bias is NaN or infinite."]
+    model.weight.grad[0] = torch.tensor([torch.inf, -torch.inf])
+    assert list(step_problems(loss, model)) == ["The gradient of weight is NaN or infinite."]
 
 
 def test_weights_and_buffers_are_looked_at():
