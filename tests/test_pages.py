@@ -95,9 +95,13 @@ def test_each_path_of_the_checkout_is_there(page):
 def test_each_option_is_known():  # in one test, since `--help` of all recipes takes a while
     shown = [(page, *found) for page in PAGES for found in map(script_of, commands(page)) if found]
     wrong = [(page, script, each) for page, script, _, after in shown for each in after if each not in options(script)]
-    wrong += [(page, "the launcher", each) for page, _, before, _ in shown for each in before if each not in OF_LAUNCHER]
+    wrong += [
+        (page, "the launcher", each) for page, _, before, _ in shown for each in before if each not in OF_LAUNCHER
+    ]
     scripts = {script for _, script, _, after in shown if after} | set(map(recipe_of, cli.COMMANDS))
     known = OF_LAUNCHER.union(OF_COMMAND, OF_OTHERS, *map(options, scripts))
     for page in PAGES:
-        wrong += [(page, "a sentence", each) for each in OPTION.findall(BLOCK.sub("", read(page))) if each not in known]
+        wrong += [
+            (page, "a sentence", each) for each in OPTION.findall(BLOCK.sub("", read(page))) if each not in known
+        ]
     assert wrong == []
