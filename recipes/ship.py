@@ -25,21 +25,21 @@ from hf_distinct.inference.pipelines import load_captioner
 ROOT = Path(__file__).parent.parent
 MODELS = {
     "captioner": (
-        "A captioner of emoji scenes by teacher forcing: the model that reinforcement learning starts from.",
+        "A captioner of emoji scenes, trained by teacher forcing. Reinforcement learning starts from it.",
         ["for part in recipes/configs/captioner/*.yaml; do python recipes/warm_up.py $part; done"],
     ),
     "scorer": (
-        "A plain CLIP of emoji scenes, trained as the CLIP models are that one downloads. It gives rewards.",
+        "A CLIP of emoji scenes, trained as published CLIP models are. It gives the reward.",
         ["python recipes/train_clip.py recipes/configs/scorer.yaml"],
     ),
     "truth_scorer": (
-        "A CLIP of emoji scenes that was also trained against false and broken captions. It gives rewards.",
+        "A CLIP of emoji scenes, also trained against false and broken captions. It gives the reward.",
         ["python recipes/train_clip.py recipes/configs/scorer.yaml",
          "for part in recipes/configs/truth_scorer/*.yaml; do python recipes/train_clip.py $part; done"],
     ),
     "judge": (
-        "A CLIP of emoji scenes that no training of a captioner sees: another architecture than the scorers, other "
-        "scenes, another seed, trained against false and broken captions. It measures.",
+        "A CLIP of emoji scenes that only measures: no captioner is trained with it. Its architecture, scenes and "
+        "seed differ from those of the scorers, and it was trained against false and broken captions.",
         ["for part in recipes/configs/judge/*.yaml; do python recipes/train_clip.py $part; done"],
     ),
 }  # fmt: skip
@@ -87,8 +87,8 @@ def card_of(name: str, folder: Path) -> dict[str, Any]:
     return {
         "model_name": name,
         "kind": kind,
-        "about": f"{about}\n\n{parameters / 1e6:.2f} million parameters, in `hf_distinct/models/{name}`. What is told "
-        f"of its training is that of the last part, {steps:,} steps.",
+        "about": f"{about}\n\n{parameters / 1e6:.2f} million parameters, in `hf_distinct/models/{name}`. The section "
+        f"on training describes its last part, {steps:,} steps.",
         "data": "emoji scenes",
         "data_license": LICENSE,
         "model_license": "apache-2.0",

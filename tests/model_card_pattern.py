@@ -48,7 +48,7 @@ Learning\]\(https://arxiv\.org/abs/2402\.13936\) \(Chaffin, Kijak and Claveau, 2
 \| Started from \| [^|\n]+ \|
 \| Trained on \| [^|\n]+ \|
 \| Licence of the data \| [^|\n]+ \|
-\| Reward given by \| [\w:/ -]+ \(fingerprint [0-9a-f]{{16}}\) \|
+\| Scorer \(gives the reward\) \| [\w:/ -]+ \(fingerprint [0-9a-f]{{16}}\) \|
 
 ## Use
 
@@ -58,7 +58,7 @@ from transformers import pipeline  \# on transformers 5: from hf_distinct import
 captioner = pipeline\("image-to-text", model="\.\.\."\)  \# the id of this repository, or a local folder
 ```
 
-Then `captioner\("picture\.png"\)` gives the caption; a picture may also be an address or a `PIL\.Image`\.
+`captioner\("picture\.png"\)` then returns the caption\. You can also pass a URL or a `PIL\.Image`\.
 
 ## Results
 
@@ -74,7 +74,7 @@ Then `captioner\("picture\.png"\)` gives the caption; a picture may also be an a
 )+
 ## Samples
 
-Pictures evenly spread over the gallery: nobody picked them\.
+The pictures are spread evenly over the gallery; nobody selected them\.
 
 !\[Numbered pictures\]\(samples\.png\)
 
@@ -82,7 +82,7 @@ Pictures evenly spread over the gallery: nobody picked them\.
 \| --- \| --- \| --- \| --- \|
 (?:\| \d+ \| [^|\n]* \| [^|\n]* \| [^|\n]+ \|
 )+
-\[contrast\.png\]\(contrast\.png\) shows them beside the pictures most similar to them\.
+\[contrast\.png\]\(contrast\.png\) shows each one beside the pictures most similar to it\.
 
 ## Reward
 
@@ -97,7 +97,7 @@ Under the CLIP [\w:/ -]+ \(fingerprint [0-9a-f]{{16}}\):
 )+
 ## Training
 
-!\[What was logged during training, by step\]\(training_curve\.png\)
+!\[Training curve: logged values by step\]\(training_curve\.png\)
 
 Settings that differ from their defaults:
 

@@ -65,7 +65,7 @@ def test_the_whole_card_is_of_one_pattern(tmp_path):
 
 def test_a_card_tells_what_alarms_were_raised(tmp_path):
     told = ["step 20, alarm/cider: CIDEr-D is 1", "step 20: stopped"]
-    assert "## Training\n\nAlarms that were raised:\n\n" + "".join(f"- {each}\n" for each in told) in write(
+    assert "## Training\n\nAlarms during the training:\n\n" + "".join(f"- {each}\n" for each in told) in write(
         tmp_path, alarms=told
     )
     assert "larm" not in write(tmp_path)
@@ -100,7 +100,7 @@ def test_the_card_shows_metrics_settings_and_captions(tmp_path):
     assert "| `learning_rate` | 0.0002 |" in card
     assert "| `rewards` | \\['contrastive', 'cider'\\] |" in card
     assert "| `note` | a \\| b |" in card
-    assert f"| Reward given by | {SCORER} |" in card
+    assert f"| Scorer (gives the reward) | {SCORER} |" in card
     assert "- `people`: captions that people wrote" in card and "`ceiling`" not in card
     assert "2402.13936" in card
     assert "{{" not in card and "{%" not in card
