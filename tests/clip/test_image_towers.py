@@ -103,5 +103,5 @@ def test_files_of_an_installed_package_are_found_without_importing_it(tmp_path, 
         packaged("package:some_weights/models/b.pth")
     with pytest.raises(ValueError, match="has no '../some_weights/models/a.pth'|has no '../'"):
         packaged("package:some_weights/../")
-    with pytest.raises(ValueError, match=r"no Python package 'no_such_one' is installed.*\[photos\]"):
+    with pytest.raises(ValueError, match=r"the Python package 'no_such_one' is not installed.*\[photos\]"):
         packaged("package:no_such_one/x")

@@ -92,7 +92,7 @@ def test_what_has_changed_is_encoded_anew(parts, passes, tmp_path, changed):
 def test_no_room_for_them_is_said_before_they_are_written(parts, tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("", (), {"free": 10})())
-    with pytest.raises(OSError, match="The encoder's outputs will take about .* and the disk has"):
+    with pytest.raises(OSError, match="The encoder's outputs will need about .* but the disk has"):
         encode_images(files(tmp_path / "pictures"), *parts, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 

@@ -78,7 +78,7 @@ def test_a_full_disk_is_found_before_the_first_step(towers, tmp_path, monkeypatc
     trained = sum(each.numel() for each in trainer.model.parameters())
     trained -= sum(each.numel() for each in text_tower_of(trainer.model).parameters)
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 24 * trained})())
-    with pytest.raises(OSError, match="No space left: The model and two checkpoints will take about"):
+    with pytest.raises(OSError, match="No space left: The model and two checkpoints will need about"):
         trainer.train()
     assert trainer.place.step == 0
 

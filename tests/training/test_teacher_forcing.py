@@ -299,7 +299,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tiny_models, tmp_path):
         [sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another run is at work in this folder"):
+        with pytest.raises(ValueError, match="another run is using this folder"):
             make(tiny_models, tmp_path).train()
         other.communicate("\n")
     make(tiny_models, tmp_path).train()
@@ -312,7 +312,7 @@ def test_a_checkpoint_that_brings_code_is_refused(tiny_models, tmp_path):
     config["decoder"]["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
     (checkpoint / "config.json").write_text(json.dumps(config))
     checkpoints.seal(checkpoint, 1)
-    with pytest.raises(ValueError, match="checkpoint-2.*asks for code of its own"):
+    with pytest.raises(ValueError, match="checkpoint-2.*requires custom code"):
         make(tiny_models, tmp_path, max_steps=3).train("true")
 
 
