@@ -66,11 +66,11 @@ def test_what_does_not_fit_is_named(tower, tmp_path):
     )
     refused(
         state | {names[0]: state[names[0]][..., :1]},
-        r"_layer0.weight of shape .* where the tower has conv_stem.weight",
+        r"_layer0.weight of shape .* is in the place of conv_stem.weight",
     )
     swapped = [names[0], names[2], names[1], *names[3:]]  # BatchNorm's weight and bias, which have the same shape
-    refused({name: state[name] for name in swapped}, "_layer2.bias of shape .* where the tower has bn1.weight")
-    refused({"epoch": 3}, "holds no state dict")
+    refused({name: state[name] for name in swapped}, "_layer2.bias of shape .* is in the place of bn1.weight")
+    refused({"epoch": 3}, "contains no state dict")
 
 
 def test_a_file_of_code_is_not_run(tmp_path):

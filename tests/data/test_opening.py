@@ -47,7 +47,7 @@ def test_a_card_names_no_file_outside_and_no_address(folder, name, files, messag
 
 def test_a_card_of_aliases_is_refused_before_it_is_written_out(folder):
     (folder / "README.md").write_text("---\na: &a [x, x]\nb: [*a, *a]\n---\n")
-    with pytest.raises(ValueError, match=r"README\.md: not valid YAML: .* an alias"):
+    with pytest.raises(ValueError, match=r"README\.md: not valid YAML: an alias"):
         load_captions(folder)
 
 
