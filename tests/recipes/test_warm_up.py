@@ -220,7 +220,7 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_is_found_out(recipe, 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with pytest.raises(ValueError, match="asked for several processes and started one"):
+    with pytest.raises(ValueError, match="asked for several processes but started one"):
         recipe.Training(output_dir=str(tmp_path), use_cpu=True)
 
 

@@ -109,7 +109,7 @@ def test_a_column_that_is_not_there_is_known_at_construction(make_trainer):
         return [float(each == "short") for each in style]
 
     make_trainer(rewards=[by_style], dataset=scenes).train()
-    with pytest.raises(ValueError, match="'by_style' needs 'style', which is no column .*; these are .*image_id"):
+    with pytest.raises(ValueError, match="'by_style' needs 'style', which is not a column .*; these are .*image_id"):
         make_trainer(rewards=[by_style])
     with pytest.raises(ValueError, match="reward 'looking' needs 'image'"):
         make_trainer(rewards=[CallableReward(lambda captions, image: [], "looking")])
@@ -127,7 +127,7 @@ def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_train
     make_trainer(rewards=[look], dataset=scenes).train()
     objects, mood, prompts = seen[0]
     assert {len(each) for each in objects} == {0, 1} and set(mood) == {None, "calm"} and set(prompts) == {""}
-    assert "rewards do not see the dataset's column 'prompts'" in caplog.text
+    assert "rewards cannot see the dataset's column 'prompts'" in caplog.text
 
 
 def test_rewards_that_cannot_stand_together():
