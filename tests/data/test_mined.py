@@ -113,7 +113,7 @@ def test_a_folder_is_what_it_is(tmp_path):
 def test_neither_a_folder_nor_a_data_set(name, monkeypatch):
     with LoopbackHub() as hub:
         hub.adopt(monkeypatch)
-        with pytest.raises(ValueError, match=f"'{name}' is neither a folder nor a data set on {hub.endpoint}"):
+        with pytest.raises(ValueError, match=f"'{name}' is neither a folder nor a dataset on {hub.endpoint}"):
             pull(name)
 
 

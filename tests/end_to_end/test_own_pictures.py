@@ -349,7 +349,7 @@ def test_captioner_that_does_not_exist(refusal, tmp_path):
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    [("[float('nan')] * len(captions)", "5 steps in a row"), ("[1.0] * 3", "gave 3 values for 18 captions")],
+    [("[float('nan')] * len(captions)", "5 steps in a row"), ("[1.0] * 3", "returned 3 values for 18 captions")],
 )
 def test_a_reward_of_ones_own_that_fails(refusal, tmp_path, body, expected):
     file = tmp_path / "own.py"

@@ -199,7 +199,7 @@ def test_a_captioner_that_cannot_caption_is_found_out_at_the_start(tiny_models, 
     def narrow(model: Any) -> None:
         model.decoder.transformer.wte = torch.nn.Embedding(1, 32)
 
-    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, but the decoder has embeddings of 1."):
+    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, but the decoder has embeddings for 1."):
         make(tiny_models, tmp_path, adapt=narrow)
 
 
