@@ -16,7 +16,6 @@ SIMILAR_SIZE = 128
 SIMILAR_IN_COLUMN = 2
 """Number of similar images per column."""
 FOUND_COLOUR, MISSED_COLOUR = "#00508f", "#b03a00"  # blue and orange: distinguishable for colour-blind people
-FOUND_COLOUR, MISSED_COLOUR = "#00508f", "#b03a00"  # blue and orange: told apart by colour-blind people too
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,6 @@ class Caption:
 
 
 LEGEND = (
-    "Rank: a CLIP model orders all images of the gallery by similarity to the caption; the rank is the position of the "
-    "right one. ✓ rank 1: the caption identifies its image. ✗ rank 5: four other images fit it at least as well."
+    "Rank: a CLIP model orders all images of the gallery by similarity to the caption; the rank is the position of "
+    "the right one. ✓ rank 1: the caption identifies its image. ✗ rank 5: four other images fit it at least as well."
 )

@@ -9,10 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 from hf_distinct.reporting.contrast_rows import (
     FOUND_COLOUR,
