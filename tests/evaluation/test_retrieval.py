@@ -71,7 +71,7 @@ class TestRanks:
         eye, one = torch.eye(3), torch.tensor([0])
         with pytest.raises(ValueError, match="share d"):
             retrieval_ranks(torch.ones(1, 2), eye, one)
-        with pytest.raises(ValueError, match="targets needs one id per query \(3\)"):
+        with pytest.raises(ValueError, match=r"targets needs one id per query \(3\)"):
             retrieval_ranks(eye, eye, one)
         with pytest.raises(ValueError, match="query 2: its target 5 is not in the gallery"):
             retrieval_ranks(eye, eye, torch.tensor([0, 1, 5]), chunk_size=2)
