@@ -124,9 +124,9 @@ def test_teacher_forcing_trains_the_same_captioner_from_encoded_images(tiny_mode
 
 def test_an_encoder_that_learns_and_views_that_change_have_no_cache(tiny_models, tmp_path):
     for settings in ({"frozen": False}, {"augmentation": Augmentation((0.5, 1.0))}):
-        with pytest.raises(ValueError, match="encoder_cache needs an encoder that is frozen, and .* augmentation"):
+        with pytest.raises(ValueError, match="encoder_cache needs a frozen encoder, and .* augmentation"):
             teacher_forcing(tiny_models, tmp_path, encoder_cache=str(tmp_path), **settings)
-    with pytest.raises(ValueError, match="encoder_cache holds .* set freeze_encoder"):
+    with pytest.raises(ValueError, match="encoder_cache stores .* set freeze_encoder"):
         tiny.make_trainer(tiny_models, tmp_path, encoder_cache=str(tmp_path))
 
 

@@ -330,7 +330,7 @@ def test_a_batch_that_the_pictures_do_not_fill(refusal):
 
 def test_a_batch_of_one(refusal):
     message = refusal(per_device_train_batch_size=1, memory_batches=0)
-    assert "something to contrast with" in message
+    assert "other images to compare with" in message
 
 
 def test_captioner_without_a_start_token(refusal, tiny_models, tmp_path):

@@ -133,7 +133,7 @@ def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_train
 def test_rewards_that_cannot_stand_together():
     same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(lambda captions: [], "own")]
     told = list(reward_problems(same, ["obj"]))
-    assert len(told) == 1 and told[0].startswith("2 rewards are called 'own'")
+    assert len(told) == 1 and told[0].startswith("2 rewards have the name 'own'")
     for name in ("total", "discriminator"):
         (problem,) = reward_problems([CallableReward(lambda captions: [], name)], [])
         assert f"a reward cannot be called {name!r}" in problem
@@ -155,12 +155,12 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
     assert list(reward_problems(["cider"], [], [1.0])) == []
     assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
         "1 reward_weights for 2 rewards: set as many of both.",
-        "2 rewards are called 'cider', so the log could not show them separately: name them with "
+        "2 rewards have the name 'cider', so the log could not distinguish them: name them with "
         "CallableReward(function, name).",
     ]
     alone = RLCaptionConfig(per_device_train_batch_size=1, use_cpu=True)
     (problem,) = contrast_problems(["cider", "contrastive_t2i"], alone)
-    assert problem.startswith("A contrastive reward needs something to contrast with")
+    assert problem.startswith("A contrastive reward needs other images to compare with")
     assert list(contrast_problems(["cider"], alone)) == []
     assert list(contrast_problems(["contrastive"], RLCaptionConfig(memory_batches=1, use_cpu=True))) == []
 
