@@ -243,7 +243,7 @@ def test_annotations_that_vizwiz_rejected(pictures, write_json, tmp_path, caplog
     document["annotations"][1] |= {"is_rejected": False, "is_precanned": True}
     train = load_coco_captions(write_json(document), tmp_path / "val2014", strict=True)["train"]
     assert train["captions"][:] == [RAW[1:], RAW[1:]]
-    assert "2 x annotation that VizWiz rejected, left out, of image ('522000', '522001')" in caplog.text
+    assert "2 x annotation that VizWiz rejected, skipped, of image ('522000', '522001')" in caplog.text
 
 
 @pytest.fixture
@@ -280,10 +280,10 @@ def test_coco_of_two_years_or_none(coco_folder, tmp_path):
     folder = coco_folder / "annotations"
     (folder / "captions_train2014.json").write_bytes((folder / "captions_train2017.json").read_bytes())
     with pytest.raises(
-        ValueError, match=r"holds captions_train2014\.json and captions_train2017\.json: give one file"
+        ValueError, match=r"contains captions_train2014\.json and captions_train2017\.json: pass one of"
     ):
         load_coco_folder(coco_folder)
-    with pytest.raises(FileNotFoundError, match=r"holds no captions_train2017\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains no captions_train2017\.json"):
         load_coco_folder(coco_folder / "train2017")
 
 

@@ -53,8 +53,8 @@ def test_columns_of_other_names(save):
     for settings, message in [
         ({"image_column": "pic"}, r"no column 'pic'; set --image_column to one of photo, text, n\."),
         ({"caption_column": "words"}, "no column 'words'; set --caption_column to one of"),
-        ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, but it is"),
-        ({"image_column": "n", "caption_column": "text"}, "the image column should hold images"),
+        ({"image_column": "text", "caption_column": "n"}, "'n' should contain a text or a list of texts, but is"),
+        ({"image_column": "n", "caption_column": "text"}, "the image column should contain images"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_captions(path, **settings)
@@ -155,7 +155,7 @@ def test_a_column_names_a_split_that_nobody_knows(save):
 
 def test_a_label_is_no_caption(save):
     path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
-    with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, but it is ClassLabel"):
+    with pytest.raises(ValueError, match="'label' should contain a text or a list of texts, but is ClassLabel"):
         load_captions(path, caption_column="label")
 
 
@@ -243,7 +243,7 @@ def test_further_columns(save, caplog):
 
 
 def test_urls_are_no_images(save):
-    with pytest.raises(ValueError, match="column 'url' holds URLs, not images. .*img2dataset"):
+    with pytest.raises(ValueError, match="column 'url' contains URLs, not images. .*img2dataset"):
         load_captions(save(url=["https://example.org/a.jpg"], captions=["a"]), image_column="url")
 
 
@@ -350,8 +350,8 @@ def test_addresses_in_a_local_file_are_left_out_and_counted(tmp_path, kind, capl
                  "s3://a/b.jpg", "simplecache::http://127.0.0.1:9/a.jpg", "reference://a::http://127.0.0.1:9/a.json"]
     path = _paths(tmp_path, [str(tmp_path / "data" / "0.jpg"), *addresses], kind)
     assert load_captions(path)["train"]["captions"][:] == [["caption 0"]]
-    assert "6 x address in place of a picture (not followed: download it first" in caplog.text
-    with pytest.raises(ValueError, match="address in place of a picture"):
+    assert "6 x URL instead of an image (not followed: download it first" in caplog.text
+    with pytest.raises(ValueError, match="URL instead of an image"):
         load_captions(path, strict=True)
 
 

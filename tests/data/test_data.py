@@ -39,7 +39,7 @@ def test_strict_reaches_every_form(picture, write_json, tmp_path):
 
 
 def test_other_things_are_refused_by_name(tmp_path, write_json):
-    with pytest.raises(ValueError, match=r"holds no metadata\.jsonl"):
+    with pytest.raises(ValueError, match=r"contains no metadata\.jsonl"):
         load_captions(tmp_path)
     with pytest.raises(FileNotFoundError, match="nothing"):
         load_captions(tmp_path / "nothing")
@@ -49,7 +49,7 @@ def test_other_things_are_refused_by_name(tmp_path, write_json):
         load_captions(write_json([1]))
     text = tmp_path / "captions.doc"
     text.write_text("a,b")
-    with pytest.raises(ValueError, match="neither a file of captions"):
+    with pytest.raises(ValueError, match="neither a caption file"):
         load_captions(text)
 
 
@@ -76,7 +76,7 @@ def test_settings_without_a_use_are_refused(picture, write_json, tmp_path):
     with pytest.raises(ValueError, match="a JSON file: leave out caption_column='x'"):
         load_captions(write_json(COCO), caption_column="x")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": "A cat."}))
-    with pytest.raises(ValueError, match="holds its images: leave out image_column='x'"):
+    with pytest.raises(ValueError, match="with its images: leave out image_column='x'"):
         load_captions(tmp_path, image_column="x")
     assert load_captions(tmp_path, caption_column="text")["train"]["captions"][:] == [["A cat."]]
 

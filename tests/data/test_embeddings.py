@@ -250,7 +250,7 @@ def test_save_and_load(tmp_path):
     assert len(pickle.dumps(loaded)) < 500  # as its folder, not as its content
     (tmp_path / "no").mkdir()
     (tmp_path / "no" / "image_embeds.npy").write_bytes(b"\x93NUMPY nothing")
-    with pytest.raises(ValueError, match="no' holds no caption embeddings"):
+    with pytest.raises(ValueError, match="no' contains no caption embeddings"):
         CaptionEmbeddings.load(tmp_path / "no")
 
 
@@ -299,5 +299,5 @@ def _npy(shape: str, kind: str = "<f4") -> bytes:
 def test_an_array_that_strangers_wrote_is_refused_by_name(tmp_path, content):
     CaptionEmbeddings(torch.eye(4), torch.eye(4), torch.arange(5)).save(tmp_path)
     (tmp_path / "image_embeds.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="holds no caption embeddings: "):
+    with pytest.raises(ValueError, match="contains no caption embeddings: "):
         CaptionEmbeddings.load(tmp_path)

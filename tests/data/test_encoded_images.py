@@ -61,7 +61,7 @@ def test_they_are_what_the_encoder_gives_and_are_found_again(parts, passes, tmp_
         torch.testing.assert_close(encoded(name), hidden, atol=2e-3, rtol=2e-3)
     with pytest.raises(ImageError, match="2.png.* cannot be decoded"):
         encoded("2")
-    with pytest.raises(ValueError, match="Image 'other' is not among those that were encoded"):
+    with pytest.raises(ValueError, match="Image 'other' is not among the encoded images"):
         encoded("other")
     assert torch.equal(pickle.loads(pickle.dumps(encoded))("3"), encoded("3"))  # into a worker
 

@@ -159,7 +159,7 @@ def test_names_that_lead_out_are_not_followed(mined, tmp_path, name):
 def test_pickled_arrays_are_not_pushed(mined, tmp_path):
     folder, found = mined
     np.save(folder / found.embeddings / "image_embeds.npy", np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="holds no caption embeddings"):
+    with pytest.raises(ValueError, match="contains no caption embeddings"):
         write_portable(folder, tmp_path / "here")
 
 

@@ -56,10 +56,10 @@ def test_what_is_left_out_is_counted_and_named(write, caplog):
 
 def test_settings_without_a_use_are_refused(write):
     folder = write({"0.png": ("0.txt", "a")})
-    with pytest.raises(ValueError, match="a folder of pictures with texts: leave out caption_column='x'"):
+    with pytest.raises(ValueError, match="a folder of images with texts: leave out caption_column='x'"):
         load_captions(folder, caption_column="x")
 
 
 def test_pictures_without_any_text(write):
-    with pytest.raises(ValueError, match=r"no \.txt files beside pictures"):
+    with pytest.raises(ValueError, match=r"no \.txt files next to images"):
         load_captions(write({"0.png": None}))
