@@ -298,7 +298,7 @@ def test_a_data_set_on_the_hub(tmp_path):
 
 def test_the_hub_without_a_network(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such data set.*Hub"):
+    with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such dataset.*Hub"):
         load_columns("nobody/nothing")
 
 

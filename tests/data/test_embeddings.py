@@ -79,7 +79,7 @@ def test_pictures_of_every_mode_are_embedded_and_losses_are_told(tmp_path, score
         assert len(embedded) == len(embeddings) == 6
         # A cached result says it again.
         (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
-        for part in ("1 x transparent picture", "('RGBA')", "1 x grey picture of more than 8 bits", "('I;16')"):
+        for part in ("1 x transparent image", "('RGBA')", "1 x grey image of more than 8 bits", "('I;16')"):
             assert part in record.getMessage()
 
 

@@ -60,8 +60,8 @@ def test_other_keys_become_columns(folder, caplog):
         "on": [None, True],
     }
     assert loaded["train"].features == loaded["test"].features  # also where a split lacks a key
-    assert "further columns, which rewards can read: mood, size, on" in caplog.text
-    assert "ignored 'boxes', 'row': a further column should hold texts, numbers or booleans" in caplog.text
+    assert "further columns for rewards: mood, size, on" in caplog.text
+    assert "ignored 'boxes', 'row': a further column should contain texts, numbers or booleans" in caplog.text
 
 
 @pytest.mark.parametrize(

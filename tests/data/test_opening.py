@@ -31,7 +31,7 @@ def folder(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ("https://127.0.0.1:9/x.parquet", "Addresses in a local file are not followed"),
+        ("https://127.0.0.1:9/x.parquet", "URLs in a local file are not followed"),
         ("hf://datasets/a/b/x.parquet", "not followed"),
         ("../private.parquet", r"leads to .*private\.parquet.*Only files in"),
         ("[{split: train, path: [train.parquet, ../private.parquet]}]", "Only files in"),
@@ -77,7 +77,7 @@ def test_a_file_of_save_to_disk_names_no_other_folder(folder, tmp_path):
 def test_a_broken_parquet_file_is_named(tmp_path, content):
     (tmp_path / "torn.parquet").write_bytes(content)
     for path in (tmp_path, tmp_path / "torn.parquet"):
-        with pytest.raises(ValueError, match=r"torn\.parquet: this is no parquet file that can be read"):
+        with pytest.raises(ValueError, match=r"torn\.parquet: not a readable parquet file"):
             load_captions(path)
 
 
@@ -94,7 +94,7 @@ def test_more_rows_than_bytes_are_refused(tmp_path):
     table = pa.table({"image": pa.nulls(5_000_000, pa.string()), "captions": pa.nulls(5_000_000, pa.string())})
     pq.write_table(table, tmp_path / "many.parquet")
     assert (tmp_path / "many.parquet").stat().st_size < 100_000
-    with pytest.raises(ValueError, match=r"many\.parquet: it announces 5000000 rows and has \d+ bytes"):
+    with pytest.raises(ValueError, match=r"many\.parquet: it claims 5000000 rows but has \d+ bytes"):
         load_captions(tmp_path / "many.parquet")
 
 

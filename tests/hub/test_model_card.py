@@ -176,7 +176,7 @@ def test_a_card_that_somebody_edited_is_not_lost(tmp_path, caplog):
     by_hand = card.read_text()
     path = write_model_card(tmp_path, model_name="cap", data="other scenes")
     assert card.read_text() == by_hand and path.name == "model_card.md" and "other scenes" in path.read_text()
-    assert "README.md was written or edited by hand" in caplog.text and "the new card is saved as model_card.md" in caplog.text
+    assert "edited by hand" in caplog.text and "the new card is saved as model_card.md" in caplog.text
 
 
 def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):

@@ -249,7 +249,8 @@ def test_a_card_edited_within_stays_and_the_new_one_goes_beside_it(hub, copy, ca
     push_folder(copy, "cap")
     files = hub.repos[NAME].files
     assert files["README.md"] == by_hand and b"more pictures" in files["model_card.md"]
-    assert "tester/cap: somebody edited the generated part of README.md there" in caplog.text and "uploaded as model_card.md" in caplog.text
+    assert "tester/cap: somebody edited the generated part of README.md there" in caplog.text
+    assert "uploaded as model_card.md" in caplog.text
 
 
 def test_a_card_written_by_hand_here_goes_up_and_says_what_it_replaces(hub, copy, caplog):

@@ -100,7 +100,7 @@ def test_it_is_refused_for_anything_else(mined, pictures, tiny_models):
     scorer = ClipScorer(str(tiny_models / "scorer"))
     rows = load_captions(pictures, caption_column="text")["train"]
     settings, config = train["Settings"](mined=str(output)), RLCaptionConfig(output_dir=None)
-    with pytest.raises(ValueError, match="neighbours of another data set, other pictures or another scorer"):
+    with pytest.raises(ValueError, match="neighbours of another dataset, other images or another scorer"):
         train["take_mined"](rows.select(range(9)), scorer, settings, config)
     with pytest.raises(FileNotFoundError, match=r"neighbours\.safetensors"):
         train["take_mined"](rows, scorer, train["Settings"](mined=str(pictures)), config)
