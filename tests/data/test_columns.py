@@ -177,7 +177,7 @@ def test_captions_in_structs(column, save):
 def test_a_field_that_no_struct_has(save):
     path = save(image=PICTURES[:2], sentences=SENTENCES, more=[{"words": "a"}] * 2)
     for column in ("sentences.words", "sentences.sentid", "more"):
-        with pytest.raises(ValueError, match=f"column '{column}' should hold a text .*COLUMN.FIELD"):
+        with pytest.raises(ValueError, match=f"column '{column}' should contain a text .*COLUMN.FIELD"):
             load_captions(path, caption_column=column)
 
 
@@ -229,7 +229,7 @@ def test_one_row_a_caption_by_path(tmp_path, monkeypatch):
 def test_a_picture_in_two_splits_is_told(save, caplog):
     loaded = load_captions(save(image=[PICTURES[0]] * 2, captions=["a", "b"], split=["train", "test"]))
     assert {name: rows["captions"][:] for name, rows in loaded.items()} == {"train": [["a"]], "test": [["b"]]}
-    assert "found 1 x picture of test that train holds, too ('train-1')" in caplog.text
+    assert "found 1 x image of test that is also in train ('train-1')" in caplog.text
 
 
 def test_further_columns(save, caplog):

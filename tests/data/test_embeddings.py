@@ -213,7 +213,7 @@ def test_wrong_columns_and_no_rows(dataset, scorer):
     for wrong, message in [
         (dataset.remove_columns("captions"), "dataset has no column 'captions'"),
         (dataset.select([]), "dataset has no rows"),
-        (dataset.remove_columns("image").add_column("image", [1.5] * 3), "column 'image' should hold pictures"),
+        (dataset.remove_columns("image").add_column("image", [1.5] * 3), "column 'image' should contain images"),
     ]:
         with pytest.raises(ValueError, match=message):
             embed_dataset(wrong, scorer)
@@ -227,7 +227,7 @@ def test_neighbours_of_other_rows_are_refused_before_they_are_counted_anew(datas
 
 
 def test_neighbours_do_not_outlive_the_rows_that_they_count(broken_dataset, scorer):
-    with pytest.raises(ValueError, match="3 of 5 rows are left out, and the column 'neighbours' counts all of them"):
+    with pytest.raises(ValueError, match="3 of 5 rows are dropped, but the column 'neighbours' refers to all of them"):
         embed_dataset(broken_dataset.add_column("neighbours", [[1], [0], [1], [1], [1]]), scorer)
 
 

@@ -74,7 +74,7 @@ def test_another_machine_finds_it_and_embeds_nothing(mined, scorer, tmp_path, mo
     assert {name.split("/")[-1] for name in files} == {"README.md", FILE, "statistics.json"} | arrays
     for name, content in files.items():
         assert str(tmp_path.parent).encode() not in content and TOKEN.encode() not in content, name
-    assert "| R@1 of people's captions | 0.500 among 8 pictures |" in files["README.md"].decode()
+    assert "| R@1 of people's captions | 0.500 among 8 images |" in files["README.md"].decode()
     assert "of 9 images and 9 captions" in files["README.md"].decode().replace("\n", " ")
 
     shutil.rmtree(folder)

@@ -46,11 +46,11 @@ def test_what_is_left_out_is_counted_and_named(write, caplog):
     (folder / "readme.txt").write_text("of somebody")
     assert load_text_beside(folder)["train"]["image_id"][:] == ["0.png"]
     for said in (
-        "1 x picture without a text file ('1.png')", "1 x caption file that is not UTF-8 (save it so) ('2.txt')",
-        "1 x image without a caption ('3.png')", "found 1 x text file without a picture ('readme.txt')",
+        "1 x image without a text file ('1.png')", "1 x caption file that is not UTF-8 (save it as UTF-8) ('2.txt')",
+        "1 x image without a caption ('3.png')", "found 1 x text file without an image ('readme.txt')",
     ):  # fmt: skip
         assert said in caplog.text
-    with pytest.raises(ValueError, match=r"picture without a text file: '1\.png'"):
+    with pytest.raises(ValueError, match=r"image without a text file: '1\.png'"):
         load_text_beside(folder, strict=True)
 
 

@@ -77,7 +77,7 @@ def test_it_leaves_what_it_says(mined):
 def test_a_scorer_that_cannot_retrieve_here_is_warned_about(mined):
     """The tiny scorer is random."""
     _, told = mined
-    assert "It can hardly retrieve in this domain" in told and "hf-distinct train-clip" in told
+    assert "The scorer can hardly retrieve in this domain" in told and "hf-distinct train-clip" in told
 
 
 def test_training_takes_it_all_from_there(mined, pictures, tiny_models, tmp_path):
