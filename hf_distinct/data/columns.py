@@ -305,9 +305,9 @@ def _assemble(parts: list[_Part], further: list[str]) -> DatasetDict:
     for part in parts:
         captions = pa.table({"captions": part.captions, "image_id": part.image_ids}, schema=schema)
         whole_part = [part.images, Dataset(captions), *([part.rows.select_columns(further)] if further else [])]
-        beside = concatenate_datasets(whole_part, axis=1)
+        joined = concatenate_datasets(whole_part, axis=1)
         for split in dict.fromkeys(part.splits):
             members = [row for row, own in enumerate(part.splits) if own == split and part.captions[row]]
-            tables[split].append(beside if len(members) == len(beside) else beside.select(members))
+            tables[split].append(joined if len(members) == len(joined) else joined.select(members))
     found = {split: concatenate_datasets(members) for split, members in tables.items() if members}
     return DatasetDict({split: rows for split, rows in found.items() if len(rows)})

@@ -138,11 +138,11 @@ class EmbeddingCache:
 
     def _merge_into(self, folder: Path) -> None:
         counts, num_images = [], 0
-        told: dict[str, dict[str, str]] = {"failures": {}, "losses": {}}
+        by_name: dict[str, dict[str, str]] = {"failures": {}, "losses": {}}
         for number in range(self.parts.count):
             tensors, metadata = self.parts.read(number)
             counts.append(tensors["caption_counts"].numpy())
-            for name, by_row in told.items():
+            for name, by_row in by_name.items():
                 by_row |= json.loads(metadata[name])
             num_images += len(tensors["image_embeds"])
         offsets = np.concatenate([[0], np.concatenate(counts).cumsum()]).astype(np.int64)
@@ -160,7 +160,7 @@ class EmbeddingCache:
                 os.fsync(file.fileno())
         manifest = {
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
-            **told, "files": describe(folder, sorted(folder.glob("*.npy"))),
+            **by_name, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 

@@ -240,8 +240,8 @@ class SimilarityIndex:
         with written_whole(path, scratch) as temporary:
             self._holder.save_faiss_index(NAME, str(temporary))
             about = asdict(self.search_kind) | {ALGORITHM: digest(temporary)}
-            with written_whole(path.with_suffix(".json"), scratch) as beside:
-                beside.write_text(json.dumps(about, indent=1))
+            with written_whole(path.with_suffix(".json"), scratch) as description:
+                description.write_text(json.dumps(about, indent=1))
 
     def _load(self, path: str | os.PathLike[str]) -> None:
         try:

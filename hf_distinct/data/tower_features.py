@@ -207,9 +207,9 @@ def _join(parts: Parts, whole: Path, kept_file: Path) -> None:
         rows: list[int] = []
         failures: dict[str, str] = {}
         for number in range(parts.count):
-            tensors, told = parts.read(number)
-            failures |= (failed := json.loads(told["failures"]))
-            rows += [row for row in json.loads(told["rows"]) if str(row) not in failed]
+            tensors, metadata = parts.read(number)
+            failures |= (failed := json.loads(metadata["failures"]))
+            rows += [row for row in json.loads(metadata["rows"]) if str(row) not in failed]
             shapes += [tensors["features"].shape] if len(tensors["features"]) else []
         with written_whole(kept_file) as temporary:
             temporary.write_text(json.dumps({"rows": rows, "failures": failures}))

@@ -21,8 +21,7 @@ def narrow_products(model: nn.Module) -> Iterator[None]:
     """Let the wide linear layers of a model multiply by oneDNN inside this context: on CPU, float32, no gradients.
 
     Products are the same up to rounding. torch uses MKL for float32, which prepares the weights again in each call and
-    is slow for many weights and few rows; oneDNN, which is part of torch, is about twice as fast (measured on an AMD
-    EPYC with `recipes/benchmarks/step.py --size base` of the repository).
+    is slow for many weights and few rows; oneDNN, which is part of torch, is about twice as fast (on an AMD EPYC).
     """
     layers: list[Any] = []
     if not torch.is_autocast_enabled("cpu") and usable("narrow_products", _trial):

@@ -86,7 +86,7 @@ GALLERIES = {
     "scorer": "measured with the CLIP that gave the reward",
     "judge": "measured with a CLIP that was not used in training",
     "twins": "measured in a gallery of very similar images",
-    "prefers_truth": "how often an image is more similar to its true caption than to a false or broken one, with",
+    "prefers_truth": "how often an image is more similar to its true caption than to a corrupted one, by kind",
 }
 
 _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")

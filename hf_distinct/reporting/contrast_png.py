@@ -69,7 +69,7 @@ def paint(rows: Sequence[ContrastRow], title: str, subtitle: str) -> Image.Image
 def _captions(captions: list[Caption], width: int) -> _Text:
     text = _Text(width)
     for caption in captions:
-        text.add(caption.speaker, 20, bold=True, colour=GREY, beside=caption.verdict, beside_colour=caption.colour)
+        text.add(caption.speaker, 20, bold=True, colour=GREY, suffix=caption.verdict, suffix_colour=caption.colour)
         text.add(caption.text, 26, space=16)
     return text
 
@@ -93,18 +93,18 @@ class _Text:
 
     def add(
         self, text: str, size: int, bold: bool = False, colour: str = INK, space: int = 4,
-        beside: str = "", beside_colour: str = INK,
+        suffix: str = "", suffix_colour: str = INK,
     ) -> None:  # fmt: skip
-        """Add a paragraph with `space` pixels after it; `beside` continues its last line in another colour."""
+        """Add a paragraph with `space` pixels after it; `suffix` continues its last line in another colour."""
         if not text:
             return
         font = dejavu(size, bold)
         for line in wrap(text, font, self.width):
             self.pieces.append((0, self.height, line, colour, font))
             self.height += round(size * 1.3)
-        if beside:
+        if suffix:
             left, top, line, _, _ = self.pieces[-1]
-            self.pieces.append((left + round(font.getlength(line + "  ")), top, beside, beside_colour, font))
+            self.pieces.append((left + round(font.getlength(line + "  ")), top, suffix, suffix_colour, font))
         self.height += space
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:

@@ -15,7 +15,7 @@ def refuse(*problems: Iterable[str]) -> None:
     if len(found) == 1:
         raise ValueError(found[0])
     if found:
-        raise ValueError("\n- ".join([f"{len(found)} things do not fit together:", *found]))
+        raise ValueError("\n- ".join([f"{len(found)} problems:", *found]))
 
 
 def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made | None:

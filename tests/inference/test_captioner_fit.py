@@ -69,7 +69,7 @@ def test_everything_that_does_not_fit_is_said_at_once(captioner):
     captioner.tokenizer.add_tokens(["zebra"])
     captioner.model.generation_config.max_length = 64
     found = complaint(captioner, max_new_tokens=17)
-    assert found.startswith("3 things do not fit together:\n- The tokenizer has")
+    assert found.startswith("3 problems:\n- The tokenizer has")
     assert "\n- max_new_tokens=17, but the decoder has only 16 positions." in found
     assert "\n- The captioner's generation config allows captions of 63 tokens (max_length=64)" in found
 
@@ -304,7 +304,7 @@ def test_a_trainer_looks_before_it_embeds_anything(make_trainer, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ClipScorer, "encode_images", lambda *_: calls.append(1))
-        with pytest.raises(ValueError, match="(?s)2 things do not fit.*captions of 63 tokens.*12 training images"):
+        with pytest.raises(ValueError, match="(?s)2 problems.*captions of 63 tokens.*12 training images"):
             make_trainer(adapt=too_long, per_device_train_batch_size=13)
     assert calls == []
 
@@ -327,7 +327,7 @@ def test_a_trainer_says_at_once_what_of_all_its_parts_does_not_fit(make_trainer)
             dataset=tiny.scenes().add_column("row", range(12)),
         )  # fmt: skip
     count, *said = str(caught.value).split("\n- ")
-    assert count == "6 things do not fit together:"
+    assert count == "6 problems:"
     for part, words in zip(said, (
         "captions of 63 tokens", "12 training images do not fill one batch of 13", "eval_strategy=epoch needs",
         "have 12 numbers each, those of the scorer", "1 reward_weights for 2 rewards", "'needs_style' needs 'style'",
