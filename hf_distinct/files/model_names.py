@@ -47,8 +47,7 @@ def shipped_or_named(name: str | os.PathLike[str]) -> str:
     if not name or "/" in name or os.sep in name or not (SHIPPED / name).is_dir():
         return name
     if Path(name).is_dir():
-        logger.warning("%r is the model that comes with hf_distinct; to load the local folder, write './%s'.", name,
-        name)
+        logger.warning("%r is the shipped model; to load the local folder, write './%s'.", name, name)
     return shipped(name)
 
 

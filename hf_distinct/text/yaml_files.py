@@ -14,8 +14,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(
-                None, None, f"an alias (*{event.anchor}), which is not supported; write the value out",
-                event.start_mark
+                None, None, f"an alias (*{event.anchor}) is not supported; write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
 

@@ -58,8 +58,8 @@ class Bound:
 def bounds(cider_floor: float) -> list[Bound]:
     """Return the bounds of all watched metrics; metrics that are not logged raise no alarm."""
     return [
-        Bound("discriminator", "discriminator/accuracy", "it recognises all rollouts, so its score is useless",
-        most=0.95), Bound("kl", "kl", "the captioner has moved far from its start", most=3.0),
+        Bound("discriminator", "discriminator/accuracy", "it knows all rollouts, so its score is useless", most=0.95),
+        Bound("kl", "kl", "the captioner has moved far from its start", most=3.0),
         Bound("endings", "ended", "captions are truncated instead of ended", least=0.8, of_first=True),
         Bound("endings", "bad_endings", "captions stop in mid-phrase", most=0.2, evaluated=True),
         Bound("repetitions", "repeated", "captions repeat themselves", most=0.25),

@@ -71,7 +71,7 @@ def test_a_warning_tells_both_numbers_once(caplog):
     assert alarms.told == [
         "step 2, alarm/cider: eval_CIDEr-D is 1.25, below 1.5 (0.5 of its first value 3): people do not write "
         "like this",
-        "step 1, alarm/discriminator: discriminator/accuracy is 0.98, above 0.95: it recognises all rollouts, so its "
+        "step 1, alarm/discriminator: discriminator/accuracy is 0.98, above 0.95: it knows all rollouts, so its "
         "score is useless",
     ]
     assert [record.getMessage() for record in caplog.records] == alarms.told
