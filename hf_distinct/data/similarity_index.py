@@ -224,7 +224,7 @@ class SimilarityIndex:
         self.search(queries, min(how.recall_depth + 1, len(self.entries)))
         seconds = (time.perf_counter() - start) * len(self.queries) / len(queries)
         logger.info(
-            f"Searching {how.probes} of {how.cells} cells; {how.refined} times the needed entries are compared exactly: "
+            f"Searching {how.probes} of {how.cells} cells; {how.refined} times the needed entries compared exactly: "
             f"recall@{how.recall_depth} {how.recall:.3f}, about {seconds / 60:.1f} minutes for {len(self.queries)} "
             "queries."
         )
