@@ -338,12 +338,12 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
         return
     feature: Any = dataset.features["neighbours"]
     inner = feature.feature if isinstance(feature, (List, LargeList)) else None
-    mend = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
+    remedy = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
     if not (isinstance(inner, Value) and "int" in inner.dtype):
-        yield f"{name}: the column 'neighbours' should contain lists of row numbers; it is {feature}. {mend}"
+        yield f"{name}: the column 'neighbours' should contain lists of row numbers; it is {feature}. {remedy}"
         return
     if "row" in dataset.column_names and not _counts_rows(dataset):
-        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {mend}"
+        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {remedy}"
         return
     table: pa.Table = dataset.select_columns(["neighbours"]).with_format("arrow")[:]
     column = table["neighbours"].combine_chunks()
@@ -351,11 +351,11 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
     for place in np.flatnonzero((named < 0) | (named >= len(dataset)))[:1].tolist():
         yield (
             f"{name}: row {rows[place]} has the neighbour {named[place]}, but there are {len(dataset)} rows: the "
-            f"column 'neighbours' belongs to another dataset. {mend}"
+            f"column 'neighbours' belongs to another dataset. {remedy}"
         )
         return
     for place in np.flatnonzero(named == rows)[:1].tolist():
-        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' belongs to other rows. {mend}"
+        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' belongs to other rows. {remedy}"
         return
     longest = int(np.bincount(rows, minlength=1).max(initial=0))
     if wanted and longest != min(wanted, len(dataset) - 1):

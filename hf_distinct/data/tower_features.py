@@ -181,7 +181,7 @@ def _compute(
         generator=torch.Generator(),  # otherwise it would draw from the global one
     )  # fmt: skip
     loaded, device = iter(loader), next(tower.parameters()).device
-    bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" pictures", disable=this_process()[0] != 0)
+    bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" images", disable=this_process()[0] != 0)
     for number, rows in zip(numbers, ranges, strict=True):
         found: list[Tensor] = []
         failures: dict[int, str] = {}

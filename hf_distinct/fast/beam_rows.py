@@ -129,7 +129,7 @@ def may_choose_beams() -> bool:
 
 def _trial() -> bool:
     states = trial_states_of_all_kinds()
-    alone, beside = (BeamRows(states, 3, greedy, START, [END]) for greedy in (False, True))
-    same = all(same_captions(cache, states, num_beams=3, num_return_sequences=2) for cache in (alone, beside))
+    alone, with_greedy = (BeamRows(states, 3, greedy, START, [END]) for greedy in (False, True))
+    same = all(same_captions(cache, states, num_beams=3, num_return_sequences=2) for cache in (alone, with_greedy))
     watched = not bool(alone.searching.all())  # otherwise the search does not report which images are finished
-    return same and watched and beside.finish(trial_captioner(), 12).shape[0] == len(states)
+    return same and watched and with_greedy.finish(trial_captioner(), 12).shape[0] == len(states)

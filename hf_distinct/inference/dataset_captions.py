@@ -101,7 +101,7 @@ def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> li
     Raises:
         ValueError: every row is an error.
     """
-    skips = Skips(f"captions of {len(said)} pictures")
+    skips = Skips(f"captions of {len(said)} images")
     for name, each in zip(names, said, strict=True):
         if isinstance(each, ImageError):
             skips.add("image that cannot be read", f"{name}: {each}")

@@ -90,8 +90,8 @@ def ended_from_inside() -> Iterator[None]:
 def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]) -> Iterator[None]:
     """Handle those of the signals that are not ignored. Only the main thread may set handlers in Python."""
     main = threading.current_thread() is threading.main_thread()
-    heeded = [each for each in signals if main and signal.getsignal(each) is not signal.SIG_IGN]
-    before = {each: signal.signal(each, handler) for each in heeded}
+    handled = [each for each in signals if main and signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handler) for each in handled}
     try:
         yield
     finally:

@@ -68,7 +68,7 @@ def render(scene: Scene, seed: int) -> np.ndarray:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """BMP: a grainy picture of this size hardly compresses, and PNG would take longer than drawing it."""
+    """Encode an image as BMP: noisy images of this size hardly compress, and PNG would take longer than drawing."""
     from PIL import Image
 
     buffer = io.BytesIO()
