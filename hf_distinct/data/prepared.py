@@ -355,7 +355,7 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
         )
         return
     for place in np.flatnonzero(named == rows)[:1].tolist():
-        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' belongs to other rows. {remedy}"
+        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' is for other rows. {remedy}"
         return
     longest = int(np.bincount(rows, minlength=1).max(initial=0))
     if wanted and longest != min(wanted, len(dataset) - 1):

@@ -50,9 +50,9 @@ def generate_with_greedy(
         return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
     start = token_id(model, "decoder_start_token_id")
     limits = word_limits(generation_config, encoder_hidden_states.device)
-    rows = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
-    labels = generate_labels(*write, generation_config, logits_processor, rows)
-    return labels, to_labels(model, rows.finish(model, longest))
+    search = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
+    labels = generate_labels(*write, generation_config, logits_processor, search)
+    return labels, to_labels(model, search.finish(model, longest))
 
 
 class GreedyRows(LogitsProcessor):
