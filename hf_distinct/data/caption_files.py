@@ -136,7 +136,7 @@ def _read(path: Path, image_column: str | None, caption_column: str | None) -> R
     else:
         records = read_table(path, image_column, caption_column)
     if not records:
-        raise ValueError(f"{path}: the file contains no images.")
+        raise ValueError(f"{path}: it contains no images.")
     return records
 
 

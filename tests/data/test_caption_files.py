@@ -138,7 +138,7 @@ def test_numbers_of_tables(pictures, tmp_path):
     [
         ("c.tsv", "a dog\thttp://a.org/a.jpg\n" * 2, r"c\.tsv, line 2: .*image_column .*URLs: download .*img2dataset"),
         ("c.csv", "url,words\nhttp://a,a dog\n", "which of the keys contains the images.*url, words.*2dataset"),
-        ("c.csv", "image,words,more\n0.jpg,a,b\n", "holds the captions.*--caption_column to one of image, words, m"),
+        ("c.csv", "image,words,more\n0.jpg,a,b\n", "the captions.*--caption_column to one of image, words, m"),
         ("c.csv", "image,caption,n\n0.jpg,a dog, here,1\n", r"line 2: 4 cells, but the header has 3: .*e quotes"),
         ("c.csv", "image,caption\n0.jpg,caf\xe9\n", r"c\.csv: line 2 is not UTF-8"),
         ("c.csv", "", r"c\.csv: it contains no images"),

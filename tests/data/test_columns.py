@@ -212,7 +212,7 @@ def test_one_row_a_caption(save, caplog):
     encoded = train.cast_column("image", Image(decode=False))
     assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
     assert train["style"][:] == ["s0", "s1", "s2"] and "sentid" not in train.column_names
-    assert "left out 'sentid', which differs among the rows of one image" in caplog.text
+    assert "ignored 'sentid', which differs among the rows of one image" in caplog.text
     assert "found 1 x repeated caption of image ('train-0')" in caplog.text
 
 
@@ -239,7 +239,7 @@ def test_further_columns(save, caplog):
     train = load_captions(path)["train"]
     assert train.column_names == ["image", "captions", "image_id", "label", "note"]
     assert train["label"][:] == [0, 1, 0, 1] and train["note"][:] == ["n", None, "m", "o"]
-    assert "rewards can read: label, note" in caplog.text and "ignored 'row'" in caplog.text
+    assert "further columns for rewards: label, note" in caplog.text and "ignored 'row'" in caplog.text
 
 
 def test_urls_are_no_images(save):

@@ -141,7 +141,7 @@ def test_rows_of_one_picture_are_one_image_whatever_their_ids(folder, caplog):
     assert train["captions"][:] == [["A.", "B."]] and train["image_id"][:] == ["0"]
     assert train["style"][:] == ["short"] and "turn" not in train.column_names
     assert "found 1 x repeated caption of image ('0')" in caplog.text
-    assert "left out 'turn', which differs among the rows of one image" in caplog.text
+    assert "ignored 'turn', which differs among the rows of one image" in caplog.text
 
 
 def test_ids_that_a_table_made_floats(folder):

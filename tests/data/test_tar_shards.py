@@ -111,7 +111,7 @@ def test_samples_of_one_picture_are_one_image(tmp_path, caplog):
     encoded = train.cast_column("image", Image(decode=False))
     assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
     assert "found 1 x image of validation that is also in train ('val-0.tar/9')" in caplog.text
-    assert "left out 'n'" in caplog.text
+    assert "ignored 'n'" in caplog.text
 
 
 def test_keys_become_columns(tmp_path, caplog):
