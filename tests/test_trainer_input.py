@@ -116,7 +116,7 @@ def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
     mined = tiny.scenes(6).add_column("neighbours", [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
     with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' has 2 in each row"):
         make_trainer(dataset=mined, pool_neighbours=1)
-    with pytest.raises(ValueError, match="row 3 has the neighbour 4, and there are 4 rows"):
+    with pytest.raises(ValueError, match="row 3 has the neighbour 4, but there are 4 rows"):
         make_trainer(dataset=mined.select(range(4)), pool_neighbours=2)
     assert not caplog.records
     make_trainer(dataset=mined)

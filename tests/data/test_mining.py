@@ -124,7 +124,7 @@ def test_any_setting_that_cannot_be(tmp_path):
         ({"via": "sounds"}, "via='sounds'"),
         ({"search": "lsh"}, "search='lsh'"),
         ({"min_recall": 0.0}, "min_recall=0.0"),
-        ({"via": "captions"}, "needs the embeddings of captions"),
+        ({"via": "captions"}, "needs embeddings of captions"),
     ]:
         with pytest.raises(ValueError, match=message):
             mine_neighbours(with_ids(*"ab"), on_circle(0, 1), **wrong)

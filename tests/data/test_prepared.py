@@ -193,7 +193,7 @@ def test_embeddings_are_those_of_the_rows():
         ([[1], []], 1, None),  # an image may have fewer
         ([[1], [0]], 5, None),  # there are no more
         ([[1, 1], [0]], 1, "pool_neighbours=1, but its column 'neighbours' has 2 in each row. Set pool"),
-        ([[1], [2]], 0, "row 1 has the neighbour 2, and there are 2 rows"),
+        ([[1], [2]], 0, "row 1 has the neighbour 2, but there are 2 rows"),
         ([[-1], [0]], 0, "row 0 has the neighbour -1"),
         ([[1], [1]], 0, "row 1 is its own neighbour"),
         ([["b"], ["a"]], 0, "should contain lists of row numbers"),

@@ -308,8 +308,8 @@ STEPS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "s
             "metric_for_best_model='CIDEr-D' belongs to none of the datasets in eval_dataset: start it with the name "
             "of one, as in a_CIDEr-D",
         ),
-        ({"generation_max_length": 18}, "generation_max_length=18 must lie between 2 and 17: the decoder has 16"),
-        ({"generation_max_length": 1}, "generation_max_length=1 must lie between 2 and 17"),
+        ({"generation_max_length": 18}, "generation_max_length=18 must be between 2 and 17: the decoder has 16"),
+        ({"generation_max_length": 1}, "generation_max_length=1 must be between 2 and 17"),
     ],
 )  # fmt: skip
 def test_what_would_fail_later_fails_at_construction(make_trainer, settings, message):
