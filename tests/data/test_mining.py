@@ -254,7 +254,7 @@ def test_neighbours_whose_bytes_changed_are_mined_anew(cached, three_hundred, ca
     for place in (20, len(content) - 9):  # of the header, of the numbers
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         again = find_neighbours(three_hundred, cached, MiningSettings())
-        assert again.rows.tolist() == first.rows.tolist() and "mined anew" in caplog.text
+        assert again.rows.tolist() == first.rows.tolist() and "mined again" in caplog.text
         assert path.read_bytes() == content
         caplog.clear()
 

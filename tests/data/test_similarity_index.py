@@ -94,7 +94,7 @@ def test_the_search_is_told_before_it_begins(caplog):
     with caplog.at_level(logging.INFO):
         build(random_units(2000, 16), "ivf").build()
     (line,) = [record.getMessage() for record in caplog.records if "cells" in record.getMessage()]
-    assert re.search(r"Searching \d+ of 51 cells, \d+ times .* recall@5 [01]\.\d+, about \d+\.\d minutes", line)
+    assert re.search(r"Searching \d+ of 51 cells; \d+ times .* recall@5 [01]\.\d+, about \d+\.\d minutes", line)
 
 
 def test_fewer_entries_than_wanted():
