@@ -349,7 +349,7 @@ def test_parts_that_cannot_be_had_are_said_beside_the_others(tiny_models, tmp_pa
         )
     said = str(caught.value)
     for words in (
-        "4 things", "captions of 63 tokens", "no column 'captions'", f"Scorer '{tmp_path}' cannot be loaded",
+        "4 problems", "captions of 63 tokens", "no column 'captions'", f"Scorer '{tmp_path}' cannot be loaded",
         "reward 'cidr' is unknown",
     ):  # fmt: skip
         assert words in said
