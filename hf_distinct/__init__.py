@@ -1,8 +1,8 @@
 """Distinctive image captioning: CLIP-guided reinforcement learning of captioners with the Hugging Face Trainer.
 
-The method is that of Chaffin, Kijak and Claveau, "Distinctive Image Captioning: Leveraging Ground Truth Captions in
-CLIP Guided Reinforcement Learning" (arXiv 2402.13936). The names below are loaded on first use (PEP 562), so that
-`import hf_distinct` costs nothing: torch and transformers come in only with the first name that needs them.
+The method is described in Chaffin, Kijak and Claveau, "Distinctive Image Captioning: Leveraging Ground Truth Captions
+in CLIP Guided Reinforcement Learning" (arXiv 2402.13936). The names below are imported on first use (PEP 562), so
+`import hf_distinct` is fast: torch and transformers are imported only when a name needs them.
 """
 
 from __future__ import annotations

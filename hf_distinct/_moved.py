@@ -1,4 +1,4 @@
-"""Modules that have moved are still found under the names that they had, with a warning. To be removed in 0.2."""
+"""Import modules that have moved under their old names, with a DeprecationWarning. To be removed in 0.2."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MOVED = {
 
 
 class Moved(MetaPathFinder, Loader):
-    """Finds a module where it is now."""
+    """Imports a moved module from its new location."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A spec of the names in `MOVED` alone."""
+        """Return a spec for the old names in `MOVED`, and None for every other name."""
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module of today, which keeps its own spec."""
+        """Import the module from its new location. It keeps its own spec."""
         now = MOVED[spec.name]
         warnings.warn(f"{spec.name} has moved to {now}.", DeprecationWarning, stacklevel=2)
         module = import_module(now)
@@ -39,7 +39,7 @@ class Moved(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: it has run. The import system gave it the spec of its old name."""
+        """Restore the module's own spec, which the import system replaced. The module has already been executed."""
         module.__spec__ = self.spec
 
 

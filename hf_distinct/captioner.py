@@ -1,4 +1,4 @@
-"""What a captioner is: its special tokens, encoded images, and log-probabilities of given captions."""
+"""The captioner: its special tokens, its encoded images, and the log-probabilities of given captions."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from hf_distinct.losses import IGNORED_LABEL
 
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
-    """The captioner itself, out of the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
-    if isinstance(model, VisionEncoderDecoderModel):  # Accelerate would ask each of its modules
+    """Return the captioner without the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
+    if isinstance(model, VisionEncoderDecoderModel):  # faster: Accelerate would inspect every module
         return model
     return without_adapters(accelerator.unwrap_model(model))
 
 
 def without_adapters(model: Any) -> Any:
-    """The model that peft gave adapters; any other model as it is."""
-    # peft.PeftModel, without a need for peft.
+    """Return the base model of a peft model, and any other model unchanged."""
+    # Like isinstance(model, peft.PeftModel), without importing peft.
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
-    """A special token's id, from the generation config or, where that is silent, from the model's config."""
+    """Return the id of a special token from the generation config, or from the model's config if it is unset there."""
     return _token_ids(model, name)[0]
 
 
 def end_ids(model: VisionEncoderDecoderModel) -> list[int]:
-    """The tokens that end a caption, each of them."""
+    """Return the ids of all tokens that end a caption."""
     return _token_ids(model, "eos_token_id")
 
 
@@ -48,10 +48,19 @@ def _token_ids(model: VisionEncoderDecoderModel, name: str) -> list[int]:
 
 
 def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tensor:
-    """Images ``(B, 3, H, W)`` as the encoder sees them, ``(B, S, H)``; those that are encoded already as they are.
+    """Encode images.
 
-    It stands outside of the forward that Accelerate wraps, so that half precision is asked for here. As there, what
-    comes out of half precision is float32.
+    This call is not part of the forward pass that Accelerate wraps, so it enters autocast itself. As in that forward
+    pass, half-precision outputs are converted to float32.
+
+    Args:
+        encoder: the captioner's vision encoder.
+        pixel_values: ``(B, 3, H, W)``, or images that are already encoded, ``(B, S, H)``, which are returned
+            unchanged.
+        accelerator: sets the precision.
+
+    Returns:
+        Hidden states ``(B, S, H)``.
     """
     if pixel_values.dim() == 3:
         return pixel_values
@@ -61,22 +70,23 @@ def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tens
 
 
 def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
-    """Encoded images as the captioner takes them instead of pixels."""
+    """Wrap encoded images in the form that the captioner accepts instead of pixels."""
     return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
-    """Logits of given captions in one decoder pass.
+    """Compute the logits of given captions in one decoder pass.
 
-    Padding follows the end token, and a causal decoder never looks at later tokens, so it changes nothing.
+    Padding comes after the end token and a causal decoder never attends to later tokens, so padding has no effect.
 
     Args:
-        model: the captioner; the wrapped one where gradients are wanted.
-        encoder_hidden_states: ``(B, S, H)``, one row an image.
-        labels: ``(N, L)`` token ids, -100 after the end; N is a multiple of B, the captions of an image in a row.
+        model: the captioner; pass the wrapped model if you need gradients.
+        encoder_hidden_states: ``(B, S, H)``, one row per image.
+        labels: ``(N, L)`` token ids, -100 after the end token. N is a multiple of B; captions of an image are
+            adjacent.
 
     Returns:
-        ``(N, L, V)``: position ``l`` scores ``labels[:, l]``.
+        ``(N, L, V)``: position ``l`` holds the logits of ``labels[:, l]``.
     """
     captioner = without_adapters(getattr(model, "module", model))
     if not share_images(captioner.decoder):
@@ -87,9 +97,10 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
 
 
 def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
-    """As [`caption_logits`], of real tokens alone: those of a padded position are not computed where that can be.
+    """Compute the logits of real tokens only; arguments as for [`caption_logits`].
 
-    It can be with GPT-2 on torch's own attention, unless layers are to be computed again in the backward pass.
+    Padded positions are skipped if the decoder is GPT-2 with SDPA attention and gradient checkpointing is off.
+    Otherwise they are computed and dropped.
 
     Returns:
         ``(T, V)``, in the order of ``labels[labels != -100]``.
@@ -108,7 +119,7 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
 
 
 def _inputs(captioner: VisionEncoderDecoderModel, labels: Tensor) -> Tensor:
-    """What the decoder reads when it is to say the labels."""
+    """Return the decoder's input ids for the labels: shifted right, with the start token first."""
     inputs = labels.masked_fill(labels == IGNORED_LABEL, token_id(captioner, "pad_token_id")).roll(1, dims=1)
     inputs[:, 0] = token_id(captioner, "decoder_start_token_id")
     return inputs
@@ -118,7 +129,7 @@ def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **setting
     outputs = model(
         encoder_outputs=encoder_outputs(encoder_hidden_states),
         decoder_input_ids=inputs,
-        decoder_attention_mask=torch.ones_like(inputs),  # else it looks for captions in a row, and makes a mask
+        decoder_attention_mask=torch.ones_like(inputs),  # otherwise the model would build a mask for packed sequences
         use_cache=False,
         **settings,
     )
@@ -127,18 +138,19 @@ def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **setting
 
 
 def checkpointed_layers(model: nn.Module) -> list[Any]:
-    """The layers for which ``gradient_checkpointing_enable`` was called."""
+    """Return the layers for which ``gradient_checkpointing_enable`` was called."""
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     return [layer for layer in layers if layer.gradient_checkpointing]
 
 
 @contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
-    """Inside, a model's checkpointed layers recompute their activations.
+    """Make checkpointed layers recompute their activations in eval mode, too.
 
-    The layers of transformers do so in train mode only, and would in silence keep everything in eval mode, which the
-    step needs: the policy that is scored has no dropout. So each layer is in train mode while it is asked, and in eval
-    mode while it runs; the modules within it stay as they are. Where nothing was enabled, nothing happens.
+    transformers checkpoints layers in train mode only, and silently keeps all activations in eval mode. The training
+    step runs in eval mode, because rollouts are scored without dropout. So each layer's ``training`` flag is set when
+    transformers checks it, and cleared while the layer runs. Submodules are not changed. If gradient checkpointing is
+    not enabled, this does nothing.
     """
     layers = [layer for layer in checkpointed_layers(model) if not layer.training]
     functions = [layer._gradient_checkpointing_func for layer in layers]

@@ -1,4 +1,4 @@
-"""The discriminator that tells rollouts from captions that people wrote, its update and its state."""
+"""The discriminator, which separates rollouts from captions that people wrote, and its training."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.nn import functional as F  # noqa: N812
 ROLLOUT_CLASS = 0
 PERSON_CLASS = 1
 FILE = "discriminator.safetensors"
-"""What the weights are called beside a captioner."""
+"""File name of the weights in a captioner's folder."""
 
 
 class Discriminator(nn.Module):
-    """MLP on the embeddings of an image and of a text: 2 dim -> 512 -> ReLU -> 256 -> ReLU -> 2 logits.
+    """MLP on the embeddings of an image and a text: 2 dim -> 512 -> ReLU -> 256 -> ReLU -> 2 logits.
 
-    Class 0 is a rollout, class 1 is written by a person. Its score enters the reward as
+    Class 0 is a rollout, class 1 a caption written by a person. Its score enters the reward as
     ``R(c) = (1 - lambda) * r_con(c) + lambda * D(c)``, the regularisation of arXiv 2402.13936.
 
     Args:
-        embed_dim: dim, of one embedding.
+        embed_dim: dim, the size of one embedding.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -35,37 +35,38 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """Logits (N, 2) of the pairs of image_embeds (N, dim) and text_embeds (N, dim), in the weights' precision."""
-        # No autocast: there is no gradient scaler for this small network, and nothing to be saved by rounding it.
+        """Return logits (N, 2) for pairs of image_embeds (N, dim) and text_embeds (N, dim), in the weights' dtype."""
+        # No autocast: this small network has no gradient scaler, and half precision would save nothing.
         with torch.autocast(image_embeds.device.type, enabled=False):
             pairs = torch.cat([image_embeds, text_embeds], dim=-1)
             return self.layers(pairs.to(next(self.parameters()).dtype))
 
     @torch.no_grad()
     def score(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """Probability D that each text (N, dim) was written by a person who saw the image (N, dim): (N,)."""
+        """Return the probability D that each text (N, dim) about an image (N, dim) was written by a person: (N,)."""
         return self(image_embeds, text_embeds).softmax(dim=-1)[:, PERSON_CLASS]
 
     def save(self, folder: str | os.PathLike[str], scorer: str) -> None:
-        """Write the weights into a folder, with the name of the scorer whose embeddings they are for."""
+        """Write the weights into a folder, and the name of the scorer whose embeddings they were trained on."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, Path(folder) / FILE, {"scorer": scorer})
 
     def load(self, folder: str | os.PathLike[str]) -> None:
-        """Take up the weights that `save` wrote into a folder; without such a file they stay as they are."""
+        """Load the weights that `save` wrote into a folder; keep the current ones if the folder has no such file."""
         if (path := Path(folder) / FILE).is_file():
             self.load_state_dict(load_file(path))
 
 
 class DiscriminatorTrainer:
-    """Trains a [`Discriminator`] beside the captioner: one Adam step for each step of the generator.
+    """Trains a [`Discriminator`] alongside the captioner: one Adam step per generator step.
 
-    The module stays plain (no wrapper of Accelerate or DistributedDataParallel): the sums of all processes are added
-    up here, so that processes with parts of a batch, equal or not, take the very step of one process with the whole.
-    Every process must call `update` equally often. Move the discriminator to its device before.
+    The module is not wrapped by Accelerate or DistributedDataParallel. Gradients are summed over all processes here,
+    so several processes, each with a part of the batch, take the same step as one process with the whole batch; the
+    parts may differ in size. Every process must call `update` equally often. Move the discriminator to its device
+    first.
 
     Args:
-        discriminator: the network, changed in place.
+        discriminator: the network; it is updated in place.
         lr: learning rate of Adam; 7e-5 in the paper.
 
     Attributes:
@@ -78,7 +79,7 @@ class DiscriminatorTrainer:
         self.steps = 0
 
     def synchronize(self) -> None:
-        """Give every process the weights of process 0. Call it once, before the first update."""
+        """Broadcast the weights of process 0. Call this once, before the first update."""
         if _several_processes():
             for parameter in self.discriminator.parameters():
                 dist.broadcast(parameter.data, src=0)
@@ -87,9 +88,9 @@ class DiscriminatorTrainer:
     def update(
         self, rollout_images: Tensor, rollout_texts: Tensor, reference_images: Tensor, reference_texts: Tensor
     ) -> dict[str, Tensor]:
-        """One step on the cross-entropy, the mean over all pairs of all processes.
+        """Take one step on the cross-entropy, averaged over all pairs of all processes.
 
-        The reward of a step takes the score from before it, so call `Discriminator.score` first.
+        The reward uses the score from before the step, so call `Discriminator.score` first.
 
         Args:
             rollout_images: (N, dim) image embeddings of the rollouts.
@@ -98,7 +99,7 @@ class DiscriminatorTrainer:
             reference_texts: (R, dim) text embeddings of the references.
 
         Returns:
-            ``loss`` and ``accuracy`` (share of pairs put into their class) before the step, over all processes:
+            ``loss`` and ``accuracy`` (fraction of pairs classified correctly) before the step, over all processes:
             detached scalars on the device.
         """
         images = torch.cat([rollout_images, reference_images]).detach()
@@ -122,16 +123,16 @@ class DiscriminatorTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` gave: the next update is the one that would have followed."""
+        """Load the state that `state_dict` returned, so that training continues exactly where it was."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = int(state["steps"])
 
     def _step(self, loss: Tensor, correct: Tensor, count: int) -> dict[str, Tensor]:
-        """Turn the sums of this process into means over all processes, and step."""
+        """Turn this process's sums into means over all processes, and step."""
         gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
         figures = torch.stack([loss, correct.to(loss), torch.full_like(loss, count)])
-        # One vector, so that there is one exchange between processes.
+        # One vector, so that a single all_reduce is enough.
         sums = torch.cat([figures, *(gradient.flatten() for gradient in gradients)])
         if _several_processes():
             dist.all_reduce(sums)

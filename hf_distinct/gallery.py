@@ -1,4 +1,4 @@
-"""A gallery: pictures that captions are measured on, embedded once under each CLIP."""
+"""A gallery: images, embedded once by each CLIP model, on which captions are evaluated."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from hf_distinct.scorer import ClipScorer
 
 
 class Gallery:
-    """Pictures with references, ready to measure captions of them.
+    """Images with reference captions, prepared for evaluating captions.
 
     Args:
         dataset: ``image``, ``captions``, ``image_id``, in any form that
-            [`hf_distinct.data.prepared.as_captioned`] takes; emoji scenes also have ``scene``. Pictures that cannot be
-            read are left out, with a warning; ``self.dataset`` holds the others. Without ``clips`` none are needed.
-        clips: the CLIP models under which retrieval is measured, by the name that their figures get.
-        num_neighbours: so many similar pictures are mined for each under each CLIP, and told apart; 0: none.
-        clip_prompt: what CLIPScore puts before captions; published figures have ``"A photo depicts "``.
-        strict: whether a picture that would be left out is an error.
+            [`hf_distinct.data.prepared.as_captioned`] accepts; emoji scenes also have ``scene``. Unreadable images are
+            dropped with a warning; ``self.dataset`` holds the others. Without ``clips``, images are not needed.
+        clips: the CLIP models that measure retrieval. Each key becomes the prefix of the metric names.
+        num_neighbours: how many similar images to mine per image and CLIP, for retrieval among them; 0 for none.
+        clip_prompt: prompt that CLIPScore puts before captions; published results use ``"A photo depicts "``.
+        strict: raise an error instead of dropping unreadable images.
 
     Raises:
-        ValueError: if it is no such dataset, no picture can be read, or (``strict``) one cannot.
+        ValueError: if the dataset lacks a column, no image can be read, or (with ``strict``) an image cannot be read.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Gallery:
                 self.neighbours[name] = mined.add_to(self.dataset)["neighbours"][:]
 
     def select(self, rows: Sequence[int]) -> Gallery:
-        """The gallery of some of its pictures, by their rows; nothing is embedded again."""
+        """Return the gallery of the images in these rows; nothing is embedded again."""
         place = {row: number for number, row in enumerate(rows)}
         found = copy.copy(self)
         for name in ("references", "_reference_embeds"):
@@ -77,11 +77,11 @@ class Gallery:
         return found
 
     def captioned(self, *systems: Sequence[str | None]) -> tuple[Gallery, list[list[str]]]:
-        """The gallery of the pictures that every system captioned, and the captions of each system.
+        """Return the gallery of the images that every system captioned, and the captions of each system.
 
         Args:
-            systems: one caption an image each, or None, as `hf_distinct.RLCaptionTrainer.caption` gives for pictures
-                that have gone bad since the gallery was made.
+            systems: one caption per image, or None where there is none, as `hf_distinct.RLCaptionTrainer.caption`
+                returns for images that have become unreadable since the gallery was made.
         """
         rows = [row for row, said in enumerate(zip(*systems, strict=True)) if None not in said]
         kept = [[text for row in rows if (text := said[row]) is not None] for said in systems]
@@ -89,12 +89,12 @@ class Gallery:
 
     @property
     def judges_facts(self) -> bool:
-        """Whether the facts of each picture are known."""
-        return isinstance(self.dataset.features.get("scene"), dict)  # a text is a column of the user's
+        """Whether the facts of each image are known, so that captions can be checked for truth."""
+        return isinstance(self.dataset.features.get("scene"), dict)  # a user's own column "scene" may hold text
 
     @cached_property
     def references(self) -> list[list[str]]:
-        """What people say of each picture."""
+        """Return the reference captions of each image."""
         return self.dataset["captions"][:]
 
     @cached_property
@@ -103,7 +103,7 @@ class Gallery:
         return {name: clip.encode_texts(texts).cpu() for name, clip in self.clips.items()}
 
     def statistics(self, captions: Sequence[str]) -> dict[str, Statistic]:
-        """The metrics of `measure`, each as a function of how often each picture is drawn, for bootstraps."""
+        """Return the metrics of `measure` as functions of how often each image is drawn, for the bootstrap."""
         found: dict[str, Statistic] = {}
         for name in self.clips:
             found |= {f"{name}/{key}": each for key, each in self._clip_statistics(captions, name).items()}
@@ -131,14 +131,17 @@ class Gallery:
         return found
 
     def measure(self, captions: Sequence[str], dataset: Dataset | None = None) -> dict[str, float]:
-        """All metrics of one caption an image, in order: ``{"judge/t2i_R@1": ..., "CIDEr-D": ..., "true": ...}``.
+        """Return all metrics of one caption per image: ``{"judge/t2i_R@1": ..., "CIDEr-D": ..., "true": ...}``.
 
-        Where ``dataset`` is given, the captions are of those of the gallery's rows alone: so this method may be the
-        ``caption_metrics`` of a trainer whose ``eval_dataset`` is ``self.dataset``.
+        You can pass this method as ``caption_metrics`` to a trainer whose ``eval_dataset`` is ``self.dataset``.
 
-        Retrieval is shares from 0 to 1 under each CLIP (prefix), among all pictures, and as ``neighbours_`` among each
-        one's similar ones; CIDEr-D is in its own unit (1.0 is what papers print as 100), ``details`` counts facts. The
-        rest: `hf_distinct.evaluation.caption_metrics`.
+        Retrieval metrics are fractions from 0 to 1, prefixed by the name of the CLIP: among all images, and (named
+        ``neighbours_``) among each image's similar ones. CIDEr-D has its own unit (papers print 1.0 as 100), and
+        ``details`` counts facts. For the others, see `hf_distinct.evaluation.caption_metrics`.
+
+        Args:
+            captions: one per image, in order.
+            dataset: the rows of the gallery's dataset that the captions belong to; all rows by default.
         """
         if dataset is not None and len(dataset) < len(self.dataset):
             row_of = {image_id: row for row, image_id in enumerate(self.dataset["image_id"])}
@@ -149,14 +152,17 @@ class Gallery:
     def people_statistics(
         self, further: Callable[[list[str]], dict[str, Statistic]] = lambda captions: {}
     ) -> tuple[dict[str, Statistic], int]:
-        """Figures of people's captions, each of an image against its others, averaged; and of how many images.
+        """Evaluate people's captions: each reference against the other references of its image, averaged.
 
-        Of five captions each is once the caption and four times a reference, as each of a captioner's is held against
-        what others said. An image with fewer captions than another is measured on some of them twice. Images with one
-        caption are left out; where there are any, nothing of CLIP is measured.
+        With five references, each is the caption once and a reference four times. Where images have fewer references
+        than others, some of theirs are used twice. Images with a single reference are left out; if there are any, CLIP
+        metrics are not computed.
 
         Args:
-            further: other figures of the captions, as functions of the images measured.
+            further: additional metrics of the captions, as functions of the sample.
+
+        Returns:
+            The metrics, and the number of images.
         """
         several = [own for own in self.references if len(own) > 1]
         turns: list[dict[str, Statistic]] = []
@@ -165,30 +171,30 @@ class Gallery:
             others = [[text for place, text in enumerate(own) if place != turn % len(own)] for own in several]
             found = self.statistics(said) if len(several) == len(self.references) else {}
             turns.append(found | caption_statistics(said, others) | further(said))
-        # Of RefCLIPScore, the references hold the caption itself.
+        # No RefCLIPScore: the references would contain the caption itself.
         names = [name for name in turns[0] if not name.endswith("RefCLIPScore")] if turns else []
         return {name: average_of([turn[name] for turn in turns]) for name in names}, len(several)
 
     def people(self) -> dict[str, float]:
-        """The same metrics for one caption a person wrote of each image, held against the person's other captions.
+        """Return the metrics of the first reference of each image, compared with its other references.
 
-        An image with a single caption is compared with that very caption, which says nothing about its CIDEr-D.
+        If an image has a single reference, it is compared with itself, so CIDEr-D is not meaningful.
         """
         first = [captions[0] for captions in self.references]
         others = [captions[1:] or captions for captions in self.references]
         return self.measure(first) | caption_metrics(first, others)
 
     def ceiling(self) -> dict[str, float]:
-        """The same metrics for captions that say everything, truly; only where the facts are known."""
+        """Return the metrics of captions that state every fact; only for emoji scenes, whose facts are known."""
         return self.measure([full_caption(Scene.from_dict(scene)) for scene in self.dataset["scene"]])
 
     def ranks(self, captions: list[str], clip: str) -> list[int]:
-        """The place, from 1, that each image takes when a CLIP looks for it with its caption."""
+        """Return the rank, from 1, of each image when a CLIP model retrieves it with its caption."""
         embeds = self.clips[clip].encode_texts(captions).cpu()
         return retrieval_ranks(embeds, self.image_embeds[clip], torch.arange(len(captions))).tolist()
 
     def most_similar(self, row: int, clip: str, count: int = 4) -> list[int]:
-        """The rows of the images most similar to one, most similar first."""
+        """Return the rows of the images most similar to one image, most similar first."""
         embeds = self.image_embeds[clip]
         similarity = embeds @ embeds[row]
         similarity[row] = -torch.inf

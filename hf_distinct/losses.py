@@ -1,12 +1,12 @@
 """The losses of the method, as pure tensor functions.
 
-From arXiv 2402.13936: with ``l(c)`` the length-normalised log-probability of a caption,
+From arXiv 2402.13936, with ``l(c)`` the length-normalised log-probability of a caption:
 
     L_RL  = - mean over rollouts   of A(c) * l(c)      policy_gradient_loss
     L_WTF = - mean over references of w(g) * l(g)      weighted_teacher_forcing_loss
     L     = L_RL + alpha * L_WTF + beta * KL(policy || warm-started captioner)
 
-Nothing here moves a value to the host, so that no call waits for the device.
+No function here copies a value to the host, so no call waits for the device.
 """
 
 from __future__ import annotations
@@ -22,39 +22,38 @@ Baseline = Literal["none", "greedy", "leave_one_out"]
 ReferenceWeighting = Literal["clamp", "softmax", "shift", "raw", "constant"]
 
 IGNORED_LABEL = -100
-"""Label of the positions that no loss counts: padding and all that follows the end token."""
+"""Label of positions that no loss counts: padding, and everything after the end token."""
 
 
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label under the logits of its own position.
+    """Return the log-probability of each label under the logits of its position.
 
-    For the backward pass nothing is kept beside the logits themselves, and it makes one tensor of their size, their
-    gradient; log_softmax would keep its own result, and logsumexp and gather make five tensors on the way. It can be
-    differentiated once.
+    The backward pass stores only the logits and creates one tensor of their size, the gradient. log_softmax would also
+    store its output, and logsumexp with gather would create five tensors. It can be differentiated once.
 
     Args:
-        logits: (..., V), the scores of the position that the label stands at (already aligned): (T, V) of T real
-            tokens, or (N, L, V) of padded captions. Half precision is raised to float32, without a copy that stays.
-        labels: int64 token ids of the shape before V, (T,) or (N, L); -100 where there is no token.
+        logits: (..., V), aligned with the labels: (T, V) for T real tokens, or (N, L, V) for padded captions. Half
+            precision is computed in float32; that copy is not stored.
+        labels: int64 token ids with the shape of the logits without V, (T,) or (N, L); -100 where there is no token.
 
     Returns:
-        Natural logarithms of the labels' shape, 0 where the label is -100.
+        Natural logarithms in the labels' shape, 0 where the label is -100.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not match.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together")
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match in shape")
     ignored = labels == IGNORED_LABEL
     return _ChosenLogProbs.apply(logits, labels.masked_fill(ignored, 0).unsqueeze(-1)).masked_fill(ignored, 0.0)
 
 
 class _ChosenLogProbs(torch.autograd.Function):
-    """``logit - logsumexp(logits)`` of the tokens chosen; its gradient is ``1[chosen] - softmax(logits)``."""
+    """``logit - logsumexp(logits)`` of the chosen tokens; its gradient is ``1[chosen] - softmax(logits)``."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, chosen: Tensor) -> Tensor:
-        """Logits (..., V) and token ids (..., 1) give (...)."""
+        """Map logits (..., V) and token ids (..., 1) to log-probabilities (...)."""
         raised = _at_least_float32(logits)
         log_sum = raised.logsumexp(dim=-1, keepdim=True)
         ctx.save_for_backward(logits, chosen, log_sum)
@@ -63,7 +62,7 @@ class _ChosenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The gradient (..., V) for that of the result, (...)."""
+        """Map the gradient of the result (...) to the gradient of the logits (..., V)."""
         logits, chosen, log_sum = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         found = logits.sub(log_sum).exp_().mul_(-grad).scatter_add_(-1, chosen, grad)
@@ -73,13 +72,13 @@ class _ChosenLogProbs(torch.autograd.Function):
 def sequence_log_probs(
     token_log_probs: Tensor, labels: Tensor, normalize: Normalization = "tokens", constant: int | None = None
 ) -> Tensor:
-    """Normalised log-probability ``l(c)`` of whole captions. The padded length never enters.
+    """Return the normalised log-probability ``l(c)`` of whole captions. The padded length has no effect.
 
     Args:
-        token_log_probs: (N, L), as [`token_log_probs`] gives them for padded captions.
+        token_log_probs: (N, L), the output of [`token_log_probs`] for padded captions.
         labels: (N, L) token ids, -100 where there is no token.
-        normalize: ``"tokens"`` divides the sum by the number of real tokens (end token included),
-            ``"constant"`` by ``constant``, so that every token weighs the same in short and in long captions.
+        normalize: ``"tokens"`` divides the sum by the number of real tokens (end token included). ``"constant"``
+            divides by ``constant``, so that a token has the same weight in short and in long captions.
         constant: the divisor for ``"constant"``, at least 1.
 
     Returns:
@@ -100,22 +99,22 @@ def sequence_log_probs(
 
 
 def advantages(rewards: Tensor, baseline: Baseline = "none", greedy_rewards: Tensor | None = None) -> Tensor:
-    """Rewards less their baseline, detached.
+    """Subtract a baseline from rewards; the result is detached.
 
-    The contrastive reward is an advantage as it stands and may take ``"none"``, as in the paper. Cosine, CIDEr-D and
-    the like need one of the others: ``"greedy"`` is self-critical sequence training (arXiv 1612.00563),
-    ``"leave_one_out"`` takes the mean of the other K - 1 rollouts of the same image.
+    The contrastive reward is already an advantage and may use ``"none"``, as in the paper. Rewards such as cosine
+    similarity and CIDEr-D need a baseline: ``"greedy"`` is self-critical sequence training (arXiv 1612.00563),
+    ``"leave_one_out"`` subtracts the mean of the other K - 1 rollouts of the same image.
 
     Args:
-        rewards: (B, K), K rollouts of each image.
+        rewards: (B, K), K rollouts per image.
         baseline: ``"none"``, ``"greedy"`` or ``"leave_one_out"``.
-        greedy_rewards: (B,), the reward of each image's greedy caption; for ``"greedy"`` only.
+        greedy_rewards: (B,), the reward of each image's greedy caption; required for ``"greedy"`` only.
 
     Returns:
-        (B, K) advantages, e.g. rewards ``[[1., 2., 6.]]`` give ``[[-3., -1.5, 4.5]]`` by leave-one-out.
+        (B, K) advantages. For example, leave-one-out turns ``[[1., 2., 6.]]`` into ``[[-3., -1.5, 4.5]]``.
 
     Raises:
-        ValueError: on an unknown baseline, ``"greedy"`` without its rewards, ``"leave_one_out"`` with K = 1.
+        ValueError: on an unknown baseline, ``"greedy"`` without greedy_rewards, or ``"leave_one_out"`` with K = 1.
     """
     _check_choice("baseline", baseline, get_args(Baseline))
     if rewards.dim() != 2:
@@ -136,7 +135,7 @@ def advantages(rewards: Tensor, baseline: Baseline = "none", greedy_rewards: Ten
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """``L_RL = - mean(A * l)`` over the rollouts; the advantages get no gradient.
+    """``L_RL = - mean(A * l)`` over the rollouts; the advantages get no gradient. From arXiv 2402.13936.
 
     Args:
         log_probs: (N,) ``l(c)`` of each rollout, with gradient.
@@ -146,24 +145,25 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
         The loss, a scalar.
 
     Raises:
-        ValueError: if the shapes differ: broadcasting would hide a mix-up of images and rollouts.
+        ValueError: if the shapes differ: broadcasting would hide mixed-up images and rollouts.
     """
     _check_same_shape("log_probs", log_probs, "advantages", advantages)
     return -(advantages.detach() * log_probs).mean()
 
 
 def reference_weights(rewards: Tensor, policy: ReferenceWeighting) -> Tensor:
-    """Weights ``w(g)`` of the references in the weighted teacher-forcing term.
+    """Return the weights ``w(g)`` of the references in the weighted teacher-forcing loss.
 
-    A negative weight pushes a person's caption down without bound, so how rewards become weights is always chosen:
+    A negative weight lowers the probability of a person's caption without bound, so you choose how rewards become
+    weights:
 
     - ``"clamp"``: ``max(R, 0)``;
     - ``"softmax"``: ``size * softmax(R)`` over all entries, so that the mean weight is 1;
-    - ``"shift"``: ``R - min(R)``, the worst reference gets 0 (with a single entry: everything is 0);
-    - ``"raw"``: ``R``, the formula of the paper as it stands;
+    - ``"shift"``: ``R - min(R)``: the worst reference gets 0 (a single entry always gets 0);
+    - ``"raw"``: ``R``, as in the paper;
     - ``"constant"``: 1, plain teacher forcing.
 
-    ``"softmax"`` and ``"shift"`` compare the entries with each other: give them the rewards of the global batch.
+    ``"softmax"`` and ``"shift"`` compare entries with each other, so pass the rewards of the global batch.
 
     Args:
         rewards: R(g), of any shape.
@@ -189,7 +189,7 @@ def reference_weights(rewards: Tensor, policy: ReferenceWeighting) -> Tensor:
 
 
 def weighted_teacher_forcing_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """``L_WTF = - mean(w * l)`` over the references; the weights get no gradient.
+    """``L_WTF = - mean(w * l)`` over the references; the weights get no gradient. From arXiv 2402.13936.
 
     Args:
         log_probs: (N,) ``l(g)`` of each reference, with gradient.
@@ -206,22 +206,22 @@ def weighted_teacher_forcing_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, reference_logits: Tensor, labels: Tensor) -> Tensor:
-    """``KL(p || q)`` of the policy from a frozen captioner, summed exactly over the vocabulary, mean over real tokens.
+    """``KL(p || q)`` of the policy from a frozen captioner: exact sum over the vocabulary, mean over real tokens.
 
     Args:
-        logits: (..., V) of the policy, p: (T, V) of T real tokens, or (N, L, V) of padded captions.
-        reference_logits: of the frozen captioner, q, of the same shape; gets no gradient.
-        labels: token ids of the shape before V, (T,) or (N, L); -100 at the positions that do not count.
+        logits: (..., V) of the policy p: (T, V) for T real tokens, or (N, L, V) for padded captions.
+        reference_logits: of the frozen captioner q, in the same shape; they get no gradient.
+        labels: token ids with the shape of the logits without V, (T,) or (N, L); -100 at positions to ignore.
 
     Returns:
-        The divergence in nats, a scalar, never negative but for rounding; 0 if no token is real.
+        The divergence in nats, a scalar. It is not negative except for rounding, and 0 if there is no real token.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not match.
     """
     _check_same_shape("logits", logits, "reference_logits", reference_logits)
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together")
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match in shape")
     log_p = _at_least_float32(logits).log_softmax(dim=-1)
     log_q = _at_least_float32(reference_logits.detach()).log_softmax(dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
@@ -249,19 +249,19 @@ def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor)
 def policy_logits(
     logits: Tensor, temperature: float, forbidden: Tensor | None = None, where: Tensor | None = None
 ) -> Tensor:
-    """Logits of what captions are drawn from, of a captioner's own: divided by the temperature, no forbidden token.
+    """Turn the captioner's logits into those of the policy: divide by the temperature, mask forbidden tokens.
 
-    With logits 0 and ln 9 and temperature 2, the tokens have the probabilities 1/4 and 3/4 instead of 1/10 and 9/10.
+    For example, logits 0 and ln 9 at temperature 2 give the probabilities 1/4 and 3/4 instead of 1/10 and 9/10.
 
     Args:
         logits: ``(T, V)``.
         temperature: above 0.
         forbidden: ``(t, V)`` bool, see `forbidden_tokens`.
-        where: ``(T,)`` bool, the t rows that ``forbidden`` is of; none: all.
+        where: ``(T,)`` bool, the t rows that ``forbidden`` applies to; by default all.
 
     Returns:
-        ``(T, V)``; the very same at temperature 1 with nothing forbidden. A forbidden token has the least number there
-        is, with which, unlike minus infinity, divergences are numbers.
+        ``(T, V)``; the input itself at temperature 1 with nothing forbidden. A forbidden token gets the lowest finite
+        value, since minus infinity would make divergences NaN.
     """
     if temperature != 1:
         logits = logits / temperature

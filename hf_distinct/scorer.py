@@ -1,4 +1,4 @@
-"""ClipScorer: a frozen open_clip model with its own tokenizer and transform, as a judge of images and texts."""
+"""ClipScorer: a frozen open_clip model with its own tokenizer and transform, which scores images and texts."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 
 
 def clean_caption(caption: str) -> str:
-    """A caption as CLIP shall read it: white space stripped, the final full stop removed."""
+    """Prepare a caption for CLIP: strip white space and remove the final full stop."""
     caption = caption.strip()
     return caption[:-1].rstrip() if caption.endswith(".") else caption
 
 
 class ClipScorer:
-    """An open_clip model that embeds images and captions, frozen, in eval mode, without gradient.
+    """An open_clip model that embeds images and captions: frozen, in eval mode, without gradient.
 
-    It embeds as the published model does: a tag decides on the activation and the transform, a folder's config on its
-    own. Nothing that comes with a model is run as code.
+    Embeddings are those of the published model: a pretrained tag determines activation and transform, and a folder's
+    config determines its own. Code that comes with a model is never run.
 
     Args:
         name: an architecture of open_clip with a tag or a checkpoint file (``"ViT-B-32:openai"``,
@@ -46,19 +46,19 @@ class ClipScorer:
         device: the device that the model is moved to.
 
     Attributes:
-        name: the name it was made from.
+        name: the name that it was created with.
         embed_dim: d, the width of the embeddings.
-        context_length: tokens of a caption that are read, the special ones included; the rest is cut off.
-        logit_scale: s, the exponential of the learned log scale (about 100 for the published models). SigLIP's
-            ``logit_bias`` cancels in every reward, and is not used.
+        context_length: maximum number of tokens per caption, special tokens included; longer captions are truncated.
+        logit_scale: s, the exponential of the learned log scale (about 100 for published models). SigLIP's
+            ``logit_bias`` cancels in every reward and is not used.
         model_cfg: the architecture as it was built, for [`save_open_clip`].
         transform: turns an RGB ``PIL.Image`` into a tensor ``(3, height, width)``.
         fingerprint: hexadecimal digest of weights, architecture, transform and tokenizer; equal only where embeddings
             are equal.
 
     Raises:
-        ValueError: if no such model can be loaded, or it would run code, or its tokenizer and text tower do not fit
-            together; the message holds the reason.
+        ValueError: if there is no such model, it needs custom code, or its tokenizer and text tower do not match; the
+            message gives the reason.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class ClipScorer:
             source, weights = source.split(":", 1)
         try:
             loaded = load_open_clip(source, weights)
-        except Exception as error:  # open_clip raises many kinds; each means that there is no scorer
+        except Exception as error:  # open_clip raises many types
             raise ValueError(f"Scorer {self.name!r} cannot be loaded: {one_line(error)}") from error
         self.transform, self.tokenizer, self.model_cfg = loaded.transform, loaded.tokenizer, loaded.model_cfg
         self.device = torch.device(device)
         self.model: Any = loaded.model.eval().requires_grad_(False)
-        # EfficientNets are 1.4 times as fast this way, other CNNs of timm as before. OpenAI's towers stay to the bit.
+        # channels_last makes EfficientNets 1.4 times as fast. OpenAI's towers stay as they are, to the bit.
         convolutions = sum(isinstance(module, nn.Conv2d) for module in self.model.visual.modules())
         of_timm = isinstance(self.model.visual, TimmModel) and convolutions > 1
         self.memory_format = torch.channels_last if of_timm else torch.contiguous_format
@@ -93,7 +93,7 @@ class ClipScorer:
         self.fingerprint = self._fingerprint()
 
     def _check_tokenizer(self) -> None:
-        """See that the text tower has a row for each token, and a position for each place of the longest text."""
+        """Check that the text tower has a row for each token and a position for each token of the longest text."""
         rows = int(self.model.vocab_size if hasattr(self.model, "vocab_size") else self.model.text.vocab_size)
         own = getattr(self.tokenizer, "tokenizer", None)
         tokens = self.tokenizer.vocab_size if own is None else len(own)
@@ -109,7 +109,7 @@ class ClipScorer:
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.transform).encode())
-        # The same weights mean something else under another activation (ViT-B-32 and ViT-B-32-quickgelu).
+        # The activation matters too: ViT-B-32 and ViT-B-32-quickgelu may have the same weights.
         digest.update(repr(self.model).encode())
         digest.update(self.tokenizer(["Two dogs, 3 red kites & a café."]).numpy().tobytes())
         for key, value in sorted(self.model.state_dict().items()):
@@ -118,7 +118,7 @@ class ClipScorer:
         return digest.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> ClipScorer:
-        """Move the model; returns itself."""
+        """Move the model to a device; returns the scorer itself."""
         self.device = torch.device(device)
         self.model.to(self.device)
         return self
@@ -140,7 +140,7 @@ class ClipScorer:
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Embed captions, cleaned by :func:`clean_caption`.
 
-        The tokenizer is the model's own: it cuts a long text so that the end token stays.
+        Long captions are truncated by the model's own tokenizer, which keeps the end token.
 
         Returns:
             Unit vectors ``(n, d)``, float32.
@@ -148,25 +148,25 @@ class ClipScorer:
         return self.encode_tokens(self.tokenize(texts), batch_size)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids ``(n, context_length)`` of captions, cleaned by :func:`clean_caption`, on the CPU."""
+        """Return the token ids ``(n, context_length)`` of captions, cleaned by :func:`clean_caption`, on the CPU."""
         if len(texts) == 0:
             return torch.empty(0, self.context_length, dtype=torch.int64)
         return self.tokenizer([clean_caption(text) for text in texts])
 
     @torch.no_grad()
     def encode_tokens(self, token_ids: Tensor, batch_size: int = 256) -> Tensor:
-        """Embed what [`tokenize`] returned, as [`encode_texts`] does."""
+        """Embed the output of [`tokenize`]; see [`encode_texts`]."""
         if len(token_ids) == 0:
             return torch.empty(0, self.embed_dim, device=self.device)
         features = [encode_token_ids(self.model, ids) for ids in token_ids.split(batch_size)]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def is_cut(self, texts: Sequence[str], token_ids: Tensor) -> Tensor:
-        """Which captions are longer than the model reads: it cannot tell captions apart that differ after the cut.
+        """Return which captions are truncated. Captions that differ only after the limit get the same embedding.
 
         Args:
             texts: n captions.
-            token_ids: what [`tokenize`] returned for them.
+            token_ids: the output of [`tokenize`] for them.
 
         Returns:
             ``(n,)`` bool, on the CPU.
@@ -178,16 +178,16 @@ class ClipScorer:
         return cut
 
     def _count(self, token_ids: Tensor) -> Tensor:
-        """Number of tokens in each row that are not padding: ``(n,)``."""
+        """Count the tokens of each row that are not padding: ``(n,)``."""
         own = getattr(self.tokenizer, "tokenizer", None)
         return (token_ids != (0 if own is None else own.pad_token_id)).sum(dim=1)
 
 
 def as_scorer(given: Any) -> ClipScorer:
-    """A scorer as it is, and the one that a name means.
+    """Return a scorer unchanged, or load the scorer that a name stands for.
 
     Raises:
-        ValueError: it is neither; or see [`ClipScorer`].
+        ValueError: it is neither a scorer nor a name; or see [`ClipScorer`].
     """
     if not isinstance(given, (ClipScorer, str, os.PathLike)):
         raise ValueError(f"scorer should be a ClipScorer or the name of one, not a {type(given).__name__}.")
@@ -195,11 +195,11 @@ def as_scorer(given: Any) -> ClipScorer:
 
 
 def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
-    """Say whether captions may be longer than the scorer reads: a reason to warn, as most captions are shorter.
+    """Yield a warning if captions may be longer than the scorer reads. Most captions are shorter, so it is no error.
 
     Args:
-        scorer: the CLIP.
-        max_new_tokens: the longest caption in tokens of the captioner; those of the scorer's tokenizer may differ.
+        scorer: the CLIP model.
+        max_new_tokens: the maximum caption length in the captioner's tokens, which may differ from the scorer's.
     """
     if max_new_tokens > scorer.context_length:
         yield (
@@ -212,14 +212,14 @@ def scorer_problems(scorer: ClipScorer, max_new_tokens: int) -> Iterator[str]:
 def save_open_clip(
     model: nn.Module, folder: str | Path, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]
 ) -> None:
-    """Write a model as ``local-dir:`` reads it: config and weights (half precision, safetensors).
+    """Write a model in the format that ``local-dir:`` loads: config and weights (half precision, safetensors).
 
-    The folder needs nothing else, no network and no code: the config of a Hugging Face text tower is written, too.
+    Loading the folder needs no network and no code: the config of a Hugging Face text tower is saved, too.
 
     Args:
         model: an open_clip model.
-        folder: where to write; save the tokenizer's files there before if ``model_cfg`` names one.
-        model_cfg: the architecture, as open_clip's JSON configurations have it ([`ClipScorer`] has it, too).
+        folder: where to write. If ``model_cfg`` names a tokenizer, save its files there first.
+        model_cfg: the architecture in the format of open_clip's JSON configs, such as `ClipScorer.model_cfg`.
         preprocess_cfg: ``mean``, ``std``, ``size``, ``interpolation``, ``resize_mode``.
 
     Raises:
@@ -239,7 +239,7 @@ def save_open_clip(
 
 
 def _halved(value: Tensor) -> Tensor:
-    """A weight in half precision, unless its numbers are too large for it (variances of a batch norm may be)."""
+    """Convert a weight to half precision, unless its values overflow (variances of a batch norm may)."""
     value = value.detach().cpu().contiguous()
     half = value.half() if value.is_floating_point() else value
     return half if half.isfinite().all() or not value.isfinite().all() else value

@@ -1,15 +1,11 @@
-"""Settings of the parent that would be ignored in silence, or fail in the middle of a training: each is refused."""
+"""Reject inherited settings that would be ignored silently or fail in the middle of a training."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-
-    pass
+from typing import Any
 
 _EVALUATION = "An evaluation writes captions and computes caption_metrics of them; it computes no loss and no logits."
 _TOKENS = "It would count the pixels of the images as tokens."
@@ -51,9 +47,9 @@ REFUSED: dict[str, str] = {
     "use_legacy_prediction_loop": _EVALUATION,
     "use_liger_kernel": _LIGER,
 }
-"""Settings of ``Seq2SeqTrainingArguments`` that could have no effect here, or a wrong one, and why or what to do."""
+"""Settings of ``Seq2SeqTrainingArguments`` that would have no effect or a wrong one, with the reason or a remedy."""
 
-# Other spellings of a default, which the parent itself puts in its place; and the name that labels have anyway.
+# Other spellings of a default, which Seq2SeqTrainingArguments replaces itself; and the usual name of the labels.
 _SAME = {"include_num_input_tokens_seen": (False, "no"), "label_names": (["labels"],)}
 
 _BY_LAUNCHER = {"ACCELERATE_USE_FSDP": ("false", _FSDP), "ACCELERATE_DYNAMO_BACKEND": ("no", _COMPILE)}
@@ -61,17 +57,17 @@ _ACCELERATOR = {"split_batches": False, "dispatch_batches": None, "even_batches"
 
 
 def refused_settings(args: Any) -> Iterator[str]:
-    """Sentences on each setting of the parent that is not supported and was set away from its default.
+    """Yield a sentence for each unsupported inherited setting that differs from its default.
 
     Args:
-        args: a dataclass with the fields of ``Seq2SeqTrainingArguments``, as it was made.
+        args: a dataclass with the fields of ``Seq2SeqTrainingArguments``.
     """
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if field.name not in REFUSED or value in _SAME.get(field.name, ()):
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value != default and (value or default):  # one kind of nothing is as good as another
+        if value != default and (value or default):  # None, "" and False are equivalent
             yield f"{field.name}={value!r} is not supported; leave it at {default!r}. {REFUSED[field.name]}"
     for name, (default, reason) in _BY_LAUNCHER.items():
         value = os.environ.get(name, default)
@@ -80,10 +76,10 @@ def refused_settings(args: Any) -> Iterator[str]:
 
 
 def accelerator_problems(config: Any) -> Iterator[str]:
-    """Sentences on what of an ``AcceleratorConfig`` batches of captions do not allow.
+    """Yield a sentence for each ``AcceleratorConfig`` setting that caption batches do not support.
 
     Args:
-        config: ``args.accelerator_config``, once the parent has read it.
+        config: ``args.accelerator_config``, after Seq2SeqTrainingArguments has parsed it.
     """
     for name, default in _ACCELERATOR.items():
         value = getattr(config, name, default)
@@ -96,10 +92,10 @@ def accelerator_problems(config: Any) -> Iterator[str]:
 
 
 def changed_settings(settings: Any) -> dict[str, Any]:
-    """What was set to something else than its default.
+    """Return the settings that differ from their defaults.
 
     Args:
-        settings: an instance of a dataclass; what has no default counts as set, one kind of nothing for another not.
+        settings: an instance of a dataclass. A field without a default counts as changed; None and "" are equivalent.
 
     Returns:
         Values by name, in the order of the dataclass.

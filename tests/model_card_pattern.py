@@ -20,7 +20,7 @@ tags:
 - hf_distinct
 (?:co2_eq_emissions:
   emissions: {NUMBER}
-  source: (?:measured by CodeCarbon|told by who trained it)
+  source: (?:measured by CodeCarbon|reported by its author)
 )?model-index:
 - name: [^\n]+
   results:
@@ -38,7 +38,7 @@ tags:
 <!-- Written by hf_distinct, replaced by the next card\. Write your own text at the end\. (?:[0-9a-f]{{12}} ){{2}}-->
 # [^\n]+
 
-An image captioner whose captions are meant to single out their image: to say what sets it apart from similar ones\.
+An image captioner trained to write distinctive captions, which tell their image apart from similar ones\.
 It was trained by CLIP-guided reinforcement learning with `hf_distinct`, after
 \[Distinctive Image Captioning: Leveraging Ground Truth Captions in CLIP Guided Reinforcement
 Learning\]\(https://arxiv\.org/abs/2402\.13936\) \(Chaffin, Kijak and Claveau, 2024\)\.
@@ -66,10 +66,10 @@ captioner = pipeline\("image-to-text", model="\.\.\."\)  \# the id of this repos
 \| --- (?:\| ---: )+\|
 (?:\| [\w/@-]+ (?:\| {CELL} )+\|
 )+
-- `before`: the captioner that training started from
+- `before`: the captioner before training
 - `after`: this model
-- `people`: captions that people wrote, one of each picture held against the others of it
-(?:- `ceiling`: captions that say everything, truly
+- `people`: captions that people wrote, each compared with the other captions of its image
+(?:- `ceiling`: captions that state every fact correctly
 )?(?:- `[\w/@-]+`: [^\n]+
 )+
 ## Samples
@@ -111,7 +111,7 @@ Settings that differ from their defaults:
 )+(?:
 ## Carbon
 
-{NUMBER} g of CO2 equivalents, (?:measured by CodeCarbon|told by who trained it)\.
+{NUMBER} g of CO2 equivalents, (?:measured by CodeCarbon|reported by its author)\.
 )?
 ## Versions
 

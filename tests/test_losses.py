@@ -174,9 +174,9 @@ def test_advantages_are_detached():
         (lambda: sequence_log_probs(torch.ones(2, 3), torch.ones(2, 3), "constant"), "at least 1, got None"),
         (lambda: sequence_log_probs(torch.ones(2, 3), torch.ones(2, 3), "constant", 0), "at least 1, got 0"),
         (lambda: sequence_log_probs(torch.ones(2, 3), torch.ones(2, 2)), "same shape"),
-        (lambda: token_log_probs(torch.ones(2, 3, 5), torch.ones(3, 3)), "do not belong together"),
+        (lambda: token_log_probs(torch.ones(2, 3, 5), torch.ones(3, 3)), "do not match in shape"),
         (lambda: kl_divergence(torch.ones(2, 3, 5), torch.ones(2, 3, 4), torch.ones(2, 3)), "same shape"),
-        (lambda: kl_divergence(torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.ones(2, 4)), "belong together"),
+        (lambda: kl_divergence(torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.ones(2, 4)), "do not match in shape"),
     ],
 )
 def test_wrong_arguments(call, message):

@@ -275,11 +275,11 @@ class OfOnesOwn:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (not_a_number, "reward 'not_a_number' gave '0.5' for row 1, caption"),
-        (too_few, r"reward 'too_few' gave 11 values for 12 captions: row 11 \(caption '.*'\) got none"),
-        (OfOnesOwn("short", lambda n: torch.zeros(n - 1)), r"reward 'short' gave shape \(11,\) instead of a tensor"),
-        (OfOnesOwn("wide", lambda n: torch.zeros(n, 1)), r"reward 'wide' gave shape \(12, 1\) instead of a tensor"),
-        (OfOnesOwn("lists", lambda n: [0.0] * n), "reward 'lists' gave list instead of a tensor of 12 numbers"),
+        (not_a_number, "reward 'not_a_number' returned '0.5' for row 1, caption"),
+        (too_few, r"reward 'too_few' returned 11 values for 12 captions: row 11 \(caption '.*'\) has none"),
+        (OfOnesOwn("short", lambda n: torch.zeros(n - 1)), r"'short' returned shape \(11,\) instead of a tensor"),
+        (OfOnesOwn("wide", lambda n: torch.zeros(n, 1)), r"'wide' returned shape \(12, 1\) instead of a tensor"),
+        (OfOnesOwn("lists", lambda n: [0.0] * n), "reward 'lists' returned list instead of a tensor of 12 numbers"),
     ],
     ids=lambda value: getattr(value, "name", getattr(value, "__name__", "message")),
 )

@@ -57,11 +57,11 @@ def test_a_picture_that_cannot_be_read_ends_no_training(make_trainer, held_out, 
     assert trainer.state.global_step == 2 and len(measured) == 2
     captions, ids = measured[-1]
     assert ids == [f"train-0-{row}" for row in (0, 1, 2, 4, 5)]
-    assert "captions of 6 pictures: skipped 1 x picture that cannot be read ('train-0-3: image stored" in caplog.text
+    assert "captions of 6 images: skipped 1 x image that cannot be read ('train-0-3: image stored" in caplog.text
     assert [line["eval_held_samples"] for line in trainer.state.log_history if "eval_held_samples" in line] == [5, 5]
     said = trainer.caption(held_out)
     assert said[3] is None and [*said[:3], *said[4:]] == captions == trainer.caption(held_out.select([0, 1, 2, 4, 5]))
-    with pytest.raises(ValueError, match="None of 1 pictures can be read: 1 x picture that cannot be read"):
+    with pytest.raises(ValueError, match="None of 1 images can be read: 1 x image that cannot be read"):
         trainer.caption(held_out.select([3]))
 
 

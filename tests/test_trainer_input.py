@@ -114,9 +114,9 @@ def test_what_is_no_data_set_is_a_clear_error(make_trainer):
 
 def test_neighbours_that_do_not_fit_are_a_clear_error(make_trainer, caplog):
     mined = tiny.scenes(6).add_column("neighbours", [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' holds 2 in each row"):
+    with pytest.raises(ValueError, match="pool_neighbours=1, but its column 'neighbours' has 2 in each row"):
         make_trainer(dataset=mined, pool_neighbours=1)
-    with pytest.raises(ValueError, match="row 3 has the neighbour 4, and there are 4 rows"):
+    with pytest.raises(ValueError, match="row 3 has the neighbour 4, but there are 4 rows"):
         make_trainer(dataset=mined.select(range(4)), pool_neighbours=2)
     assert not caplog.records
     make_trainer(dataset=mined)
@@ -131,7 +131,7 @@ def test_embeddings_of_other_captions_are_a_clear_error(make_trainer, tiny_model
     with pytest.raises(ValueError, match="The embeddings belong to 6 images, but train_dataset has 5 rows"):
         make_trainer(dataset=dataset.select(range(5)), embeddings=embeddings)
     shorter = dataset.map(lambda row: {"captions": row["captions"][:-1]})
-    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, but its embeddings belong to 5"):
+    with pytest.raises(ValueError, match="Row 0 of train_dataset has 4 captions, but 5 were embedded"):
         make_trainer(dataset=shorter, embeddings=embeddings)
 
 

@@ -52,7 +52,7 @@ def test_a_checkpoint_of_another_trainer_is_taken_up_with_a_warning(make_trainer
         again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     finally:
         logging.disable_propagation()
-    assert "rl_state.pt is missing: discriminator and memory start anew" in caplog.text
+    assert "rl_state.pt is missing: discriminator and memory start from scratch" in caplog.text
 
 
 def test_a_saved_captioner_gives_the_same_captions_in_a_plain_pipeline(make_trainer, tmp_path):
@@ -115,7 +115,7 @@ def test_without_its_best_checkpoint_a_run_ends_with_its_last_captioner(make_tra
         trainer._load_best_model()
     finally:
         logging.disable_propagation()
-    assert "gone/checkpoint-1, is gone: the captioner stays that of the last step" in caplog.text
+    assert "gone/checkpoint-1, is missing: the captioner of the last step is kept" in caplog.text
     assert tiny.moved(before, trainer.model) == set()
 
 

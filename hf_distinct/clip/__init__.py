@@ -1,1 +1,1 @@
-"""CLIP models: loading what others published, and training new ones."""
+"""CLIP models: loading published ones."""

@@ -1,4 +1,4 @@
-"""An open_clip model as it was published: with the activation, tokenizer and transform of its weights, and no code."""
+"""Load an open_clip model as it was published: with the activation, tokenizer and transform of its weights."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclass
 class LoadedClip:
-    """What [`load_open_clip`] gives.
+    """The result of [`load_open_clip`].
 
     Attributes:
         model: the open_clip model, in float32 on the CPU.
         transform: turns an RGB ``PIL.Image`` into a tensor ``(3, height, width)``.
         tokenizer: turns n texts into token ids ``(n, context)``.
-        model_cfg: the architecture as it was built, in the terms of open_clip's JSON files.
+        model_cfg: the architecture that was built, in the format of open_clip's JSON files.
     """
 
     model: Any
@@ -48,10 +48,10 @@ class LoadedClip:
 
 
 def load_open_clip(name: str, pretrained: str | None = None) -> LoadedClip:
-    """Load a model with all that its weights were published with. See [`hf_distinct.ClipScorer`] for the names.
+    """Load a model with the settings that its weights were published with. See [`hf_distinct.ClipScorer`] for names.
 
     Raises:
-        ValueError: if the name leads nowhere, or a setting names code. open_clip raises errors of many other kinds.
+        ValueError: if there is no such model, or a setting names code. open_clip raises errors of many other types.
     """
     if not name.startswith(SCHEMES):
         return _load_named(name, pretrained)
@@ -65,11 +65,11 @@ def load_open_clip(name: str, pretrained: str | None = None) -> LoadedClip:
 
 
 def built_config(architecture: str, tag: str) -> dict[str, Any]:
-    """The config that an architecture gets under a tag: its own, with QuickGELU where either of both says so.
+    """Return the config of an architecture for a tag, with QuickGELU if either of the two requires it.
 
-    open_clip 3 builds what the architecture says and only warns: OpenAI's, MetaCLIP's and DFN's weights get the wrong
-    activation unless people name the architecture's twin (``ViT-B-32-quickgelu``). Where the tag is silent
-    (``roberta-ViT-B-32``), the architecture knows what it was trained with.
+    open_clip 3 builds what the architecture says and only warns about a mismatch: weights of OpenAI, MetaCLIP and DFN
+    get the wrong activation unless you name the architecture's variant (``ViT-B-32-quickgelu``). If the tag does not
+    specify it (``roberta-ViT-B-32``), the architecture's config is right.
     """
     model_cfg: Any = open_clip.get_model_config(architecture)
     if get_pretrained_cfg(architecture, tag).get("quick_gelu"):
@@ -78,7 +78,7 @@ def built_config(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def _load_named(name: str, pretrained: str | None) -> LoadedClip:
-    """A model by the name of its architecture, and a tag or a file."""
+    """Load a model by its architecture and a tag or a file."""
     architecture = name.replace("/", "-")  # OpenAI writes ViT-B/32
     if architecture not in open_clip.list_models():
         raise ValueError(f"{name!r} is neither a folder with an open_clip model nor an open_clip model name.")
@@ -96,13 +96,13 @@ def _load_named(name: str, pretrained: str | None) -> LoadedClip:
 
 
 def _load_file(architecture: str, file: Path) -> LoadedClip:
-    """A model from a checkpoint file, which holds tensors and no settings."""
+    """Load a model from a checkpoint file, which contains tensors but no settings."""
     model_cfg = built_config(architecture, "")
     how: dict[str, Any] = {"force_preprocess_cfg": published_preprocess(architecture)}
     if how["force_preprocess_cfg"]:
         logger.warning(
-            "%s does not say how its pictures are prepared, so they are prepared as for all published weights of %s: "
-            "%s. If that is wrong, put the file into a folder with an %s, whose preprocess_cfg decides.",
+            "%s does not specify the image preprocessing, so that of all published weights of %s is used: %s. If this "
+            "is wrong, put the file into a folder with an %s whose preprocess_cfg is right.",
             file, architecture, how["force_preprocess_cfg"], CONFIG,
         )  # fmt: skip
     openai_weights = read_openai_weights(file)
@@ -113,7 +113,7 @@ def _load_file(architecture: str, file: Path) -> LoadedClip:
         return loaded
     if not model_cfg.get("quick_gelu") and architecture + QUICK_GELU in open_clip.list_models():
         logger.warning(
-            "%s does not say which activation its weights were trained with: %r means GELU. If they come from OpenAI, "
+            "%s does not specify the activation of its weights, so %r is built with GELU. If they come from OpenAI, "
             "MetaCLIP or DFN, which use QuickGELU, name the scorer '%s:%s'.",
             file, architecture, architecture + QUICK_GELU, file,
         )  # fmt: skip
@@ -121,10 +121,10 @@ def _load_file(architecture: str, file: Path) -> LoadedClip:
 
 
 def published_preprocess(architecture: str) -> dict[str, Any]:
-    """How pictures are prepared for the published weights of an architecture.
+    """Return the image preprocessing of an architecture's published weights.
 
     Returns:
-        ``mean``, ``std``, ``interpolation`` and ``resize_mode``; empty if its tags differ, or agree with open_clip's
+        ``mean``, ``std``, ``interpolation`` and ``resize_mode``; empty if the tags disagree, or all use open_clip's
         default.
     """
     tags = list_pretrained_tags_by_model(architecture)
@@ -134,12 +134,12 @@ def published_preprocess(architecture: str) -> dict[str, Any]:
 
 
 def _load(name: str, pretrained: str | None, model_cfg: dict[str, Any], **how: Any) -> LoadedClip:
-    """Build and load. A plain name without ``pretrained`` is built with random weights, for the caller to replace."""
+    """Build and load a model. A name without ``pretrained`` gets random weights, which the caller replaces."""
     for problem in code_problems(model_cfg, f"{CONFIG} of {name}"):
         raise ValueError(problem)
     if tower := how.get("text_cfg", model_cfg["text_cfg"]).get("hf_model_name"):
         refuse_code(tower)
-    # open_clip's own tokenizer knows no code to trust, and takes no such argument.
+    # open_clip's own tokenizer runs no custom code and does not accept the argument.
     trust = {"trust_remote_code": False} if model_cfg["text_cfg"].get("hf_tokenizer_name") else {}
     weights = bool(pretrained) or name.startswith(SCHEMES)
     with _quiet_open_clip():
@@ -147,7 +147,7 @@ def _load(name: str, pretrained: str | None, model_cfg: dict[str, Any], **how: A
             name,
             pretrained=pretrained,
             load_weights=weights,
-            require_pretrained=weights,  # else it would fall back to random weights
+            require_pretrained=weights,  # otherwise it would fall back to random weights
             pretrained_text=False,
             force_quick_gelu=bool(model_cfg.get("quick_gelu")),
             **how,
@@ -158,7 +158,7 @@ def _load(name: str, pretrained: str | None, model_cfg: dict[str, Any], **how: A
 
 
 def _own_text_tower(model_cfg: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The text config, by which a Hugging Face tower is built from the folder's own files where it has them."""
+    """Return the text config, set to build a Hugging Face tower from the folder's own files if it has them."""
     text_cfg = model_cfg["text_cfg"] | {"hf_model_pretrained": False}
     if text_cfg.get("hf_model_name") and folder is not None and (folder / TEXT_CONFIG).is_file():
         text_cfg["hf_model_name"] = os.fspath(folder / TEXT_CONFIG)
@@ -167,7 +167,7 @@ def _own_text_tower(model_cfg: dict[str, Any], folder: Path | None) -> dict[str,
 
 @contextmanager
 def _quiet_open_clip() -> Iterator[None]:
-    """Keep a dozen lines about each loading out of the root logger, and the warning that we took care of."""
+    """Suppress open_clip's many log lines, and the warning about the activation, which is already handled."""
 
     def not_open_clips(record: standard_logging.LogRecord) -> bool:
         return os.sep + "open_clip" + os.sep not in record.pathname
@@ -183,10 +183,10 @@ def _quiet_open_clip() -> Iterator[None]:
 
 
 def save_text_tower(model: nn.Module, model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the config of a Hugging Face text tower into the model's folder, so that nothing is looked up at load.
+    """Write the config of a Hugging Face text tower into the model's folder, so that loading needs no download.
 
     Returns:
-        ``model_cfg``, without a path of this machine in it.
+        ``model_cfg`` without local paths.
     """
     config = getattr(getattr(model, "text", None), "config", None)
     if config is None:

@@ -1,7 +1,7 @@
-"""OpenAI's own CLIP files, read without running code: TorchScript archives, and state dicts that are saved of them.
+"""Read OpenAI's CLIP files without running code: TorchScript archives, and state dicts saved from them.
 
-Such a file names itself: beside the weights it holds three numbers that no other CLIP file has. That tells that its
-weights want QuickGELU, which the tensors alone cannot.
+These files are recognisable: besides the weights they contain three numbers that no other CLIP file has. So it is
+known that the weights need QuickGELU, which the tensors alone do not show.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ OWN_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
 
 def read_openai_weights(path: str | Path) -> dict[str, Tensor] | None:
-    """Read the weights of a checkpoint file in the layout that OpenAI published its CLIP models in.
+    """Read the weights of a checkpoint file in the layout of OpenAI's published CLIP models.
 
     Args:
         path: a TorchScript archive (OpenAI's ``ViT-B-32.pt``), or a state dict as ``.pt`` or ``.safetensors``.
 
     Returns:
-        The state dict without OpenAI's three numbers; None if the file is of another layout.
+        The state dict without OpenAI's three numbers; None if the file has another layout.
 
     Raises:
-        pickle.UnpicklingError: if the file holds anything but tensors.
-        OSError: if it cannot be read.
+        pickle.UnpicklingError: if the file contains anything but tensors.
+        OSError: if the file cannot be read.
     """
     path = Path(path)
     if path.suffix in (".npz", ".npy"):
@@ -61,7 +61,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _torchscript_pickle(path: Path) -> str | None:
-    """The name of the pickle inside a TorchScript archive; None if the file is none."""
+    """Return the name of the pickle in a TorchScript archive; None if the file is not one."""
     if not _is_zip(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -72,7 +72,7 @@ def _torchscript_pickle(path: Path) -> str | None:
 
 
 def _read_torchscript(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive by their names. ``torch.jit.load`` would run what its modules define."""
+    """Return a TorchScript archive's tensors by name. ``torch.jit.load`` would run the code of its modules."""
     with zipfile.ZipFile(path) as archive:
         root = _TensorsOnly(archive, name.removesuffix("data.pkl")).load()
     return dict(_tensors_in(root, ""))
@@ -87,21 +87,21 @@ def _tensors_in(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Module:
-    """A module of the archive: its attributes, none of its code."""
+    """A module of the archive: its attributes, without its code."""
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Reads modules as plain objects, and tensors. Everything else that a pickle can call is refused."""
+    """Unpickles modules as plain objects, and tensors. Anything else that a pickle can call is rejected."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         self.archive, self.folder = archive, folder
         super().__init__(io.BytesIO(self.stored("data.pkl")))
 
     def stored(self, name: str) -> bytes:
-        """A member of the archive, which torch never compresses: a few bytes cannot unpack to any size."""
+        """Read a member of the archive. Compressed ones are rejected: a few bytes could expand to any size."""
         member = self.archive.getinfo(self.folder + name)
         if member.compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError(f"its {name} is compressed, as no weights of torch are")
+            raise pickle.UnpicklingError(f"its {name} is compressed, which torch's weights never are")
         return self.archive.read(member)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -115,17 +115,17 @@ class _TensorsOnly(pickle.Unpickler):
             return OrderedDict
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is neither a module nor a tensor")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is neither a module nor a tensor")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, kind, key, *_ = pid
         dtype = getattr(torch, str(kind).removesuffix("Storage").lower(), None)
         if not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"it holds a {kind}, which is no kind of tensor")
+            raise pickle.UnpicklingError(f"it contains a {kind}, which is not a tensor type")
         return torch.frombuffer(bytearray(self.stored(f"data/{key}")), dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     if math.prod(size) > len(storage):
-        raise pickle.UnpicklingError(f"it holds {len(storage)} numbers for a tensor of {math.prod(size)}")
+        raise pickle.UnpicklingError(f"it contains {len(storage)} numbers for a tensor of {math.prod(size)}")
     return storage.as_strided(size, stride, offset).clone()

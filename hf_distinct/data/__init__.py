@@ -1,7 +1,7 @@
 """Captioned images: sources, cached CLIP embeddings, mined neighbours, and the collator.
 
-Every source gives a `datasets.Dataset` with the columns `image`, `captions` (list of texts) and `image_id` (text). The
-names below are loaded on first use, so that importing this package costs nothing.
+Every source is loaded as a `datasets.Dataset` with the columns `image`, `captions` (list of texts) and `image_id`
+(text). The names below are imported on first use, so importing this package is fast.
 """
 
 from __future__ import annotations
@@ -44,39 +44,40 @@ def load_captions(
     caption_column: str | None = None,
     dataset_config: str | None = None,
 ) -> DatasetDict:
-    """Load captioned images from a file, a folder or the Hub, whichever of the known forms it has.
+    """Load captioned images from a file, a folder or the Hub; the format is recognised.
 
-    Rows of the same picture are one image, in every form.
+    Rows with the same image are merged, in every format.
 
     Args:
         path: One of
 
-            - a JSON file in Karpathy's form (`load_karpathy`) or COCO's (`load_coco_captions`), or a list as BLIP and
-              LAVIS have it (`load_caption_file`);
+            - a JSON file in Karpathy's format (`load_karpathy`) or COCO's (`load_coco_captions`), or a list as in BLIP
+              and LAVIS (`load_caption_file`);
             - a table (.csv, .tsv, .txt), the token file of Flickr8k or Flickr30k, or a .jsonl (`load_caption_file`);
             - COCO's folder, with `annotations/captions_train2017.json` (`load_coco_folder`);
-            - a folder of pictures with `metadata.jsonl` or `metadata.csv` (`load_image_folder`), with one of the files
-              above (`captions.txt`, `results.csv`, `coco_karpathy_train.json`, ...), or with a .txt beside each
-              picture (`load_text_beside`);
+            - a folder of images with `metadata.jsonl` or `metadata.csv` (`load_image_folder`), with one of the files
+              above (`captions.txt`, `results.csv`, `coco_karpathy_train.json`, ...), or with a .txt file for each
+              image (`load_text_beside`);
             - WebDataset shards: a folder of .tar files, one file, or `shards/{000..099}.tar` (`load_tar_shards`);
-            - a `save_to_disk` folder, a parquet file or a folder of them, or the id of a data set on the Hub
+            - a `save_to_disk` folder, a parquet file or a folder of them, or the id of a dataset on the Hub
               (`load_columns`).
-        image_root: Folder of the images that a file of captions or a column of paths names; by default the file's own
-            folder. Nothing outside of it is read ("/" allows any place), and no address that a local file names is
+        image_root: folder of the images that a caption file or a column of paths names; by default the file's own
+            folder. Only files in this folder are read ("/" allows any file), and URLs in local files are not
             followed.
-        strict: Whether whatever would be skipped with a warning (missing images, empty captions, ...) is an error.
-        image_column: Column or key of the images, where the source has any; by default the one with a usual name.
-        caption_column: Column or key of the captions, where that can be chosen, or `COLUMN.FIELD` of structs; by
-            default "captions", or the only one with another usual name.
-        dataset_config: Which configuration of a data set that has several, on the Hub or in a folder.
+        strict: raise an error for everything that would be skipped with a warning (missing images, empty captions,
+            ...).
+        image_column: column or key of the images, if the source has one; by default the one with a usual name.
+        caption_column: column or key of the captions, or `COLUMN.FIELD` of structs; by default "captions", or the
+            only one with another usual name.
+        dataset_config: name of the configuration, for datasets with several, on the Hub or in a folder.
 
     Returns:
-        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and those with texts, numbers
-        or booleans further, which rewards can read. Images stay encoded until a row is read.
+        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and further columns with
+        texts, numbers or booleans, which rewards can read. Images stay encoded until a row is read.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, and no such data set on the Hub.
-        ValueError: None of the known forms, broken content, a path that leads out of the folder, or no usable image;
+        FileNotFoundError: there is no such file or folder, and no such dataset on the Hub.
+        ValueError: an unknown format, broken content, a path that leads out of the folder, or no usable image;
             (strict) anything skipped.
     """
     from hf_distinct.data.caption_files import TABLE_ENDINGS, load_caption_file
@@ -98,14 +99,14 @@ def load_captions(
         refuse_settings(path, "a JSON file", dataset_config=dataset_config)
         return load_json_captions(place, image_root, strict, image_column, caption_column)
     if place.suffix.lower() in TABLE_ENDINGS:
-        refuse_settings(path, "a file of captions", dataset_config=dataset_config)
+        refuse_settings(path, "a caption file", dataset_config=dataset_config)
         return load_caption_file(place, image_root, strict, image_column, caption_column)
     if place.suffix.lower() == ".parquet" or (not place.exists() and HUB_ID.fullmatch(os.fspath(path))):
         return load_columns(path, image_root, strict, image_column, caption_column, dataset_config)
     if not place.exists():
         raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
     raise ValueError(
-        f"{str(path)!r} is neither a file of captions (.json, .jsonl, .csv, .tsv, .txt, .token) nor a .parquet file, "
+        f"{str(path)!r} is neither a caption file (.json, .jsonl, .csv, .tsv, .txt, .token) nor a .parquet file, "
         "a .tar file, or a folder."
     )
 
@@ -131,7 +132,7 @@ def _load_folder(
     columns = {"image_column": image_column, "caption_column": caption_column}
     if find_metadata(folder):
         refuse_settings(
-            folder, "a folder that holds its images", image_root=image_root, image_column=image_column, **config
+            folder, "a folder with its images", image_root=image_root, image_column=image_column, **config
         )
         return load_image_folder(folder, strict, caption_column)
     if find_coco_files(folder):
@@ -145,17 +146,17 @@ def _load_folder(
     if holds_parquet(folder):
         return load_columns(folder, image_root, strict, **columns, **config)
     if files := find_caption_files(folder):
-        refuse_settings(folder, "a folder with a file of captions", **config)
+        refuse_settings(folder, "a folder with a caption file", **config)
         if len(files) == 1 and (file := next(iter(files.values()))).suffix.lower() == ".json":
             return load_json_captions(file, image_root, strict, **columns)
         return load_caption_file(files, image_root, strict, **columns)
     if holds_texts(folder):
-        refuse_settings(folder, "a folder of pictures with texts", image_root=image_root, **columns, **config)
+        refuse_settings(folder, "a folder of images with texts", image_root=image_root, **columns, **config)
         return load_text_beside(folder, strict)
     raise ValueError(
-        f"The folder {str(folder)!r} holds no metadata.jsonl or metadata.csv, no captions.txt or other file of "
-        "captions with a usual name, no captions_train2017.json, no .tar or .parquet files, no .txt files beside "
-        "pictures, and was not written by save_to_disk. Give a file of captions?"
+        f"The folder {str(folder)!r} contains no metadata.jsonl or metadata.csv, no captions.txt or other caption "
+        "file with a usual name, no captions_train2017.json, no .tar or .parquet files, no .txt files next to images, "
+        "and was not written by save_to_disk. Pass a caption file instead."
     )
 
 

@@ -1,4 +1,4 @@
-"""Random views of pictures, which depend on nothing but a key: the same in any process, worker or resumed run."""
+"""Random views of images that depend only on a key, so they are equal in any process, worker or resumed run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from PIL import Image
 
 from hf_distinct.data.hashing import stable_hash
 
-RATIO = 3 / 4, 4 / 3  # width over height of the part that is cut out
+RATIO = 3 / 4, 4 / 3  # range of the crop's aspect ratio, width / height
 COLOUR = 0.2
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Cuts out a random part of a picture, mirrors every second one, and varies brightness, contrast and saturation.
+    """Crops a random part of an image, flips every second one, and varies brightness, contrast and saturation.
 
     Args:
-        crop: least and greatest area of the part, as fractions of the picture's.
-        size: side of the square that the part is scaled to; None: the picture's own size.
+        crop: minimum and maximum area of the crop, as fractions of the image's area.
+        size: side of the square that the crop is resized to; None keeps the image's size.
     """
 
     crop: tuple[float, float]
     size: int | None = None
 
     def __call__(self, image: Image.Image, key: str) -> Image.Image:
-        """Return the view that belongs to a key, such as seed, epoch and image id.
+        """Return the view for a key, such as seed, epoch and image id.
 
         Args:
             image: RGB.
-            key: two views of one key are the same.
+            key: equal keys give equal views.
         """
         from torchvision.transforms import v2  # here, for it takes a second
 

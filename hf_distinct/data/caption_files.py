@@ -1,4 +1,4 @@
-"""Files that name a picture and its captions row by row: BLIP's and LAVIS' lists, JSONL, tables, Flickr's tokens."""
+"""Files that list images and captions row by row: BLIP's and LAVIS' lists, JSONL, tables, Flickr's token files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distinct.data.table import CaptionTable, find_image_root, read_json, spl
 from hf_distinct.data.texts import decode_text, read_bytes
 from hf_distinct.files.fence import GIVE_IT, Fence
 
-# The folders that published archives unpack to (Flickr8k's spelling is its own).
+# Folder names in published archives (with Flickr8k's own spelling).
 IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images")
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".txt", ".token")
 _USUAL_FILE = re.compile(
@@ -35,32 +35,33 @@ def load_caption_file(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> DatasetDict:
-    """Load a file that names pictures and captions row by row; rows of the same picture are one image.
+    """Load a file that lists images and captions row by row; rows with the same image are merged.
 
-    - `.json`: a list of objects as BLIP and LAVIS have them, `[{"image": "a.jpg", "caption": "A dog."}, ...]`, where
-      `caption` may be a list; the same below the key `data` (TextCaps); or `{"a.jpg": ["A dog.", ...], ...}`;
-    - `.jsonl`: such objects, one a line;
-    - `.csv`, `.tsv`, `.txt`: a table with a header (`image,caption` on Kaggle for Flickr8k, `image_name| comment` for
-      Flickr30k), or without, where a row is a picture's file and a caption;
+    - `.json`: a list of objects as in BLIP and LAVIS, `[{"image": "a.jpg", "caption": "A dog."}, ...]`, where
+      `caption` may be a list; the same under the key `data` (TextCaps); or `{"a.jpg": ["A dog.", ...], ...}`;
+    - `.jsonl`: one such object per line;
+    - `.csv`, `.tsv`, `.txt`: a table with a header (`image,caption` for Flickr8k on Kaggle, `image_name| comment` for
+      Flickr30k), or without one, where each row is an image file and a caption;
     - `.token`, `.token.txt`: `a.jpg#0`, a tab and a caption, as Flickr8k and Flickr30k were published.
 
-    Where `Flickr_8k.trainImages.txt`, `.devImages.txt` and `.testImages.txt` lie beside a table, they give the splits.
+    If `Flickr_8k.trainImages.txt`, `.devImages.txt` and `.testImages.txt` are in the folder of a table, they define
+    the splits.
 
     Args:
-        paths: The file, or files by split.
-        image_root: Folder of the images; by default the file's own folder, the one above, or a folder in one of these
-            that has the name of a published archive. Nothing outside of it is read.
-        strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
-        image_column: Key or column of the image's file; by default the only one with a usual name.
-        caption_column: Key or column of the captions, or `KEY.FIELD`; by default the only one with a usual name.
+        paths: the file, or files by split.
+        image_root: folder of the images; by default the file's own folder, its parent, or a folder in one of these
+            that has the name of a published archive. Only files in this folder are read.
+        strict: raise an error for a missing image, an empty or overlong caption, or an image without captions.
+        image_column: key or column of the image file; by default the only one with a usual name.
+        caption_column: key or column of the captions, or `KEY.FIELD`; by default the only one with a usual name.
 
     Returns:
-        Splits among train, validation and test ("train" where nothing names one); columns `image`, `captions`,
-        `image_id` (the file's path where there is none), and other keys that hold texts, numbers or booleans.
+        Splits among train, validation and test ("train" if none is named); columns `image`, `captions`, `image_id`
+        (by default the file's path), and other keys that contain texts, numbers or booleans.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Another form, an encoding that is not UTF-8, or no usable image; (strict) anything skipped.
+        FileNotFoundError: the file does not exist.
+        ValueError: an unknown format, an encoding other than UTF-8, or no usable image; (strict) anything skipped.
     """
     files = paths if isinstance(paths, dict) else {"train": Path(paths)}
     first = next(iter(files.values()))
@@ -79,7 +80,7 @@ def find_caption_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Find a caption file with a usual name in a folder, or the files of its splits (`coco_karpathy_train.json`, ...).
 
     Raises:
-        ValueError: There is more than one such file, or set of files.
+        ValueError: the folder has several such files or sets of files.
     """
     groups: dict[str, dict[str, Path]] = {}
     for path in sorted(Path(folder).iterdir()):
@@ -90,12 +91,12 @@ def find_caption_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
             Fence([folder], GIVE_IT).check(path, str(folder))
     if len(groups) > 1:
         names = " and ".join(next(iter(files.values())).name for files in groups.values())
-        raise ValueError(f"{str(folder)!r} holds {names}: give one file instead.")
+        raise ValueError(f"{str(folder)!r} contains {names}: pass one of these files.")
     return next(iter(groups.values()), {})
 
 
 def records_of(document: Any, source: str) -> Records | None:
-    """Return the records of a JSON document of a form that `load_caption_file` describes; None if it has another."""
+    """Return the records of a JSON document in a format of `load_caption_file`; None for other formats."""
     if isinstance(document, dict):
         for key in ("data", "annotations", "images"):
             if isinstance(document.get(key), list):
@@ -135,7 +136,7 @@ def _read(path: Path, image_column: str | None, caption_column: str | None) -> R
     else:
         records = read_table(path, image_column, caption_column)
     if not records:
-        raise ValueError(f"{path}: there are no images in it.")
+        raise ValueError(f"{path}: it contains no images.")
     return records
 
 
@@ -146,7 +147,7 @@ def _described(document: Any) -> str:
 
 
 def _split_lists(path: Path) -> dict[str, str]:
-    """Return the split by the name of the picture, from the lists that lie beside a table."""
+    """Return the split of each image name, from split lists in the folder of a table."""
     found: dict[str, str] = {}
     if path.suffix.lower() not in (".json", ".jsonl"):
         for file in sorted(path.parent.iterdir()):
@@ -158,7 +159,7 @@ def _split_lists(path: Path) -> dict[str, str]:
 
 
 def _in_splits(records: Records, names: list[str], lists: dict[str, str], table: CaptionTable) -> Records:
-    """Return the records of listed pictures with their splits; the others are noted."""
+    """Return the records of listed images with their splits; other images are noted."""
     kept: Records = []
     others: dict[str, None] = {}
     for (where, record), name in zip(records, names, strict=True):
@@ -167,5 +168,5 @@ def _in_splits(records: Records, names: list[str], lists: dict[str, str], table:
         else:
             others[name] = None
     for name in others:
-        table.skips.note("image that is in no list of a split", name)
+        table.skips.note("image that is not in a split list", name)
     return kept

@@ -21,7 +21,7 @@ from hf_distinct.data.table import (
 from hf_distinct.data.texts import find_name
 from hf_distinct.files.fence import GIVE_IT, Fence
 
-# "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
+# "restval": COCO validation images outside of Karpathy's 5,000 + 5,000, which are usually added to the training split.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 ANNOTATIONS = "annotations"
 
@@ -31,22 +31,22 @@ def load_karpathy(
 ) -> DatasetDict:
     """Load one of Karpathy's split files (`dataset_coco.json`, `dataset_flickr8k.json`, `dataset_flickr30k.json`).
 
-    Images lie at `image_root/filepath/filename` (`filepath`, "train2014" or "val2014", only COCO's file has), Flickr's
-    also in the folder below `image_root` that the published archive unpacks to. The image id is `cocoid` where there
-    is one, else `imgid`.
+    Images are at `image_root/filepath/filename` (`filepath`, "train2014" or "val2014", is only in COCO's file).
+    Flickr's may also be in a folder of `image_root` that the published archive unpacks to. The image id is `cocoid`,
+    or `imgid` if there is no `cocoid`.
 
     Args:
         json_path: `{"images": [{"filepath", "filename", "split", "sentences": [{"raw"}], "cocoid", "imgid"}]}`.
-        image_root: Folder of the images, or the one that holds the folder that every `filepath` names; the JSON file's
-            own folder by default.
-        strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
+        image_root: folder of the images, or the folder that contains every `filepath`; by default the JSON file's
+            own folder.
+        strict: raise an error for a missing image, an empty or overlong caption, or an image without captions.
 
     Returns:
         Splits train (with `restval`), validation and test; columns `image`, `captions`, `image_id`.
 
     Raises:
-        FileNotFoundError: There is no such JSON file.
-        ValueError: JSON of another shape, an id used twice, or no usable image; (strict) anything skipped.
+        FileNotFoundError: the JSON file does not exist.
+        ValueError: JSON in another format, a duplicate id, or no usable image; (strict) anything skipped.
     """
     return _from_karpathy(read_json(json_path), json_path, image_root, strict)
 
@@ -54,20 +54,20 @@ def load_karpathy(
 def load_coco_captions(
     json_path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, strict: bool = False
 ) -> DatasetDict:
-    """Load a caption file of COCO (`captions_train2017.json`): one annotation per caption, gathered by image.
+    """Load a caption file of COCO (`captions_train2017.json`): one annotation per caption, merged by image.
 
     Args:
         json_path: `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}`.
-        image_root: Folder of the images, or the one that holds it (`train2017/` for `captions_train2017.json`). By
-            default the file's own folder, or the one above if the file lies in `annotations/`.
-        strict: As in `load_karpathy`; an annotation of an unknown image and a repeated annotation count as well.
+        image_root: folder of the images, or its parent (`train2017/` for `captions_train2017.json`). By default the
+            file's own folder, or its parent if the file is in `annotations/`.
+        strict: as in `load_karpathy`; annotations of unknown images and repeated annotations are errors, too.
 
     Returns:
         One split, "train"; columns `image`, `captions`, `image_id`.
 
     Raises:
-        FileNotFoundError: There is no such JSON file.
-        ValueError: JSON of another shape, an id used twice, or no usable image; (strict) anything skipped.
+        FileNotFoundError: the JSON file does not exist.
+        ValueError: JSON in another format, a duplicate id, or no usable image; (strict) anything skipped.
     """
     return _from_coco_captions(read_json(json_path), json_path, image_root, strict)
 
@@ -76,7 +76,7 @@ def find_coco_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Find the caption files of COCO in a folder or in its `annotations/`: `{"train": captions_train2017.json, ...}`.
 
     Raises:
-        ValueError: There are those of two years.
+        ValueError: there are files of two years.
     """
     found: dict[str, Path] = {}
     for split, name in (("train", "train"), ("validation", "val")):
@@ -84,7 +84,7 @@ def find_coco_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
         files = [file for place in (Path(folder) / ANNOTATIONS, Path(folder)) for file in sorted(place.glob(pattern))]
         if len(files) > 1:
             raise ValueError(
-                f"{str(folder)!r} holds {' and '.join(file.name for file in files)}: give one file instead."
+                f"{str(folder)!r} contains {' and '.join(file.name for file in files)}: pass one of these files."
             )
         if files:
             Fence([folder], GIVE_IT).check(files[0], str(folder))
@@ -98,20 +98,20 @@ def load_coco_folder(
     """Load COCO as it unpacks: `train2017/`, `val2017/`, `annotations/captions_train2017.json` and so on.
 
     Args:
-        folder: It, or its `annotations/`, holds one or both caption files, of 2014 or 2017.
-        image_root: Folder that holds `train2017/` and `val2017/`; `folder` by default.
-        strict: As in `load_coco_captions`.
+        folder: the folder with one or both caption files, of 2014 or 2017, or its parent.
+        image_root: folder that contains `train2017/` and `val2017/`; by default `folder`.
+        strict: as in `load_coco_captions`.
 
     Returns:
-        Splits train and validation, as far as there are files; COCO publishes no captions of its test images.
+        Splits train and validation, if their files exist; COCO publishes no captions of its test images.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As `load_coco_captions`, or there are files of both years.
+        FileNotFoundError: there is no caption file.
+        ValueError: as in `load_coco_captions`, or there are files of both years.
     """
     files = find_coco_files(folder)
     if not files:
-        raise FileNotFoundError(f"{str(folder)!r} holds no captions_train2017.json, nor another year's.")
+        raise FileNotFoundError(f"{str(folder)!r} contains no captions_train2017.json or other year's caption file.")
     loaded = {split: load_coco_captions(file, image_root, strict)["train"] for split, file in files.items()}
     return DatasetDict(loaded)
 
@@ -123,21 +123,21 @@ def load_json_captions(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> DatasetDict:
-    """Load a JSON file of any form: `load_karpathy`, `load_coco_captions` or `load_caption_file`.
+    """Load a JSON file in any format: `load_karpathy`, `load_coco_captions` or `load_caption_file`.
 
     Args:
-        json_path: The file.
-        image_root: Folder of the images; see the loaders.
-        strict: Whether a skip is an error.
-        image_column: Key of the image's file, for `load_caption_file`.
-        caption_column: Key of the captions, for `load_caption_file`.
+        json_path: the file.
+        image_root: folder of the images; see the loaders.
+        strict: raise an error instead of skipping.
+        image_column: key of the image file, for `load_caption_file`.
+        caption_column: key of the captions, for `load_caption_file`.
 
     Returns:
-        The splits that the file holds.
+        The splits in the file.
 
     Raises:
-        FileNotFoundError: There is no such JSON file.
-        ValueError: As the loaders, or the file has none of the forms.
+        FileNotFoundError: the JSON file does not exist.
+        ValueError: as in the loaders, or the file has none of the formats.
     """
     document = read_json(json_path)
     images = document.get("images") if isinstance(document, dict) else None
@@ -147,7 +147,7 @@ def load_json_captions(
         if images and not named:
             raise ValueError(
                 f"{json_path}: the captions are missing: expected 'sentences' in each of the images (Karpathy), a "
-                f"list 'annotations' beside them (COCO), or captions in each of a list of images (BLIP). Found the "
+                f"list 'annotations' next to 'images' (COCO), or captions in a list of images (BLIP). Found the "
                 f"keys {sorted(document)}."
             )
         return load_caption_file(json_path, image_root, strict, image_column, caption_column)
@@ -196,14 +196,14 @@ def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: 
             if first != index:
                 table.skips.add("repeated annotation", annotation_id)
                 continue
-        if annotation.get("is_rejected") or annotation.get("is_precanned"):  # VizWiz: no caption, or one for all
-            table.skips.note("annotation that VizWiz rejected, left out, of image", image_id)
+        if annotation.get("is_rejected") or annotation.get("is_precanned"):  # VizWiz: no caption, or a standard one
+            table.skips.note("annotation that VizWiz rejected, skipped, of image", image_id)
         elif image_id in captions:
             captions[image_id] += texts
         else:
             table.skips.add("annotation of an image that is not listed", image_id)
     files = [take(image, "file_name", str, f"{json_path}: images[{index}]") for index, image in enumerate(images)]
-    # captions_train2017.json: its images lie in train2017/.
+    # The images of captions_train2017.json are in train2017/.
     own, subfolder = Path(json_path).parent, Path(json_path).stem.partition("_")[2]
     roots = [own, own.parent] if own.name == ANNOTATIONS else [own]
     root = find_image_root(files, json_path, image_root, roots, [subfolder, *IMAGE_FOLDERS])

@@ -1,4 +1,4 @@
-"""Captions as COCO's evaluation server exchanges them: results of a system, and references without their pictures."""
+"""Files of COCO's evaluation server: a system's captions, and references without images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
     """Read a results file: `[{"image_id": 42, "caption": "a dog"}, ...]`.
 
     Returns:
-        The caption of each image by its id as text, in the order of the file. One that is null or NaN is empty, with a
-        warning that counts and names them.
+        The caption of each image by its id as text, in the order of the file. A null or NaN caption becomes empty,
+        with a warning that counts and names these.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such list, an image has two captions, or a caption has more than
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not such a list, an image has two captions, or a caption has more than
             `MAX_CAPTION_CHARACTERS`; the message names file and row.
     """
     rows = read_json(json_path)
@@ -42,29 +42,29 @@ def read_coco_results(json_path: str | os.PathLike[str]) -> dict[str, str]:
         where = f"{json_path}: row {index}"
         image_id = take_id(row, "image_id", where)
         if image_id in found:
-            raise ValueError(f"{where}: image {image_id} has a caption already; give one caption for each image.")
+            raise ValueError(f"{where}: image {image_id} already has a caption; give one caption per image.")
         found[image_id] = _caption(row, image_id, where, skips) or ""
     skips.warn()
     return found
 
 
 def match_image_ids(captions: Mapping[str, str], image_ids: Sequence[str], source: str) -> dict[str, str]:
-    """Bring captions under the image ids of a test set, which may write them otherwise.
+    """Map captions to the image ids of a test set, which may be written differently.
 
-    An id that the test set does not have may be the name of a picture's file: `COCO_val2014_000000000042.jpg` and
+    An id that the test set does not have may be the name of the image file: `COCO_val2014_000000000042.jpg` and
     `val2014/000000000042.jpg` are image 42, `1000268201_693b08cb0e` is `1000268201_693b08cb0e.jpg`.
 
     Args:
-        captions: One of each image, by id.
-        image_ids: Those of the test set.
-        source: Where the captions are from, for messages.
+        captions: one per image, by id.
+        image_ids: the ids in the test set.
+        source: origin of the captions, for messages.
 
     Returns:
-        The captions of images of the test set, by its ids. Those of other images are left out, with a warning that
+        The captions of the test set's images, by its ids. Captions of other images are dropped, with a warning that
         names some.
 
     Raises:
-        ValueError: Not one image is of the test set, or two captions are of the same.
+        ValueError: no image is in the test set, or two captions belong to the same image.
     """
     known, keys = set(image_ids), Counter(map(_key, image_ids))
     by_key = {_key(image_id): image_id for image_id in image_ids if keys[_key(image_id)] == 1}
@@ -87,13 +87,13 @@ def match_image_ids(captions: Mapping[str, str], image_ids: Sequence[str], sourc
         )
     if unknown:
         logger.warning(
-            f"{source}: {len(unknown)} captions of images that are not in the test set are left out: {some}"
+            f"{source}: {len(unknown)} captions of images that are not in the test set are skipped: {some}"
         )
     return found
 
 
 def _key(image_id: str) -> str:
-    """What an id has in common with the names of the picture's file."""
+    """Reduce an id to the part that it shares with the image's file names."""
     stem = re.sub(r"\.[A-Za-z]\w{2,3}$", "", PurePosixPath(image_id.replace("\\", "/")).name)
     number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)", stem)
     return number[1] if number else stem
@@ -103,12 +103,12 @@ def read_coco_references(json_path: str | os.PathLike[str]) -> dict[str, list[st
     """Read a captions file: `{"annotations": [{"image_id": 42, "caption": "a dog"}, ...]}`.
 
     Returns:
-        The references of each image by its id as text, in the order in which the images first occur. Empty captions
-        stay, as in the field's evaluation; those that are null or NaN are left out, with a warning.
+        The references of each image by its id as text, in the order in which images first occur. Empty captions are
+        kept, as in the COCO evaluation; null and NaN are dropped, with a warning.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another form, or a caption has more than `MAX_CAPTION_CHARACTERS`; the message names file
+        FileNotFoundError: the file does not exist.
+        ValueError: it has another format, or a caption has more than `MAX_CAPTION_CHARACTERS`; the message names file
             and row.
     """
     found: dict[str, list[str]] = {}
@@ -131,14 +131,14 @@ def _caption(row: Any, image_id: str, where: str, skips: Skips) -> str | None:
     caption = take(row, "caption", str, where)
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise ValueError(
-            f"{where}: the caption of image {image_id} has {len(caption)} characters, and at most "
-            f"{MAX_CAPTION_CHARACTERS} are allowed. Shorten it, or leave the image out."
+            f"{where}: the caption of image {image_id} has {len(caption)} characters, but at most "
+            f"{MAX_CAPTION_CHARACTERS} are allowed. Shorten it, or remove the image."
         )
     return caption
 
 
 def write_coco_results(json_path: str | os.PathLike[str], image_ids: Sequence[str], captions: Sequence[str]) -> None:
-    """Write a results file, whole or not at all; an id that is a whole number is written as one, as COCO's own are."""
+    """Write a results file, completely or not at all. Integer ids are written as integers, as in COCO's files."""
     rows = [
         {
             "image_id": int(image_id) if image_id.isdecimal() and str(int(image_id)) == image_id else image_id,

@@ -1,4 +1,4 @@
-"""From rows of a data set to the tensors of one training step."""
+"""Collate rows of a dataset into the tensors of one training step."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ OWN_COLUMNS = ("image", "captions", "row", "neighbours")
 
 
 class SharedEpoch:
-    """An attribute of type `int | None` that a process sees changed wherever it is set.
+    """An attribute of type `int | None` whose changes are visible in worker processes.
 
-    Workers of a DataLoader that live on from epoch to epoch (`persistent_workers`) have a copy of the collator. The
-    number lies in memory that they share with it.
+    Persistent DataLoader workers (`persistent_workers`) have a copy of the collator, so the value is in shared memory.
     """
 
     def __get__(self, owner: Any, kind: Any = None) -> int | None:
-        if owner is None:  # a dataclass asks for the default
+        if owner is None:  # the dataclass decorator reads the default
             return None
         epoch = int(owner._epoch)
         return None if epoch < 0 else epoch
@@ -45,17 +44,17 @@ class SharedEpoch:
 def decoded(
     rows: list[dict[str, Any]], prepare: Callable[[dict[str, Any]], Tensor]
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """Return the rows whose images can be decoded, and what is made of them; others have been left out before.
+    """Return the rows whose images can be decoded, and their tensors.
 
-    So a picture that fails here went bad since. It must not end a training of days, nor stop it at the same step each
-    time that it is taken up.
+    Unreadable images were removed before training. One that fails here has become unreadable since. It must not end a
+    long training, or stop it at the same step whenever it is resumed.
 
     Args:
         rows: with `image` and `image_id`.
-        prepare: makes of a row what a model sees of its picture; raises ImageError where that cannot be decoded.
+        prepare: turns a row into the model's input; raises ImageError if its image cannot be decoded.
 
     Raises:
-        ValueError: not one can be decoded.
+        ValueError: no image can be decoded.
     """
     kept: list[dict[str, Any]] = []
     pixels: list[Tensor] = []
@@ -64,47 +63,46 @@ def decoded(
             pixels.append(prepare(row))
             kept.append(row)
         except ImageError as error:
-            told = f"Image {row['image_id']!r}: {error}"
-            logger.warning("%s. It is left out of its batch.", told)
+            reason = f"Image {row['image_id']!r}: {error}"
+            logger.warning("%s. It is left out of its batch.", reason)
     if not pixels:
-        raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {told}")
+        raise ValueError(f"No image of a batch of {len(rows)} can be decoded. {reason}")
     return kept, torch.stack(pixels)
 
 
 @dataclass
 class CaptionCollator:
-    """Makes a batch of B rows: pixels, G ground-truth captions an image as labels, and what the rewards need.
+    """Creates a batch of B rows: pixels, G reference captions per image as labels, and inputs of the rewards.
 
-    The batch holds `pixel_values` (B, 3, H, W) float32, or with `encoded` the encoder's outputs (B, S, width) in their
-    place; `labels` (B, G, L) int64, each caption cut to `max_length`
-    with one end token, padded with -100; `captions`, B lists of the G texts drawn; `references`, B lists of all
-    captions; `image_ids` (B,) int64, hashed; `columns`, the other columns of the rows as lists, `image_id` among them.
-    With `embeddings` also `image_embeds` (B, dim), `caption_embeds` (B, G, dim), and for the M mined neighbours (M the
-    most in this batch, 0 possible) `neighbour_embeds` (B, M, dim), `neighbour_ids` (B, M) int64 and `neighbour_mask`
-    (B, M) bool, False where an image has fewer.
+    The batch contains `pixel_values` (B, 3, H, W) float32, or with `encoded` the encoder's outputs (B, S, width)
+    instead; `labels` (B, G, L) int64, each caption truncated to `max_length` with one end token, padded with -100;
+    `captions`, B lists of the G texts drawn; `references`, B lists of all captions; `image_ids` (B,) int64, hashed;
+    `columns`, the other columns of the rows as lists, including `image_id`. With `embeddings` also `image_embeds`
+    (B, dim), `caption_embeds` (B, G, dim), and for the M mined neighbours (the maximum in this batch, possibly 0)
+    `neighbour_embeds` (B, M, dim), `neighbour_ids` (B, M) int64 and `neighbour_mask` (B, M) bool, False where an image
+    has fewer.
 
-    The G captions are drawn without replacement; an image with fewer than G gives each of them in turn until there are
-    G. While `epoch` is None the draw uses torch's global generator. A Trainer fetches batches ahead of the step and
-    restores the generators after the first fetch, so a run resumed within an epoch would draw others: set `epoch` at
-    each epoch's beginning, and the draw is a function of (`seed`, `epoch`, image id) alone, whatever the workers and
-    processes.
+    The G captions are drawn without replacement; an image with fewer than G captions repeats them until there are G.
+    While `epoch` is None, torch's global generator is used. A Trainer fetches batches ahead of the step and restores
+    the generators after the first fetch, so a run resumed within an epoch would draw other captions. To prevent this,
+    set `epoch` at the beginning of each epoch: the draw then depends on (`seed`, `epoch`, image id) only.
 
     Attributes:
-        tokenizer: The captioner's; it must have an end token.
-        image_processor: The captioner's.
-        embeddings: From `embed_dataset`; rows then need their column `row`.
-        image_ids: With `embeddings`: the image ids of the whole train set by row.
+        tokenizer: the captioner's; it must have an end token.
+        image_processor: the captioner's.
+        embeddings: from `embed_dataset`; rows then need the column `row`.
+        image_ids: with `embeddings`: the image ids of the whole training split by row.
         captions_per_image: G.
-        max_length: Most tokens of a caption, end token included.
-        seed: Of the draw, while `epoch` is set.
-        epoch: The current epoch, or None; workers see it change.
-        augmentation: Makes of each picture a view that is a function of (`seed`, `epoch`, image id).
-        encoded: The outputs of a frozen encoder, which takes them instead of pixels.
+        max_length: maximum number of tokens per caption, end token included.
+        seed: seed of the draw, while `epoch` is set.
+        epoch: the current epoch, or None; worker processes see it change.
+        augmentation: creates a view of each image that depends on (`seed`, `epoch`, image id).
+        encoded: the outputs of a frozen encoder, used instead of pixels.
 
     Raises:
-        ValueError: When made: settings that do not fit together. When called: a row lacks a column, has no caption,
-            does not belong to the embeddings, or not one image of the batch can be decoded. One that cannot is left
-            out of its batch, with a warning that names it.
+        ValueError: at creation: settings that conflict. When called: a row lacks a column, has no caption or does not
+            belong to the embeddings, or no image of the batch can be decoded. A single unreadable image is left out of
+            its batch, with a warning that names it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -133,7 +131,7 @@ class CaptionCollator:
         self._hashed_ids = torch.tensor([stable_hash(image_id) for image_id in self.image_ids], dtype=torch.int64)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows (dicts of one row each) into the batch that the class describes."""
+        """Collate rows (one dict per row) into the batch described above."""
         for row in rows:
             self._check(row)
         rows, pixel_values = decoded(rows, self._pixels)
@@ -156,8 +154,8 @@ class CaptionCollator:
         needed = {"image", "captions", "image_id"} | ({"row"} if self.embeddings is not None else set())
         if needed - set(row):
             raise ValueError(
-                f"A row lacks {sorted(needed - set(row))} (it has {sorted(row)}). A Trainer drops columns that the "
-                "model does not take: set remove_unused_columns=False."
+                f"A row lacks {sorted(needed - set(row))} (it has {sorted(row)}). The Trainer removes columns that "
+                "the model does not use: set remove_unused_columns=False."
             )
         image_id, num_captions = row["image_id"], len(row["captions"])
         if not num_captions:
@@ -167,17 +165,17 @@ class CaptionCollator:
         place = row["row"]
         if not 0 <= place < len(self.embeddings) or self.image_ids[place] != image_id:
             raise ValueError(
-                f"Row {place} of the embeddings is not image {image_id!r}: they belong to another data set."
+                f"Row {place} of the embeddings is not image {image_id!r}: they belong to another dataset."
             )
         begin, end = self.embeddings.caption_offsets[place : place + 2].tolist()
         if end - begin != num_captions:
             raise ValueError(
-                f"Image {image_id!r} has {num_captions} captions, but its embeddings belong to another "
-                "number of captions."
+                f"Image {image_id!r} has {num_captions} captions, but its embeddings have another number: "
+                "embed the dataset again."
             )
 
     def _draw(self, row: dict[str, Any]) -> list[int]:
-        """Return the places of the G captions drawn among the row's captions."""
+        """Draw G of the row's captions and return their indices."""
         generator = None
         if self.epoch is not None:
             generator = torch.Generator().manual_seed(stable_hash(f"{self.seed}:{self.epoch}:{row['image_id']}"))
@@ -187,7 +185,7 @@ class CaptionCollator:
         return places[: self.captions_per_image]
 
     def _pixels(self, row: dict[str, Any]) -> Tensor:
-        """What the captioner sees of a row's picture: `(3, H, W)`, or `(S, width)` where that is encoded already."""
+        """Preprocess a row's image: `(3, H, W)`, or the encoder's output `(S, width)` if it is already encoded."""
         if self.encoded is not None:
             return self.encoded(row["image_id"])
         image = decode_image(row["image"])
@@ -200,7 +198,7 @@ class CaptionCollator:
         end = self.tokenizer.eos_token_id
         texts = [text for row in captions for text in row]
         encoded = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=self.max_length - 1)
-        # A caption may spell the end token's own text out, and generation would stop there.
+        # A caption may contain the text of the end token, at which generation would stop.
         tokens = [torch.tensor([token for token in ids if token != end] + [end]) for ids in encoded["input_ids"]]
         padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED_LABEL)
         return padded.view(len(captions), self.captions_per_image, -1)
@@ -211,7 +209,7 @@ class CaptionCollator:
         places = torch.tensor([row["row"] for row in rows])
         caption_places = embeddings.caption_offsets[places, None] + torch.tensor(drawn)
         neighbours = [torch.tensor(row.get("neighbours") or [], dtype=torch.int64) for row in rows]
-        # Row -1 stands for padding: any embedding will do there until the mask puts zeros in its place.
+        # Row -1 is padding: its embeddings are replaced by zeros through the mask.
         padded = torch.nn.utils.rnn.pad_sequence(neighbours, batch_first=True, padding_value=-1)
         mask = padded >= 0
         if padded.numel() and int(padded.max()) >= len(embeddings):

@@ -1,4 +1,4 @@
-"""Captioned images that are a `datasets` data set already: on the Hub, in `save_to_disk` form, or as parquet files."""
+"""Captioned images in the format of `datasets`: on the Hub, in a `save_to_disk` folder, or as parquet files."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _NUMBERED = re.compile(r"(?:caption|text|sentence|comment|raw)s?_?\d+", re.IGNOR
 
 @dataclass
 class _Origin:
-    """Where a data set comes from, and what its rows may name for that."""
+    """The origin of a dataset, which determines what files its rows may name."""
 
-    folder: Path | None  # of local data
+    folder: Path | None  # for local data
     fence: Fence
-    address: str = ""  # of the data set on the Hub, whose own files may be named
+    address: str = ""  # of the dataset on the Hub, whose own files may be named
 
 
 @dataclass
 class _Part:
-    """A split as the source names it: its rows, their images, and what became of each."""
+    """A split as named by the source, with the state of its rows."""
 
     rows: Dataset
     images: Dataset
-    captions: list[list[str]]  # of each row; none where it is left out
+    captions: list[list[str]]  # of each row; empty if the row is skipped
     image_ids: list[str]
     splits: list[str]
 
@@ -64,33 +64,33 @@ def load_columns(
     caption_column: str | None = None,
     dataset_config: str | None = None,
 ) -> DatasetDict:
-    """Load a data set from the Hub (`owner/name`), a `save_to_disk` folder, or parquet files.
+    """Load a dataset from the Hub (`owner/name`), a `save_to_disk` folder, or parquet files.
 
-    Images stay encoded, in the files that `datasets` maps them from. Rows of the same picture (the same bytes or the
-    same path) in the same split are one image with the captions of all: some data sets have one row a caption.
+    Images stay encoded, in the files that `datasets` memory-maps. Rows with the same image (equal bytes or path) in
+    the same split are merged to one image with all captions, since some datasets have one row per caption.
 
     Args:
-        path: Folder, parquet file, or id on the Hub.
-        image_root: Folder that paths of images are relative to, where the image column holds text; by default the
-            folder of the data. Nothing outside of it is read, and no address that a local file names is followed.
-        strict: Whether a row without image or caption is an error.
-        image_column: Column of the images: an `Image`, its encoded bytes, or paths. By default "image", or the only
-            column of images, or with a usual name.
-        caption_column: Column of the captions: a text, a struct that holds one, or a list of these; `COLUMN.FIELD`
-            says which field of the structs. By default "captions", or the only column with a usual name ("caption",
-            "text", "sentences", ...), or those that are numbered (`caption_0`, `caption_1`, ...).
-        dataset_config: Which of several configurations.
+        path: folder, parquet file, or id on the Hub.
+        image_root: folder that image paths are relative to, if the image column contains text; by default the
+            folder of the data. Only files in this folder are read, and URLs in local files are not followed.
+        strict: raise an error for a row without image or caption.
+        image_column: column of the images: an `Image`, its encoded bytes, or paths. By default "image", or the only
+            column of images, or the only one with a usual name.
+        caption_column: column of the captions: a text, a struct with a text, or a list of these; `COLUMN.FIELD`
+            selects a field of structs. By default "captions", or the only column with a usual name ("caption",
+            "text", "sentences", ...), or numbered columns (`caption_0`, `caption_1`, ...).
+        dataset_config: name of the configuration, if there are several.
 
     Returns:
-        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and those with texts, numbers
-        or booleans further. A single split, whatever its name, is "train", unless its rows name theirs in a column
-        `split`, as Flickr30k's do on the Hub. The id is that of a column `image_id`, `cocoid`, `img_id` or `imgid`,
-        else split and row.
+        Splits among train, validation and test; columns `image`, `captions`, `image_id`, and further columns with
+        texts, numbers or booleans. A single split becomes "train", whatever its name, unless its rows name their split
+        in a column `split`, as in Flickr30k on the Hub. The id is that of a column `image_id`, `cocoid`, `img_id` or
+        `imgid`, otherwise split and row number.
 
     Raises:
-        FileNotFoundError: There is nothing at that path, and no such data set on the Hub.
-        ValueError: A column is missing or of another kind, a split has an unknown name, a configuration is to be
-            chosen, or no row is usable.
+        FileNotFoundError: the path does not exist, and there is no such dataset on the Hub.
+        ValueError: a column is missing or has the wrong type, a split has an unknown name, a configuration must be
+            selected, or no row is usable.
     """
     source, raw = str(path), open_columns(path, dataset_config)
     splits = _splits_of_rows(raw, source)
@@ -124,7 +124,7 @@ def _origin(path: str | os.PathLike[str], image_root: str | os.PathLike[str] | N
 
 
 def _splits_of_rows(raw: DatasetDict, source: str) -> dict[str, list[str]]:
-    """The split of every row: by the name of its part, or by a column `split` where there is a single part."""
+    """Return the split of every row: from the name of its part, or from a column `split` if there is a single part."""
     names = {name: [str(name)] * len(rows) for name, rows in raw.items()}
     if len(raw) == 1:
         ((name, rows),) = raw.items()
@@ -157,7 +157,7 @@ def _check_columns(rows: Dataset, source: str, image_column: str, caption_column
             )
         if setting == "caption_column" and not _holds_texts(rows.features[name], field):
             raise ValueError(
-                f"{source}: column {column!r} should hold a text or a list of texts, but it is {rows.features[name]}. "
+                f"{source}: column {column!r} should contain a text or a list of texts, but is {rows.features[name]}. "
                 "Set --caption_column to another column, or to COLUMN.FIELD if it holds structs."
             )
 
@@ -185,11 +185,11 @@ def _to_images(
         named = [path for path in given if path]
         if named and re.match(r"https?://", named[0]):
             raise ValueError(
-                f"{skips.source}: column {column!r} holds URLs, not images. Download them first, for instance with "
-                "img2dataset, and give the folder of its shards."
+                f"{skips.source}: column {column!r} contains URLs, not images. Download them first, for instance with "
+                "img2dataset, and pass the folder of its shards."
             )
         if origin.folder is None and image_root is None:
-            raise ValueError(f"{skips.source}: column {column!r} holds paths: set --image_root to their folder.")
+            raise ValueError(f"{skips.source}: column {column!r} contains paths: set --image_root to their folder.")
         root = find_image_root(named, skips.source, image_root, [origin.folder] if origin.folder else []).folder
         paths = [path if not path or is_address(path) else os.path.abspath(root / path) for path in given]
         paths = [path and (find_file(path) or path) for path in paths]
@@ -198,8 +198,8 @@ def _to_images(
     if bytes_of_struct or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
         return images.cast_column("image", Image())
     raise ValueError(
-        f"{skips.source}: the image column should hold images, their encoded bytes or paths; it is {feature}. Set "
-        "--image_column?"
+        f"{skips.source}: the image column should contain images, their encoded bytes or paths; it is {feature}. Set "
+        "--image_column to another column."
     )
 
 
@@ -212,7 +212,7 @@ def _read(
     origin: _Origin,
     skips: Skips,
 ) -> _Part:
-    """Take captions and ids out of the rows, and note what cannot be used."""
+    """Read captions and ids from the rows, and record which rows cannot be used."""
     fields = [split_field(column, rows.column_names) for column in caption_columns]
     id_column = _id_column(rows)
     wanted = list(dict.fromkeys([*(column for column, _ in fields), *filter(None, [id_column])]))
@@ -230,7 +230,7 @@ def _read(
                 skips.add(problem, image_id)
             elif len(fields) == 1:
                 cleaned = clean_captions(columns[fields[0][0]][at], image_id, skips, fields[0][1])
-            else:  # an image may have fewer than there are columns
+            else:  # an image may have fewer captions than there are columns
                 values = [value for column, _ in fields if (value := columns[column][at]) is not None]
                 cleaned = clean_captions(values, image_id, skips)
             part.captions.append(cleaned)
@@ -243,7 +243,7 @@ def _id_column(rows: Dataset) -> str | None:
 
 
 def _problems(table: pa.Table, origin: _Origin, source: str, begin: int) -> list[str | None]:
-    """Why a row has no image, row by row; None where it has one. Raises ValueError for a file outside."""
+    """Return for each row why it has no image, or None. Raises ValueError for a file outside of the folder."""
     images = table["image"].combine_chunks()
     held = pc.struct_field(images, "bytes").is_valid().to_pylist()
     paths = pc.struct_field(images, "path").to_pylist()
@@ -258,10 +258,10 @@ def _problem(path: str | None, origin: _Origin, where: str) -> str | None:
         return "row without an image"
     local = local_file(path)
     if local is None:
-        own = path.rpartition("::")[2]  # decoding will tell what is wrong with it
+        own = path.rpartition("::")[2]  # problems with it are reported when it is decoded
         if origin.address and own.startswith((f"{origin.address}@", f"{origin.address}/")):
             return None
-        return "address in place of a picture (not followed: download it first, for instance with img2dataset), image"
+        return "URL instead of an image (not followed: download it first, for instance with img2dataset), image"
     if not os.path.isfile(local):
         return f"missing image file {path}, image"
     origin.fence.check(local, where)
@@ -269,7 +269,7 @@ def _problem(path: str | None, origin: _Origin, where: str) -> str | None:
 
 
 def _merge(parts: list[_Part], skips: Skips) -> dict[int, int]:
-    """Make rows of one picture one image; return which rows of all parts, counted through, went to which."""
+    """Merge rows with the same image; return the new row of each merged row, numbered over all parts."""
     captions = [texts for part in parts for texts in part.captions]
     image_ids = [image_id for part in parts for image_id in part.image_ids]
     splits = [split for part in parts for split in part.splits]
@@ -282,7 +282,7 @@ def _merge(parts: list[_Part], skips: Skips) -> dict[int, int]:
 
 
 def _further(parts: list[_Part], source: str, used: set[str | None], moved: dict[int, int]) -> list[str]:
-    """Columns that rewards can read: those that all parts have, of one kind, and one value for each image."""
+    """Return the columns for rewards: those that all parts have, of one type, and with one value per image."""
     features = [part.rows.features for part in parts]
     others = {name: [each.get(name) for each in features] for name in features[0] if name not in used}
     kept = [
@@ -298,16 +298,16 @@ def _further(parts: list[_Part], source: str, used: set[str | None], moved: dict
 
 
 def _assemble(parts: list[_Part], further: list[str]) -> DatasetDict:
-    """Put images and captions side by side, so that images are not copied, and choose the rows of each split."""
+    """Put images and captions side by side without copying images, and select the rows of each split."""
     features = caption_features()
     schema = pa.schema([(name, features.arrow_schema.field(name).type) for name in ("captions", "image_id")])
     tables: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
     for part in parts:
         captions = pa.table({"captions": part.captions, "image_id": part.image_ids}, schema=schema)
         whole_part = [part.images, Dataset(captions), *([part.rows.select_columns(further)] if further else [])]
-        beside = concatenate_datasets(whole_part, axis=1)
+        joined = concatenate_datasets(whole_part, axis=1)
         for split in dict.fromkeys(part.splits):
             members = [row for row, own in enumerate(part.splits) if own == split and part.captions[row]]
-            tables[split].append(beside if len(members) == len(beside) else beside.select(members))
+            tables[split].append(joined if len(members) == len(joined) else joined.select(members))
     found = {split: concatenate_datasets(members) for split, members in tables.items() if members}
     return DatasetDict({split: rows for split, rows in found.items() if len(rows)})

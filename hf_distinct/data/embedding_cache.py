@@ -1,4 +1,4 @@
-"""Embeddings on disk, found by what they were made from: parts while they grow, one mapped folder when whole."""
+"""Cache of embeddings on disk, identified by their inputs: parts at first, then one memory-mapped folder."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-FORM = 2  # a number of its own for each form of what is stored: older files are not found, instead of misread
+FORM = 2  # changed with the file format, so that files in an older format are not found
 MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("scorer", "fingerprint", "portable_name", "failures", "losses", "files")
 
 
 class EmbeddingCache:
-    """The place of one data set's embeddings under one scorer.
+    """The cache of one dataset's embeddings under one scorer.
 
-    `embeddings-KEY/` holds them whole; it appears in one move. Before that `embeddings-KEY.parts-of-N/` holds parts.
-    Those that another machine made, and somebody shared, have the portable one of their two names (`cache_names`).
+    `embeddings-KEY/` contains all embeddings; it is moved into place when complete. Until then,
+    `embeddings-KEY.parts-of-N/` contains parts. A cache that another machine created and shared has the portable one
+    of the two names (`cache_names`).
 
     Args:
-        cache_dir: Folder that may hold the caches of many data sets and scorers.
-        dataset: Columns `image`, `captions` and `image_id`.
-        scorer: The CLIP model.
-        part_rows: Rows of a part.
+        cache_dir: folder for the caches of any number of datasets and scorers.
+        dataset: columns `image`, `captions` and `image_id`.
+        scorer: the CLIP model.
+        part_rows: rows per part.
     """
 
     def __init__(self, cache_dir: Path, dataset: Dataset, scorer: ClipScorer, part_rows: int) -> None:
@@ -54,11 +55,11 @@ class EmbeddingCache:
         self.folder = cache_dir / name
         if not self.is_whole() and (cache_dir / self.portable_name / MANIFEST).is_file():
             self.folder = cache_dir / self.portable_name
-        # Parts of another size are other parts.
+        # Parts with another number of rows cannot be used.
         self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
 
     def check_room(self, dataset: Dataset) -> None:
-        """Raise OSError if the disk has no room for what is left to do: the parts, and all of them joined."""
+        """Raise OSError if the disk lacks space for the remaining parts and for the joined files."""
         tables = dataset.select_columns(["captions"]).with_format("arrow").iter(batch_size=1000)
         captions = sum(pc.sum(pc.list_value_length(table["captions"])).as_py() or 0 for table in tables)
         whole = (self.num_rows + captions) * self.scorer.embed_dim * 2  # float16
@@ -70,18 +71,18 @@ class EmbeddingCache:
         return range(number * self.part_rows, min((number + 1) * self.part_rows, self.num_rows))
 
     def is_whole(self) -> bool:
-        """Return whether nothing is left to do."""
+        """Return whether the cache is complete."""
         return (self.folder / MANIFEST).is_file()
 
     def read(self) -> tuple[CaptionEmbeddings, dict[int, str], dict[int, str]] | None:
-        """Map the embeddings; read the reason by dropped row and what RGB lost by row; None while not whole."""
+        """Return embeddings, the reasons of dropped rows, and RGB losses by row; None while incomplete."""
         if not self.is_whole():
             return None
         try:
             manifest = read_object(self.folder / MANIFEST)
             if reason := altered(manifest, MANIFEST_KEYS):
                 raise ValueError(f"{MANIFEST}: {reason}")
-            first = os.environ.get("LOCAL_RANK", "0") == "0"  # looks at every byte, for all processes of the machine
+            first = os.environ.get("LOCAL_RANK", "0") == "0"  # this process reads every byte for its whole machine
             if first and (reason := changed(self.folder, manifest["files"])):
                 raise ValueError(reason)
             embeddings = CaptionEmbeddings.load(self.folder)
@@ -91,7 +92,7 @@ class EmbeddingCache:
             if len(embeddings) + len(failures) != self.num_rows:
                 raise ValueError(f"{len(embeddings)} embeddings and {len(failures)} failures for {self.num_rows} rows")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # Moved, not removed: another process may be reading it, and nothing that is cached is lost in silence.
+            # Moved, not removed: another process may be reading it, and cached data are not deleted silently.
             broken = self.folder.with_name(f"{self.folder.name}.broken-{uuid.uuid4().hex[:8]}")
             logger.warning(
                 f"The cached embeddings are unusable. They were moved to {broken} and are computed again: {error}"
@@ -99,27 +100,27 @@ class EmbeddingCache:
             with contextlib.suppress(FileNotFoundError):  # another process has moved it
                 self.folder.rename(broken)
             return None
-        if self.parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
+        if self.parts.folder.is_dir():  # of a slower run, or of one killed between its last two moves
             self.parts.remove()
         return embeddings, failures, losses
 
     def write_part(self, number: int, rows: EmbeddedRows) -> None:
-        """Write a part, as float16; or not, if a faster run has joined all of them and taken their folder away."""
+        """Write a part as float16, unless a faster run has already joined all parts and removed their folder."""
         tensors = {
             "image_embeds": rows.image_embeds.half(),
             "caption_embeds": rows.caption_embeds.half(),
             "caption_counts": rows.caption_counts,
         }
-        told = {"failures": json.dumps(rows.failures), "losses": json.dumps(rows.losses)}
+        metadata = {"failures": json.dumps(rows.failures), "losses": json.dumps(rows.losses)}
         try:
-            self.parts.write(number, tensors, told)
+            self.parts.write(number, tensors, metadata)
         except (OSError, SafetensorError):
             if not self.is_whole():
                 raise
 
     def merge(self) -> None:
-        """Join the parts in one folder; where a part turns out to be missing or broken, leave that to be mended."""
-        # Beside the parts, so that what a killed merge leaves goes with them.
+        """Join the parts in one folder; if a part is missing or broken, leave it to be computed again."""
+        # In the folder of the parts, so that it is removed with them if the run is killed.
         merged = self.parts.folder / f"merged-{uuid.uuid4().hex}"
         try:
             self._merge_into(merged)
@@ -132,16 +133,16 @@ class EmbeddingCache:
             logger.warning(f"A part of the embeddings is computed again: {error}")
             return
         finally:
-            shutil.rmtree(merged, ignore_errors=True)  # gone already, if all went well
+            shutil.rmtree(merged, ignore_errors=True)  # already moved on success
         self.parts.remove()
 
     def _merge_into(self, folder: Path) -> None:
         counts, num_images = [], 0
-        told: dict[str, dict[str, str]] = {"failures": {}, "losses": {}}
+        by_name: dict[str, dict[str, str]] = {"failures": {}, "losses": {}}
         for number in range(self.parts.count):
             tensors, metadata = self.parts.read(number)
             counts.append(tensors["caption_counts"].numpy())
-            for name, by_row in told.items():
+            for name, by_row in by_name.items():
                 by_row |= json.loads(metadata[name])
             num_images += len(tensors["image_embeds"])
         offsets = np.concatenate([[0], np.concatenate(counts).cumsum()]).astype(np.int64)
@@ -149,7 +150,7 @@ class EmbeddingCache:
         np.save(folder / "caption_offsets.npy", offsets)
         for name, length in (("image_embeds", num_images), ("caption_embeds", int(offsets[-1]))):
             shape = (length, self.scorer.embed_dim)
-            # Part by part: all of it may be larger than the memory. Not through a map, which dies on a full disk.
+            # Part by part, because all may exceed the memory. Not memory-mapped, which would crash on a full disk.
             with (folder / f"{name}.npy").open("wb") as file:
                 header = {"descr": "<f2", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -159,22 +160,22 @@ class EmbeddingCache:
                 os.fsync(file.fileno())
         manifest = {
             "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
-            **told, "files": describe(folder, sorted(folder.glob("*.npy"))),
+            **by_name, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
 def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
-    """The first of the two `cache_names`."""
+    """Return the first of the two `cache_names`."""
     return cache_names(dataset, scorer)[0]
 
 
 def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
-    """Return the names of the folder of a data set's embeddings, each with a digest of what they depend on.
+    """Return the folder names of a dataset's embeddings, which contain digests of their inputs.
 
-    Captions and image ids count by content, images that the data set holds itself by content, too. Image files count
-    by path, size and time of modification in the first name, which is that of this machine; by size alone in the
-    second, which other machines find. Neither other columns nor the way in which the data set was made count.
+    Captions and image ids are identified by content, as are images stored in the dataset. Image files are identified
+    by path, size and time of modification in the first name, which is for this machine; by size only in the second
+    name, which other machines can find. Other columns and the origin of the dataset do not matter.
     """
     begin = f"{FORM}\n{scorer.fingerprint}\n".encode()
     here, anywhere = (hashlib.blake2b(begin, digest_size=12, person=person) for person in (b"", b"portable"))
@@ -190,7 +191,7 @@ def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
 
 
 def image_states(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
-    """What is known of each image of a table without decoding it: on this machine, and on any; see `cache_names`."""
+    """Yield the identity of each undecoded image, for this machine and for any machine; see `cache_names`."""
     images = table["image"].combine_chunks()
     paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
     for path, content in zip(paths, contents, strict=True):

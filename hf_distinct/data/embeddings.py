@@ -1,4 +1,4 @@
-"""CLIP embeddings of a data set's images and captions: computed once, or taken from a cache on disk."""
+"""Compute CLIP embeddings of a dataset's images and captions, or read them from a cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 TEXT_BATCH_SIZE = 256
 
 PART_ROWS = 512
-"""Rows of one part of the cache: at most so much is lost when a run is killed."""
+"""Rows per part of the cache; a killed run loses at most one part."""
 
 
 def embed_dataset(
@@ -45,37 +45,36 @@ def embed_dataset(
     strict: bool = False,
     num_workers: int = 0,
 ) -> tuple[Dataset, CaptionEmbeddings]:
-    """Embed every image and every caption of a data set with CLIP, or find them embedded.
+    """Embed every image and caption of a dataset with CLIP, or read the embeddings from a cache.
 
-    Rows whose image cannot be decoded are dropped and named in one warning; another names images that lose something
-    in RGB (see `hf_distinct.data.images.to_rgb`).
+    Rows whose image cannot be decoded are dropped and named in one warning; another one names images that lose
+    information in RGB (see `hf_distinct.data.images.to_rgb`).
 
-    With `cache_dir` the work is done in parts of 512 rows, each written as it is done, so that a killed run goes on
-    where it was; at the end the parts become one folder of memory-mapped float16 arrays. They are found again by what
-    they were made from: the captions, the image ids, size and time of modification of every image file (or the content
-    of images that the data set itself holds), and weights, architecture and transform of the scorer. Processes of
-    torch.distributed that call this together share the work; runs that know nothing of each other do no harm.
+    With `cache_dir` the work is done in parts of 512 rows, each of which is saved, so that a killed run can resume. At
+    the end the parts become one folder of memory-mapped float16 arrays. The cache is identified by its inputs: the
+    captions, the image ids, size and time of modification of every image file (or the content of images stored in the
+    dataset), and the scorer's weights, architecture and transform. Processes of torch.distributed that call this
+    together share the work; independent runs may use the same cache.
 
     Args:
-        dataset: Columns `image`, `captions` and `image_id`, in any form that
-            `hf_distinct.data.prepared.as_captioned` takes.
-        scorer: The CLIP model.
-        cache_dir: Folder of the cache, made if needed, on a disk that all processes share; None computes anew, in
-            memory.
-        batch_size: Images per call of the scorer.
-        strict: Whether an image that cannot be decoded is an error.
-        num_workers: Processes that decode images while the scorer works; 0: it waits for them.
+        dataset: columns `image`, `captions` and `image_id`, in any form that
+            `hf_distinct.data.prepared.as_captioned` accepts.
+        scorer: the CLIP model.
+        cache_dir: folder of the cache, created if needed, on a disk shared by all processes; None for no cache.
+        batch_size: images per call of the scorer.
+        strict: raise an error for an image that cannot be decoded.
+        num_workers: processes that decode images in the background; 0 decodes them in this process.
 
     Returns:
-        The data set without dropped rows and with a new int column `row` (0 to N - 1: its place in the embeddings),
+        The dataset without dropped rows and with a new int column `row` (0 to N - 1, the index of its embeddings),
         and the embeddings.
 
     Raises:
-        ValueError: The data set is none that `as_captioned` takes, no image can be decoded, the scorer gives something
-            that is not finite, or (strict) a caption is empty or an image cannot be decoded.
+        ValueError: the dataset is not accepted by `as_captioned`, no image can be decoded, the scorer's embeddings are
+            not finite, or (strict) a caption is empty or an image cannot be decoded.
     """
     dataset = as_captioned(dataset, "dataset", strict=strict)
-    for problem in neighbours_problems(dataset, "dataset"):  # before the rows are counted anew
+    for problem in neighbours_problems(dataset, "dataset"):  # before rows get new numbers
         raise ValueError(problem)
     embedder = _Embedder(dataset, scorer, batch_size, strict, num_workers)
     if cache_dir is None:
@@ -101,7 +100,7 @@ def embed_dataset(
 
 
 def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddings, dict[int, str], dict[int, str]]:
-    """Do what is missing, together with whoever else is at it, until the cache is whole."""
+    """Compute missing parts, shared with all other processes and runs, until the cache is complete."""
     from hf_distinct.data.embedding_cache import EmbeddingCache
 
     cache = EmbeddingCache(cache_dir, embedder.dataset, embedder.scorer, PART_ROWS)
@@ -111,8 +110,8 @@ def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddi
     own = range(process, cache.parts.count, processes)
     begin, embedded = time.monotonic(), 0
     while (found := cache.read()) is None:
-        # Own parts first, from the front; then whatever others have left, from the back: nobody waits for a process
-        # that is slow, dead, or not yet here.
+        # First this process's parts, from the front; then the other processes' missing parts, from the back. So nobody
+        # waits for a slow, dead or late process.
         numbers = cache.parts.missing(own) or cache.parts.missing()[-1:]
         if numbers:
             rows = [cache.rows_of(number) for number in numbers]
@@ -129,21 +128,21 @@ def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddi
     if embedded:
         seconds = time.monotonic() - begin
         logger.info(
-            f"Embedded {embedded} images in {seconds:.0f} s, {embedded / seconds:.1f} a second, into {cache_dir}."
+            f"Embedded {embedded} images in {seconds:.0f} s, {embedded / seconds:.1f} per second, into {cache_dir}."
         )
     return found
 
 
 class _Embedder:
-    """Embeds ranges of rows, decoding ahead."""
+    """Embeds ranges of rows, decoding images in advance."""
 
     def __init__(self, dataset: Dataset, scorer: ClipScorer, batch_size: int, strict: bool, num_workers: int) -> None:
         self.dataset, self.scorer = dataset, scorer
         self.batch_size, self.strict, self.num_workers = batch_size, strict, num_workers
 
     def embed(self, ranges: Sequence[range], done: int = 0) -> Iterator[EmbeddedRows]:
-        """Yield what comes of each range of rows; `done` rows were there before, for the progress bar."""
-        # Batches end with their range, so that its embeddings do not depend, to the bit, on what else is computed.
+        """Yield the embeddings of each range; `done` rows were done before, for the progress bar."""
+        # A batch never spans two ranges, so a range's embeddings are bit-identical whatever else is computed.
         batches = [each[i : i + self.batch_size] for each in ranges for i in range(0, len(each), self.batch_size)]
         decoded, workers = _DecodedBatches(self.dataset, self.scorer.transform), min(self.num_workers, len(batches))
         if workers:
@@ -155,7 +154,7 @@ class _Embedder:
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=self.scorer.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # otherwise it would draw from the global one
         )
         loaded = iter(loader)
         hidden = this_process()[0] != 0 or not logging.is_progress_bar_enabled()
@@ -181,7 +180,7 @@ class _Embedder:
                 yield self._checked(EmbeddedRows(torch.cat(embeds), caption_embeds, counts, failures, losses))
 
     def _embed_captions(self, rows: range, kept: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of the kept rows' captions, each distinct text computed once, and their counts."""
+        """Return the embeddings of the kept rows' captions, computing each distinct text once, and their counts."""
         columns = self.dataset.select_columns(["captions"]).with_format(None)[rows.start : rows.stop]
         captions = [columns["captions"][row - rows.start] for row in kept]
         texts = [text for row in captions for text in row]
@@ -195,15 +194,15 @@ class _Embedder:
 
     def _checked(self, rows: EmbeddedRows) -> EmbeddedRows:
         if not all(bool(torch.isfinite(each).all()) for each in (rows.image_embeds, rows.caption_embeds)):
-            raise ValueError(f"The scorer {self.scorer.name} gives embeddings with NaN or infinity.")
+            raise ValueError(f"The scorer {self.scorer.name} returns embeddings with NaN or infinity.")
         return rows
 
 
 class _DecodedBatches(torch.utils.data.Dataset):
-    """Ranges of rows as pixels (rows, 3, height, width); by row, why there are none, and what RGB cannot hold."""
+    """Ranges of rows as pixels (rows, 3, height, width); by row, reasons why there are none, and losses in RGB."""
 
     def __init__(self, dataset: Dataset, transform: Any) -> None:
-        # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
+        # decode=False: otherwise datasets would fail on the whole batch, without the name of the broken image.
         self.encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
         self.transform = transform
 

@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of the images of a data set: computed once, in half precision, and read from disk."""
+"""Outputs of a frozen encoder for the images of a dataset: computed once, in half precision, and read from disk."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PART_ROWS = 256
 
 
 class EncodedImages:
-    """The outputs of an encoder for the images of a data set, by image id; made by `encode_images`.
+    """The outputs of an encoder for the images of a dataset, by image id; created by `encode_images`.
 
-    Files are opened by the process that reads them, so that a collator may carry this into workers.
+    Each process opens the files itself, so a collator can pass this object to worker processes.
 
     Args:
-        parts: safetensors files, each with ``states`` `(rows, S, H)` in half precision and, in its metadata, the
-            reason by row of what could not be decoded.
-        image_ids: of the data set, by row.
+        parts: safetensors files, each with ``states`` `(rows, S, H)` in half precision, and in the metadata the
+            reasons of images that could not be decoded, by row.
+        image_ids: image ids of the dataset, by row.
     """
 
     def __init__(self, parts: Parts, image_ids: list[str]) -> None:
@@ -50,11 +50,11 @@ class EncodedImages:
         """Return the encoder's output for an image, `(S, H)`, float32.
 
         Raises:
-            ImageError: it could not be decoded when it was to be encoded.
-            ValueError: the data set has no such image.
+            ImageError: the image could not be decoded.
+            ValueError: the dataset has no such image.
         """
         if image_id not in self.row_of:
-            raise ValueError(f"Image {image_id!r} is not among those that were encoded: they are of another data set.")
+            raise ValueError(f"Image {image_id!r} is not among the encoded images: they belong to another dataset.")
         number, place = divmod(self.row_of[image_id], PART_ROWS)
         if number not in self._open:
             self._open[number] = safe_open(self.parts.path(number), framework="pt")
@@ -72,22 +72,22 @@ def encode_images(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> EncodedImages:
-    """Encode every image of a data set, or find them encoded; the size on disk is logged before it begins.
+    """Encode every image of a dataset, or find the outputs on disk; their size is logged at the beginning.
 
-    The work is done in parts, each written whole, so that a killed run goes on where it was. Processes of
-    torch.distributed that call this together share it. It is found again by the weights and the config of the encoder,
-    the image processor, and size and time of modification of each image file.
+    The work is done in parts, each of which is saved, so that a killed run can resume. Processes of torch.distributed
+    that call this together share the work. The outputs are identified by the encoder's weights and config, the image
+    processor, and size and time of modification of each image file.
 
     Args:
         dataset: ``image``, ``image_id``.
         encoder: a frozen encoder; it is moved to the device, and left there in eval mode.
-        image_processor: what its pixels are made by.
-        cache_dir: folder, made if needed, on a disk that all processes share.
-        device: of the encoder.
-        batch_size: images at a time.
+        image_processor: the encoder's image processor.
+        cache_dir: folder, created if needed, on a disk shared by all processes.
+        device: device of the encoder.
+        batch_size: images per batch.
 
     Raises:
-        OSError: the disk has no room.
+        OSError: the disk has too little space.
     """
     encoder.to(device).eval()  # type: ignore[arg-type]
     folder = Path(cache_dir) / f"encoder-outputs-{_key(dataset, encoder, image_processor)}"
@@ -96,7 +96,7 @@ def encode_images(
     process, processes = this_process()
     own = range(process, parts.count, processes)
     announced = False
-    # Own parts first; then whatever others have left, from the back: nobody waits for a process that is slow or dead.
+    # First this process's parts; then the other processes' missing parts, from the back: nobody waits for slow ones.
     while numbers := parts.missing(own)[:1] or parts.missing()[-1:]:
         begin = numbers[0] * PART_ROWS
         rows = encoded[begin : begin + PART_ROWS]["image"]
@@ -114,7 +114,7 @@ def encode_images(
 def _encode(
     values: list[Any], encoder: Any, image_processor: BaseImageProcessor, batch_size: int
 ) -> tuple[Tensor, dict[int, str]]:
-    """Outputs `(rows, S, H)` float16, zero where an image cannot be decoded, and why that is by place."""
+    """Return outputs `(rows, S, H)` float16, zero for images that cannot be decoded, and the reasons by index."""
     batches: list[Tensor] = []
     failures: dict[int, str] = {}
     for start in range(0, len(values), batch_size):

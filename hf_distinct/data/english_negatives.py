@@ -1,8 +1,8 @@
-"""Hard negatives by rule for captions of photographs: one fact is changed, two change places, or the sentence breaks.
+"""Rule-based hard negatives for captions of photographs: a changed fact, swapped words, or a broken sentence.
 
-The rules know lists of words and no grammar, so a few negatives are odd English. They are learned from and measured by
-kind, so that one sees what a CLIP knows: its nouns long before its prepositions (arXiv 2210.01936, ARO; arXiv
-2306.14610, SugarCrepe).
+The rules use word lists and no grammar, so some negatives are odd English. Training and metrics distinguish the kinds,
+which shows what a CLIP model understands: nouns long before prepositions (arXiv 2210.01936, ARO; arXiv 2306.14610,
+SugarCrepe).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ GROUPS: dict[str, list[str]] = {
         "empty full", "wet dry", "open closed",
     ],
 }  # fmt: skip
-"""Words of which one may stand for another, by kind of negative; a word in two lines has the others of both."""
+"""Groups of interchangeable words, by kind of negative; a word in two groups can become any word of both."""
 
 SAME = {"gray": "grey", "grey": "gray"}
 SWAPS = {"swap_nouns": ("noun",), "swap_attributes": ("colour", "count", "size")}
 BROKEN = ("shuffle", "drop", "cut", "repeat")
 KINDS = (*GROUPS, *SWAPS, *BROKEN)
-"""What [`hard_negative`] makes."""
+"""The kinds of [`hard_negative`]."""
 
 
 def _others(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def _others(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 OTHERS = {kind: _others(lines) for kind, lines in GROUPS.items()}
-"""For each kind the words that may stand for a word."""
+"""For each kind, the words that can replace a word."""
 
 
 def hard_negative(
@@ -74,14 +74,14 @@ def hard_negative(
     Args:
         caption: a true caption.
         kind: ``"noun"``, ``"colour"``, ``"count"``, ``"preposition"``, ``"action"`` or ``"size"`` (one word becomes
-            another of its group), ``"swap_nouns"`` or ``"swap_attributes"`` (two words of a kind change places),
-            ``"shuffle"`` (all words), ``"drop"`` (function words are left out), ``"cut"`` (breaks off in mid-phrase),
-            ``"repeat"`` (a phrase is said twice).
-        rng: source of chance.
-        holds: says of a text whether it is true after all; such a one is no negative. See [`said_by_another`].
+            another of its group), ``"swap_nouns"`` or ``"swap_attributes"`` (two words of a kind are exchanged),
+            ``"shuffle"`` (all words), ``"drop"`` (removes function words), ``"cut"`` (stops in mid-phrase),
+            ``"repeat"`` (repeats a phrase).
+        rng: random number generator.
+        holds: returns whether a text is still true, and so is not a negative. See [`said_by_another`].
 
     Returns:
-        The negative, or None if the caption offers none of this kind.
+        The negative, or None if the caption allows none of this kind.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -98,20 +98,20 @@ def hard_negative(
     elif kind in BROKEN:
         changed = broken(words, kind, rng)
     else:
-        raise ValueError(f"Unknown kind of hard negative {kind!r}; there are {', '.join(KINDS)}.")
+        raise ValueError(f"Unknown kind of hard negative {kind!r}; choose one of {', '.join(KINDS)}.")
     negative = " ".join(changed)
     return None if changed == words or (holds is not None and holds(negative)) else negative
 
 
 def said_by_another(caption: str, captions: Sequence[str]) -> Callable[[str], bool]:
-    """A guess at whether a changed caption holds: what it says anew, another caption of the picture says too.
+    """Return a function that guesses whether a changed caption is still true: its new words are in another caption.
 
-    "a man in a coat" is no lie of the man whom somebody else calls a man in a coat. Only new words count: a sentence
-    with the same words in another order holds nothing anew, and is false or broken.
+    For example, "a man in a coat" is not false if another caption says so. Only new words count: a sentence with the
+    same words in another order has none, and is false or broken.
 
     Args:
-        caption: the one that is changed.
-        captions: all of the picture.
+        caption: the caption that is changed.
+        captions: all captions of the image.
     """
     own = set(map(bare, caption.split()))
     known = {bare(word) for each in captions for word in each.split()}
@@ -124,7 +124,7 @@ def said_by_another(caption: str, captions: Sequence[str]) -> Callable[[str], bo
 
 
 def _replace(words: list[str], others: dict[str, list[str]], rng: random.Random) -> list[str]:
-    """One word becomes another of its group."""
+    """Replace one word by another of its group."""
     places = [i for i, word in enumerate(words) if bare(word) in others]
     if not places:
         return words
@@ -133,7 +133,7 @@ def _replace(words: list[str], others: dict[str, list[str]], rng: random.Random)
 
 
 def _swap(words: list[str], kinds: Sequence[str], rng: random.Random) -> list[str]:
-    """Two different words of the same kind change places; not those of "brown and white", which stay as true."""
+    """Exchange two different words of the same kind, except in "brown and white", which would stay true."""
     known = [[i for i, word in enumerate(words) if bare(word) in OTHERS[kind]] for kind in kinds]
     pairs = [(i, j) for places in known for i, j in combinations(places, 2) if bare(words[i]) != bare(words[j])]
     pairs = [(i, j) for i, j in pairs if [bare(word) for word in words[i + 1 : j]] != ["and"]]
@@ -144,7 +144,7 @@ def _swap(words: list[str], kinds: Sequence[str], rng: random.Random) -> list[st
 
 
 def _with_articles(words: list[str], new: dict[int, str]) -> list[str]:
-    """Put words in places, with the capitals and full stops that stood there, and "a" or "an" before them."""
+    """Insert words, keeping capitals and full stops, and correct "a" or "an" before them."""
     changed = list(words)
     for place, word in new.items():
         old = words[place]

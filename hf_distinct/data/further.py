@@ -1,4 +1,4 @@
-"""Further columns of a source, which the rewards can read in addition to the captions."""
+"""Further columns of a source, which rewards can read in addition to the captions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hf_distinct.data.texts import is_storable
 
 logger = logging.get_logger(__name__)
 
-# Columns that have a meaning of their own here, and arguments that every reward gets.
+# Columns with a special meaning here, and arguments that every reward gets.
 TAKEN = {"image", "captions", "image_id", "row", "neighbours", "references", "completions", "prompts"}
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 
 
 def further_features(records: Iterable[Mapping[str, Any]], source: str) -> Features:
-    """Return the columns that the records have in common: texts, numbers or booleans; None stands for what is missing.
+    """Return the columns that the records have in common: texts, numbers or booleans; missing values are None.
 
-    Others are left out, with a warning that names them: lists and objects, values of several kinds, and names that
-    have a meaning here (`TAKEN`).
+    Others are ignored with a warning that names them: lists and objects, mixed types, and names with a special meaning
+    (`TAKEN`).
     """
     kinds: dict[str, set[str]] = {}
     for record in records:
@@ -35,50 +35,50 @@ def further_features(records: Iterable[Mapping[str, Any]], source: str) -> Featu
 
 
 def further_values(values: list[Any], feature: Value) -> list[Any]:
-    """Return the values of a column as its kind wants them: whole numbers among others become floats."""
+    """Convert the values of a column to its type: integers among floats become floats."""
     if feature.dtype != "float64":
         return values
     return [None if value is None else float(value) for value in values]
 
 
 def fitting(value: Any, dtype: str) -> Any:
-    """Return a value that fits a column, None if it does not."""
+    """Return a value converted to a column's type, or None if it does not fit."""
     kind = _kind(value)
     return float(value) if (kind, dtype) == ("int64", "float64") else value if kind == dtype else None
 
 
 def tell_further(source: str, kept: Iterable[str], ignored: Sequence[str]) -> None:
-    """Log which columns the rewards can read, and warn of those that they cannot."""
+    """Log which columns rewards can read, and warn about ignored ones."""
     if listed := ", ".join(kept):
-        logger.info(f"{source}: further columns, which rewards can read: {listed}")
+        logger.info(f"{source}: further columns for rewards: {listed}")
     if ignored:
         logger.warning(
-            f"{source}: ignored {', '.join(map(repr, ignored))}: a further column should hold texts, numbers or "
-            f"booleans, one kind for all rows, and have another name than {', '.join(sorted(TAKEN))}."
+            f"{source}: ignored {', '.join(map(repr, ignored))}: a further column should contain texts, numbers or "
+            f"booleans, of one type in all rows, and not be named {', '.join(sorted(TAKEN))}."
         )
 
 
 def tell_differing(source: str, names: Iterable[str]) -> None:
-    """Warn of columns that are left out because they differ among the rows that became one image."""
+    """Warn about columns that are ignored because they differ among merged rows of one image."""
     if names := ", ".join(map(repr, names)):
         logger.warning(
-            f"{source}: left out {names}, which differs among the rows of one image."
+            f"{source}: ignored {names}, which differs among the rows of one image."
         )
 
 
 def is_further(name: str, feature: Any) -> bool:
-    """Whether a column of a `datasets` data set is one that rewards can read."""
+    """Whether rewards can read a column of a `datasets` dataset."""
     if name in TAKEN or not isinstance(feature, (Value, ClassLabel)):
         return False
     return feature.dtype.startswith(("string", "large_string", "int", "uint", "float", "bool"))
 
 
 def parse_numbers(records: list[dict[str, Any]], keep: set[str]) -> None:
-    """Turn the columns of a table of texts that hold numbers only into numbers, in place; empty cells become None.
+    """Convert columns of a text table that contain only numbers to numbers, in place; empty cells become None.
 
     Args:
-        records: The rows.
-        keep: Columns that stay texts.
+        records: the rows.
+        keep: columns that stay text.
     """
     names = {name for record in records for name in record} - keep
     for name in names:
@@ -90,7 +90,7 @@ def parse_numbers(records: list[dict[str, Any]], keep: set[str]) -> None:
 
 
 def _are_floats(texts: list[str]) -> bool:
-    # Codes such as 007 stay texts.
+    # Codes such as 007 stay text.
     return all(_float_or_none(text) is not None and not re.match(r"[+-]?0\d", text) for text in texts)
 
 

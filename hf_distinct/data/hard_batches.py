@@ -1,4 +1,4 @@
-"""Batches of similar images: with mutual neighbours in one batch, the batch itself holds the hard negatives."""
+"""Batches of similar images: mutual neighbours in one batch are hard negatives for each other."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.utils.data import Sampler
 
 
 class HardBatchSampler(Sampler[int]):
-    """Orders rows so that each run of `batch_size` rows is built from mutual neighbours.
+    """Orders rows so that each run of `batch_size` rows consists of mutual neighbours, as far as possible.
 
-    A batch begins with a row drawn at random among those left. Then come, nearest in the graph first, rows left that
-    are mutual neighbours of one that is in it (each names the other), then rows that are neighbours in one direction;
-    where nothing is left around, another is drawn. Each row comes once an epoch. The order depends on `seed` and
-    `epoch` alone: whoever trains sets `epoch` before each. There is no `set_epoch`, as Accelerate would call it
-    with 0 in a run that is resumed within an epoch.
+    A batch begins with a random remaining row. Then remaining rows are added that are mutual neighbours of a row in
+    the batch (each lists the other), nearest in the graph first, then neighbours in one direction. If none remain,
+    another random row is drawn. Each row occurs once per epoch. The order depends on `seed` and `epoch` only; set
+    `epoch` before each epoch. There is no `set_epoch`, because Accelerate would call it with 0 in a run resumed within
+    an epoch.
 
     Args:
-        neighbours: For each row its neighbours, as `mine_neighbours` adds them.
-        batch_size: Rows that are seen together, over all processes.
-        seed: Of the draw.
+        neighbours: the neighbours of each row, as from `mine_neighbours`.
+        batch_size: rows per batch, over all processes.
+        seed: seed of the draw.
     """
 
     def __init__(self, neighbours: Sequence[Sequence[int]], batch_size: int, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ class HardBatchSampler(Sampler[int]):
             yield from batch
 
     def _gather(self, start: int, left: np.ndarray, batch: list[int]) -> None:
-        """Add a row and what is around it to the batch, until it is full or nothing is left around."""
+        """Add a row and its surroundings to the batch, until the batch is full or none remain."""
         first = len(batch)
         left[start] = False
         batch.append(start)
@@ -64,7 +64,7 @@ class HardBatchSampler(Sampler[int]):
 
 
 def _graph(neighbours: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return for each row its mutual neighbours, in their order, and all that are linked to it in either direction."""
+    """Return for each row its mutual neighbours, in order, and all rows linked to it in either direction."""
     known = [set(rows) for rows in neighbours]
     mutual = [[each for each in rows if row in known[each]] for row, rows in enumerate(neighbours)]
     linked = [list(rows) for rows in neighbours]

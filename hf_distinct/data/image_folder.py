@@ -1,4 +1,4 @@
-"""A folder of pictures with a `metadata.jsonl`: the simplest way to bring one's own captions."""
+"""A folder of images with a `metadata.jsonl`: the simplest format for your own captions."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from hf_distinct.files.fence import GIVE_IT, Fence
 
 METADATA_FILE = "metadata.jsonl"
 METADATA_TABLE = "metadata.csv"
-ADVICE = "copy it into this folder, or give the {name} itself as --dataset and set --image_root"
+ADVICE = "copy it into this folder, or pass the {name} itself as --dataset and set --image_root"
 
 
 def load_image_folder(
     folder: str | os.PathLike[str], strict: bool = False, caption_column: str | None = None
 ) -> DatasetDict:
-    r"""Load a folder of pictures with a `metadata.jsonl` (one JSON object a line) or a `metadata.csv`.
+    r"""Load a folder of images with a `metadata.jsonl` (one JSON object per line) or a `metadata.csv`.
 
-    As `datasets` has it, the folder may also hold `train/`, `validation/` (or `val/`) and `test/`, each with pictures
-    and such a file of its own.
+    As in `datasets`, the folder may contain `train/`, `validation/` (or `val/`) and `test/`, each with its own images
+    and metadata file.
 
     Example:
         `{"file_name": "dogs/rex.jpg", "captions": ["A dog runs on a beach.", "A brown dog by the sea."]}`
 
     Args:
-        folder: It holds the file. In each line: `file_name`, relative to the folder; `captions`, a list or a single
-            text; optionally `image_id` (by default `file_name`) and `split` (train, validation or val, test; by
-            default train, or what the folder is named). Lines of the same file are one image. Other keys become
-            columns if they hold texts, numbers or booleans; blank lines are allowed.
-        strict: Whether a missing image, an empty or overlong caption or an image without captions is an error.
-        caption_column: The key of the captions, or `KEY.FIELD` where they are objects. By default `captions`, or the
-            only key with another usual name (`text`, `caption`, ...).
+        folder: the folder with the metadata file. Each line has `file_name`, relative to the folder; `captions`, a
+            list or a single text; optionally `image_id` (by default `file_name`) and `split` (train, validation or
+            val, test; by default train, or the split that the folder is named after). Lines with the same file are
+            merged. Other keys become columns if they contain texts, numbers or booleans; blank lines are allowed.
+        strict: raise an error for a missing image, an empty or overlong caption, or an image without captions.
+        caption_column: key of the captions, or `KEY.FIELD` if they are objects. By default `captions`, or the only
+            key with another usual name (`text`, `caption`, ...).
 
     Returns:
-        The splits that the lines name; columns `image`, `captions`, `image_id`, and the others.
+        The splits in the file; columns `image`, `captions`, `image_id`, and the others.
 
     Raises:
-        FileNotFoundError: The folder has no such file.
-        ValueError: A broken line (named by its number), a picture outside of the folder, an id used twice, or no
-            usable image; (strict) any skip.
+        FileNotFoundError: the folder has no metadata file.
+        ValueError: a broken line (named by its number), an image outside of the folder, a duplicate id, or no usable
+            image; (strict) anything skipped.
     """
     files = find_metadata(folder)
     if not files:

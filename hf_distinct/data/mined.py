@@ -1,4 +1,4 @@
-"""What recipes/mine.py leaves behind, in a form that another machine finds again."""
+"""The output of `hf-distinct mine` in a portable form, which other machines can use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_distinct.text.portable import portable_values
 
 STATISTICS = "statistics.json"
 PORTABLE_FILES = ("README.md", FILE, STATISTICS, f"*/{MANIFEST}", *(f"*/{name}.npy" for name in ARRAYS))
-"""What `write_portable` writes."""
+"""The files that `write_portable` writes."""
 
 _CARD = """---
 tags:
@@ -27,18 +27,18 @@ tags:
 - embeddings
 ---
 
-# Embeddings and neighbours of captioned pictures
+# Embeddings and neighbours of captioned images
 
-CLIP embeddings (float16) of {images} pictures and {captions} captions, and the pictures most similar to each, as
-`hf-distinct mine` left them. Neither pictures nor captions are in here.
+CLIP embeddings (float16) of {images} images and {captions} captions, and the images most similar to each, written by
+`hf-distinct mine`. The images and captions themselves are not included.
 
 | | |
 |---|---|
 | CLIP | {scorer} (fingerprint {fingerprint}) |
-| R@1 of people's captions | {recall:.3f} among {gallery} pictures |
+| R@1 of people's captions | {recall:.3f} among {gallery} images |
 | neighbours | ranks {first} to {last} |
 
-Whoever has the same pictures and captions trains with them at once:
+If you have the same images and captions, you can use them for training:
 
 ```bash
 hf-distinct train --dataset captions.json --image_root images --scorer NAME --mined "..."
@@ -49,17 +49,17 @@ where `"..."` is the id of this repository.
 
 
 def write_portable(folder: Path, target: Path) -> None:
-    """Write what another machine needs, and nothing of this one.
+    """Write the files that another machine needs, without information about this machine.
 
-    There the pictures lie elsewhere and have other times; so the embeddings get the name that only depends on what
-    they were made from, and the neighbours follow. The sheet of pictures stays: they are not ours to share.
+    On the other machine, image files have other paths and times. So the embeddings get the name that depends on their
+    inputs only, and the neighbours refer to it. The sheet of images is left out, because it shows images of others.
 
     Args:
-        folder: What `recipes/mine.py` left behind.
-        target: An empty folder; large files in it are links to those of `folder`, where the disk knows such.
+        folder: output folder of `hf-distinct mine`.
+        target: an empty folder; its large files are hard links to those of `folder`, if the disk supports them.
 
     Raises:
-        ValueError: Something is missing, leads out of the folder, or is pickled.
+        ValueError: a file is missing, leads out of the folder, or is pickled.
     """
     try:
         neighbours = Neighbours.load(folder / FILE)
@@ -80,10 +80,10 @@ def write_portable(folder: Path, target: Path) -> None:
             first=int(statistics["ranks taken"][0]), last=int(statistics["ranks taken"][1]),
         )  # fmt: skip
         if not is_storable(card):
-            raise ValueError(f"{MANIFEST} or {STATISTICS} holds half of a character (a lone surrogate)")
+            raise ValueError(f"{MANIFEST} or {STATISTICS} contains an invalid character (a lone surrogate)")
     except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{str(folder)!r} is not a folder that `hf-distinct mine` has completed ({error}): let it run to "
+            f"{str(folder)!r} is not a completed output folder of `hf-distinct mine` ({error}): let it run to "
             "its end."
         ) from error
     embeddings = target / name
@@ -98,13 +98,13 @@ def write_portable(folder: Path, target: Path) -> None:
 
 
 def _refuse_way_out(name: str, source: Path) -> None:
-    """Refuse a name that is not one of a folder beside it: what a file says may be a stranger's word."""
+    """Reject a name that is not the name of a folder next to the file, because the file may be untrusted."""
     if not name or not FOLDER_NAME.fullmatch(name):
-        raise ValueError(f"{source} names {name!r}, which is no folder beside it: mine anew with `hf-distinct mine`.")
+        raise ValueError(f"{source} names {name!r}, which is not a folder next to it: run `hf-distinct mine` again.")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, so that it stays when the first goes; a copy where the disk has no such thing."""
+    """Create a hard link, or a copy if the disk does not support links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Similar images of every image, the hard negatives of the contrastive reward."""
+"""Find similar images for every image, as hard negatives for the contrastive reward."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.get_logger(__name__)
 Via = Literal["images", "captions"]
 Search = Literal["auto", "exact", "ivf"]
 EXACT_COMPARISONS = 10**11
-"""Up to so many pairs, "auto" compares all: about a quarter of an hour on two cores at 512 dimensions."""
+"""Up to this many pairs, "auto" compares all: about 15 minutes on two cores at 512 dimensions."""
 PART_ROWS = 16384
-MAX_FLOATS = 2**24  # of candidates' embeddings held at a time: 64 MB
+MAX_FLOATS = 2**24  # numbers in candidate embeddings held at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MiningSettings:
     min_recall: float = 0.95
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be; raises ValueError."""
+        """Validate the settings; raises ValueError."""
         if min(self.num_neighbours, self.first_rank) < 1 or self.min_similarity > self.max_similarity:
             raise ValueError(
                 f"num_neighbours={self.num_neighbours} and first_rank={self.first_rank} should be at least 1, and "
@@ -74,33 +74,34 @@ def mine_neighbours(
 ) -> Dataset:
     """Add a column `neighbours`: for each image the rows of the images most similar to it, most similar first.
 
-    Candidates for an image are all images of another image id whose cosine similarity to it lies between the two
-    bounds; they are ranked from 1, equal similarities by lower row, and the ranks `first_rank` to
-    `first_rank + num_neighbours - 1` are taken. (The paper's code takes ranks 4 and 5: the very nearest images may
-    show the same thing, and negatives that are too hard make training collapse.) A summary is logged.
+    Candidates for an image are all images with another image id whose cosine similarity is between the two bounds.
+    They are ranked from 1, equal similarities by lower row, and the ranks `first_rank` to `first_rank + num_neighbours
+    - 1` are taken. (The paper's code takes ranks 4 and 5: the nearest images may show the same thing, and negatives
+      that are
+    too hard make training collapse.) A summary is logged.
 
-    With embeddings of a cache, index and neighbours are kept beside them: a killed search goes on where it was, and a
-    finished one is read.
+    With embeddings from a cache, index and neighbours are stored with them: a killed search resumes, and the result of
+    a finished one is read.
 
     Args:
         dataset: N rows with a column `image_id`, in the order of the embeddings.
-        embeddings: What `embed_dataset` gave, or image embeddings (N, dim), L2-normalised.
-        num_neighbours: Neighbours per image; on small data sets an image may get fewer.
-        first_rank: The most similar rank taken.
-        min_similarity: Candidates less similar are left out.
-        max_similarity: Candidates more similar are left out as near duplicates.
-        settings: Further fields of `MiningSettings`. `via`: "images", or "captions": an image's neighbours are the
-            images whose ground-truth captions are most similar to it, each image by its most similar caption (as the
-            paper's code has it; needs `CaptionEmbeddings`). `search`: "exact"; "ivf", which sorts the embeddings into
-            cells and searches the nearest of them; or "auto", exact up to `EXACT_COMPARISONS`. `min_recall`: how many
-            of the true nearest "ivf" must find, measured on a sample.
+        embeddings: the output of `embed_dataset`, or image embeddings (N, dim), L2-normalised.
+        num_neighbours: neighbours per image; in small datasets an image may get fewer.
+        first_rank: the most similar rank taken.
+        min_similarity: less similar candidates are left out.
+        max_similarity: more similar candidates are left out as near duplicates.
+        settings: further fields of `MiningSettings`. `via`: "images", or "captions" for the images whose reference
+            captions are most similar to the image, each by its most similar caption (as in the paper's code; needs
+            `CaptionEmbeddings`). `search`: "exact"; "ivf", which divides the embeddings into cells and searches the
+            nearest cells; or "auto", exact up to `EXACT_COMPARISONS`. `min_recall`: fraction of the true nearest that
+            "ivf" must find, measured on a sample.
 
     Returns:
-        The data set with the column `neighbours` (lists of int rows); an existing one is replaced.
+        The dataset with the column `neighbours` (lists of int rows); an existing one is replaced.
 
     Raises:
-        ValueError: Arguments out of range, embeddings that are not normalised or do not belong to the data set, or a
-            file beside the cache that belongs to other embeddings.
+        ValueError: arguments are out of range, embeddings are not normalised or do not belong to the dataset, or a
+            file in the cache belongs to other embeddings.
     """
     chosen = MiningSettings(num_neighbours, first_rank, min_similarity, max_similarity, **settings)
     found = find_neighbours(dataset, embeddings, chosen)
@@ -109,11 +110,11 @@ def mine_neighbours(
 
 
 def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, settings: MiningSettings) -> Neighbours:
-    """Find what `mine_neighbours` adds, with its similarities and statistics."""
+    """Return the neighbours for `mine_neighbours`, with their similarities and statistics."""
     image_embeds = embeddings.image_embeds if isinstance(embeddings, CaptionEmbeddings) else embeddings
     _check(dataset, image_embeds)
     if settings.via == "captions" and not isinstance(embeddings, CaptionEmbeddings):
-        raise ValueError("via='captions' needs the embeddings of captions too: give what embed_dataset returns.")
+        raise ValueError("via='captions' needs embeddings of captions, too: pass the output of embed_dataset.")
     folder = embeddings.folder if isinstance(embeddings, CaptionEmbeddings) else None
     codes: dict[str, int] = {}
     ids = np.array([codes.setdefault(each, len(codes)) for each in dataset["image_id"]])
@@ -127,7 +128,7 @@ def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, se
 
 
 class _Search:
-    """One search: N images with ids (N,) ask among E entries (E, dim), each of which belongs to a row, its owner."""
+    """One search: N images with ids (N,) query E entries (E, dim), each of which belongs to a row, its owner."""
 
     def __init__(
         self,
@@ -147,24 +148,24 @@ class _Search:
         self.parts = [range(i, min(i + PART_ROWS, len(ids))) for i in range(0, len(ids), PART_ROWS)]
 
     def run(self) -> Neighbours:
-        """Find all, or read what was found before."""
+        """Find all neighbours, or read those found before."""
         if self.folder is None:
             self.index.build()
             return Neighbours.join([self._search(rows) for rows in self._with_progress(self.parts)])
-        told = json.dumps([asdict(self.settings), PART_ROWS]).encode()
-        name = f"neighbours-{hashlib.blake2b(told, digest_size=8).hexdigest()}"
+        key = json.dumps([asdict(self.settings), PART_ROWS]).encode()
+        name = f"neighbours-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
         path, parts = self.folder / f"{name}.safetensors", Parts(self.folder / f"{name}.parts", len(self.parts))
         while (found := self._read(path)) is None:
             if this_process()[0] == 0:
                 self._run_in_parts(parts, path)
-            else:  # one process is enough: faiss uses its cores
+            else:  # one process is enough, since faiss uses all cores
                 wait_for_first_process(path.is_file)
-        if parts.folder.is_dir():  # of a run that was slower, or killed between its last two moves
+        if parts.folder.is_dir():  # of a slower run, or of one killed between its last two moves
             parts.remove()
         return found
 
     def _read(self, path: Path) -> Neighbours | None:
-        """What was found before; None if there is nothing, or nothing whole."""
+        """Return the neighbours found before; None if there are none, or they are incomplete."""
         assert self.folder is not None
         try:
             return Neighbours.load(path, self.folder.name)
@@ -172,12 +173,12 @@ class _Search:
             return None
         except ValueError as error:
             if this_process()[0] == 0:
-                logger.warning(f"The cached neighbours are unusable, and are mined anew: {error}")
+                logger.warning(f"The cached neighbours are unusable and are mined again: {error}")
                 path.unlink(missing_ok=True)
             return None
 
     def _run_in_parts(self, parts: Parts, path: Path) -> None:
-        """Search what is missing and join all; if a faster run has meanwhile, its files are as good."""
+        """Search the missing parts and join all parts; if a faster run has already done it, use its files."""
         assert self.folder is not None
         try:
             if missing := parts.missing():
@@ -186,13 +187,13 @@ class _Search:
                 parts.write(number, *self._search(self.parts[number]).to_tensors())
             try:
                 found = [Neighbours.from_tensors(*parts.read(number)) for number in range(parts.count)]
-            except ValueError as error:  # the part is gone now, and thus missing
-                logger.warning(f"A part of the neighbours is mined anew: {error}")
+            except ValueError as error:  # the broken part has been removed
+                logger.warning(f"A part of the neighbours is mined again: {error}")
                 return
             Neighbours.join(found).save(path, parts.folder)
         except FileNotFoundError:
             if not path.is_file():
-                logger.warning(f"{str(parts.folder)!r} was removed while it was written to; searching on.")
+                logger.warning(f"{str(parts.folder)!r} was removed during the search, which continues.")
 
     def _with_progress(self, steps: Any) -> Any:
         hidden = len(steps) < 2 or this_process()[0] != 0 or not logging.is_progress_bar_enabled()
@@ -209,7 +210,7 @@ class _Search:
             searched={**asdict(self.settings), **asdict(self.index.search_kind)},
             embeddings="" if self.folder is None else self.folder.name,
         )
-        # Beside those wanted: the image itself, and one more by which a tie for the last place shows.
+        # In addition to those wanted: the image itself, and one more to detect a tie for the last rank.
         count = min((depth + 1) * per_image + 1, len(self.owners))
         pending = np.arange(part.start, part.stop)
         while len(pending):
@@ -220,10 +221,10 @@ class _Search:
         return found
 
     def _take(self, rows: np.ndarray, count: int, found: Neighbours, start: int) -> np.ndarray:
-        """Write down the neighbours of some rows by the `count` nearest entries; return where these were enough."""
+        """Record the neighbours of some rows from their `count` nearest entries; return where these were enough."""
         s, queries = self.settings, self.queries[rows]
         scores, entries = self.index.search(queries, count)
-        # faiss orders by sums that round one way or the other: computed alike for all, equal pairs are equal.
+        # faiss rounds sums in different orders. Computed in the same way for all, equal pairs get equal similarities.
         vectors = self.index.entries[entries.clip(0).reshape(-1)].reshape(*entries.shape, -1)
         cosines = np.einsum("qcd,qd->qc", vectors, queries).clip(-1.0, 1.0)
         owners, there = self.owners[entries], entries >= 0
@@ -239,18 +240,18 @@ class _Search:
         reasons = (same & (self.owners[entries] != rows[:, None]), too_similar & ~same, too_dissimilar & ~same)
         found.rejected[rows - start] = np.stack([(there & reason).any(axis=1) for reason in reasons], axis=1)
 
-        last = scores[:, -1]  # nothing that was not returned is more similar than this
+        last = scores[:, -1]  # all other entries are at most this similar
         enough = (cosines[:, s.depth - 1] > last + TIE) if wide == s.depth else np.zeros(len(rows), dtype=bool)
         exhausted = ~there[:, -1] | (count == len(self.owners))
         return enough | exhausted | (last < s.min_similarity - TIE)
 
 
 def _ranked(owners: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order each row of (queries, candidates) by falling cosine, equal ones by owner, each owner by its best alone."""
+    """Sort each row of (queries, candidates) by falling cosine, ties by owner, keeping each owner's best only."""
     for by_owner in (False, True, False):
         order = np.argsort(owners if by_owner else -cosines, axis=1, kind="stable")
         owners, cosines = np.take_along_axis(owners, order, axis=1), np.take_along_axis(cosines, order, axis=1)
-        if by_owner:  # the best of each owner stands first
+        if by_owner:  # the best entry of each owner comes first
             repeated = np.zeros(owners.shape, dtype=bool)
             repeated[:, 1:] = owners[:, 1:] == owners[:, :-1]
             cosines = np.where(repeated, -np.inf, cosines)
@@ -268,4 +269,4 @@ def _check(dataset: Dataset, image_embeds: Tensor) -> None:
                 f"image embeddings should have length 1, row {start + worst} has {float(norms[worst]):.4f}."
             )
     if "row" in dataset.column_names and not np.array_equal(dataset["row"], np.arange(len(dataset))):
-        raise ValueError("The column 'row' is not 0, 1, 2, ...: mine on the data set as embed_dataset returns it.")
+        raise ValueError("The column 'row' is not 0, 1, 2, ...: mine on the dataset that embed_dataset returned.")

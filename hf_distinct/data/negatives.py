@@ -1,7 +1,7 @@
-"""Hard negatives by rule: captions that share nearly all words with a true one, and are false or broken.
+"""Rule-based hard negatives: captions that share nearly all words with a true one, but are false or broken.
 
-CLIP models are close to bags of words: a flipped relation or a shuffled sentence scores as high as the truth (NegCLIP,
-Yuksekgonul et al. 2023, arXiv 2210.01936). Training against such negatives teaches them what a lie is.
+CLIP models are close to bags of words: a reversed relation or a shuffled sentence scores as high as the truth
+(NegCLIP, Yuksekgonul et al. 2023, arXiv 2210.01936). Training with such negatives teaches them the difference.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS = ("relation", "size", "swap", "shuffle", "drop", "cut")
 
 
 def bare(word: str) -> str:
-    """A word as the lists above have it: people write capitals, commas and full stops."""
+    """Normalise a word for the lists above: lower case, without punctuation."""
     return word.lower().strip(".,;:!?\"'()")
 
 
@@ -56,7 +56,7 @@ def _is_function_word(word: str) -> bool:
 
 
 def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) -> list[str]:
-    """One word turned into its opposite."""
+    """Replace one word by its opposite."""
     opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
     places = [i for i, word in enumerate(words) if bare(word) in opposite]
     if not places:
@@ -67,7 +67,7 @@ def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) ->
 
 
 def _swap(words: list[str], rng: random.Random) -> list[str]:
-    """Two content words change places."""
+    """Exchange two content words."""
     places = [i for i, word in enumerate(words) if not _is_function_word(word)]
     if len(places) < 2:
         return words
@@ -78,7 +78,7 @@ def _swap(words: list[str], rng: random.Random) -> list[str]:
 
 
 def broken(words: list[str], kind: str, rng: random.Random) -> list[str]:
-    """A sentence in disorder: ``"shuffle"``, ``"drop"``, ``"cut"`` or ``"repeat"``; unchanged if it offers none."""
+    """Break a sentence: ``"shuffle"``, ``"drop"``, ``"cut"`` or ``"repeat"``; unchanged if it is not possible."""
     return {"shuffle": _shuffle, "drop": _drop, "cut": _cut, "repeat": _repeat}[kind](words, rng)
 
 
@@ -87,7 +87,7 @@ def _shuffle(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _repeat(words: list[str], rng: random.Random) -> list[str]:
-    """One to three words are said twice."""
+    """Repeat one to three words."""
     if not words:
         return words
     start = rng.randrange(len(words))
@@ -96,7 +96,7 @@ def _repeat(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _drop(words: list[str], rng: random.Random) -> list[str]:
-    """Some or all function words are gone."""
+    """Drop some or all function words."""
     places = [i for i, word in enumerate(words) if _is_function_word(word)]
     if not places or len(places) == len(words):
         return words
@@ -105,7 +105,7 @@ def _drop(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _cut(words: list[str], rng: random.Random) -> list[str]:
-    """The sentence breaks off behind a function word."""
+    """Cut off the sentence after a function word."""
     places = [i for i, word in enumerate(words) if _is_function_word(word) and i > 0]
     return words[: rng.choice(places) + 1] if places else words
 
@@ -116,17 +116,17 @@ def hard_negative(
     rng: random.Random,
     holds: Callable[[str], bool] | None = None,
 ) -> str | None:
-    """Turn a caption into a lie or a broken sentence.
+    """Turn a caption into a false or broken one.
 
     Args:
         caption: a true caption.
-        kind: ``"relation"`` or ``"size"`` (a word becomes its opposite), ``"swap"`` (two content words change places),
-            ``"shuffle"`` (all words), ``"drop"`` (function words are left out), ``"cut"`` (breaks off in mid-phrase).
-        rng: source of chance.
-        holds: says of a text whether it is true after all; such a one is no negative.
+        kind: ``"relation"`` or ``"size"`` (a word becomes its opposite), ``"swap"`` (exchanges two content words),
+            ``"shuffle"`` (all words), ``"drop"`` (removes function words), ``"cut"`` (stops in mid-phrase).
+        rng: random number generator.
+        holds: returns whether a text is still true, and so is not a negative.
 
     Returns:
-        The negative, or None if the caption offers none of this kind.
+        The negative, or None if the caption allows none of this kind.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -139,7 +139,7 @@ def hard_negative(
     elif kind in KINDS:
         changed = broken(words, kind, rng)
     else:
-        raise ValueError(f"Unknown kind of hard negative {kind!r}; there are {', '.join(KINDS)}.")
+        raise ValueError(f"Unknown kind of hard negative {kind!r}; choose one of {', '.join(KINDS)}.")
     negative = " ".join(changed)
     if changed == words or (holds is not None and holds(negative)):
         return None

@@ -1,7 +1,7 @@
-"""Opening what `datasets` reads (a `save_to_disk` folder, parquet files, a folder of them, the Hub) with care.
+"""Open the formats of `datasets` safely: a `save_to_disk` folder, parquet files, a folder of them, or the Hub.
 
-`datasets` follows what the files in a local folder say: the `configs` of its README.md and the `state.json` of
-`save_to_disk` may name other folders, or servers. Here they are looked at first, and whatever is wrong with a file is
+`datasets` follows the instructions of files in a local folder: the `configs` of its README.md and the `state.json` of
+`save_to_disk` may name other folders, or servers. Here these are checked first, and any problem with a file becomes
 one ValueError that names it.
 """
 
@@ -35,20 +35,20 @@ def is_saved(folder: Path) -> bool:
 
 
 def holds_parquet(folder: Path) -> bool:
-    """Whether there are parquet files in a folder or below it."""
+    """Whether there are parquet files in a folder or its subfolders."""
     return next(folder.rglob("*.parquet"), None) is not None
 
 
 def open_columns(path: str | os.PathLike[str], config: str | None = None) -> DatasetDict:
-    """Open a `save_to_disk` folder, a parquet file, a folder of these, or a data set on the Hub.
+    """Open a `save_to_disk` folder, a parquet file, a folder of these, or a dataset on the Hub.
 
     Args:
-        path: Folder, file, or id.
-        config: Which of several configurations.
+        path: folder, file, or id.
+        config: name of the configuration, if there are several.
 
     Raises:
-        FileNotFoundError: There is nothing at that path, and no such data set on the Hub.
-        ValueError: A file is broken, or names another one outside of its folder; or a configuration is to be chosen.
+        FileNotFoundError: the path does not exist, and there is no such dataset on the Hub.
+        ValueError: a file is broken, or names a file outside of its folder; or a configuration must be selected.
     """
     place = Path(path)
     if place.is_dir() and is_saved(place):
@@ -71,7 +71,7 @@ def open_columns(path: str | os.PathLike[str], config: str | None = None) -> Dat
         if place.is_dir():
             raise
         raise FileNotFoundError(
-            f"There is no file or folder {str(path)!r}, and no such data set is to be had from the Hub: {error}"
+            f"There is no file or folder {str(path)!r}, and no such dataset can be loaded from the Hub: {error}"
         ) from error
 
 
@@ -80,11 +80,11 @@ def _as_splits(loaded: Any) -> DatasetDict:
 
 
 def _named(path: str | os.PathLike[str], load: Any) -> DatasetDict:
-    """Load, and name the data set in whatever pyarrow and datasets raise on broken files (nearly anything)."""
+    """Load, and add the dataset's name to the errors of pyarrow and datasets on broken files (of almost any type)."""
     try:
         loaded = load()
         for rows in loaded.values():
-            rows.data.validate(full=True)  # lengths and UTF-8: pyarrow would read behind the end of a broken file
+            rows.data.validate(full=True)  # otherwise pyarrow would read beyond the end of a broken file
         return loaded
     except Exception as error:
         cause: BaseException = error
@@ -92,38 +92,38 @@ def _named(path: str | os.PathLike[str], load: Any) -> DatasetDict:
             cause = cause.__cause__
         if isinstance(error, (DatasetNotFoundError, ConnectionError, FileNotFoundError)):
             raise
-        if isinstance(cause, OSError) and cause.errno is not None:  # the disk is full, or keeps the file to itself
+        if isinstance(cause, OSError) and cause.errno is not None:  # the disk is full, or the file is locked
             raise OSError(cause.errno, f"{path}: {cause}") from error
         advice = _advice(str(error if isinstance(error, ValueError) else cause) or type(cause).__name__)
         raise ValueError(f"{path}: {advice}") from error
 
 
 def _advice(message: str) -> str:
-    """What to do about an error of `load_dataset`, which names the configurations that there are."""
+    """Return what to do about an error of `load_dataset`, which lists the available configurations."""
     if configs := re.search(r"\[('[^\]]+')\]", message) if re.search("[Cc]onfig", message) else None:
         return f"set --dataset_config to one of its configurations: {configs[1]}."
     if "scripts are no longer supported" in message:
         return (
-            "this data set is a script, which datasets does not run. Load it with an older version of datasets, write "
-            "it with save_to_disk, and give that folder."
+            "this dataset is a script, which datasets does not run. Load it with an older version of datasets, write "
+            "it with save_to_disk, and pass that folder."
         )
     return f"it cannot be read: {message}"
 
 
 def _parquet_problems(file: Path) -> Iterator[str]:
-    """Say whether a parquet file announces more rows than it can hold: each needs a picture or a text of its own."""
+    """Yield a message if a parquet file claims more rows than bytes: each row needs an image or a text."""
     size = file.stat().st_size
     try:
         rows = pq.read_metadata(file).num_rows
-    except Exception as error:  # pyarrow's: no parquet file, a torn one, an absurd length
-        yield f"{file}: this is no parquet file that can be read: {error}"
+    except Exception as error:  # from pyarrow: not a parquet file, a truncated one, an invalid length
+        yield f"{file}: not a readable parquet file: {error}"
         return
     if not 0 <= rows <= size:
-        yield f"{file}: it announces {rows} rows and has {size} bytes: it is broken, or made to fill the disk."
+        yield f"{file}: it claims {rows} rows but has {size} bytes, so it is broken or malicious."
 
 
 def _card_problems(folder: Path) -> Iterator[str]:
-    """Say which files outside of a folder, or on a server, its card tells `datasets` to load."""
+    """Yield files outside of a folder, or on a server, that its card tells `datasets` to load."""
     for name in CARDS:
         card = folder / name
         if not card.is_file():
@@ -139,7 +139,7 @@ def _card_problems(folder: Path) -> Iterator[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text in a value of YAML, which has no aliases and so an end."""
+    """Return every text in a YAML value, which is finite because aliases are rejected."""
     if isinstance(value, dict):
         return [text for each in value.values() for text in _texts(each)]
     if isinstance(value, list):
@@ -149,13 +149,13 @@ def _texts(value: Any) -> list[str]:
 
 def _leads_out(file: str, folder: Path, where: str) -> Iterator[str]:
     if is_address(file):
-        yield f"{where} names {file!r}. Addresses in a local file are not followed: download it, and name the file."
+        yield f"{where} names {file!r}. URLs in a local file are not followed: download it, and name the file."
     else:
         yield from Fence([folder], COPY).problems(folder / file, where)
 
 
 def _saved_folders(folder: Path) -> list[Path]:
-    """The folders of the splits, or the folder itself."""
+    """Return the folders of the splits, or the folder itself."""
     if not (folder / SAVED[0]).is_file():
         return [folder]
     document = read_json(folder / SAVED[0])

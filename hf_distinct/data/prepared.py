@@ -1,4 +1,4 @@
-"""Data sets that were made in Python: checked, and brought into the form that every source of this package has."""
+"""Check datasets that were made in Python, and convert them to the form of this package's own sources."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ TEXTS = ("string", "large_string")
 NAMES = (*TEXTS, "int", "uint")
 ENCODED = (*TEXTS, "binary", "large_binary")
 ADD_TO = {
-    "image": "the pictures: paths of files, encoded bytes, or PIL pictures",
-    "captions": "a list of captions a row",
-    "image_id": "a text or an integer that names the picture",
+    "image": "the images: file paths, encoded bytes, or PIL images",
+    "captions": "a list of captions per row",
+    "image_id": "a text or an integer that identifies the image",
 }
 BATCH = 1000
 
 
 def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, strict: bool = False) -> Dataset:
-    """Check a data set and bring it into the form of `hf_distinct.data`'s own sources.
+    """Check a dataset and convert it to the form of `hf_distinct.data`'s own sources.
 
-    - `image` may hold what `as_pictures` takes.
-    - `captions` may hold one text a row or a list of them. Captions that are null, empty or too long are left out,
-      and so are rows without one (see `clean_captions`); one warning counts and names them.
-    - `image_id` may hold texts or integers, which become texts. Rows of one id and one picture become one row with
-      all their captions; a warning counts and names them.
-    - A format (`with_format("torch")` and others) is taken off.
+    - `image` may contain anything that `as_pictures` accepts.
+    - `captions` may contain one text per row or a list of texts. Captions that are null, empty or too long are
+      dropped, and so are rows without a caption (see `clean_captions`); one warning counts and names them.
+    - `image_id` may contain texts or integers, which become texts. Rows with the same id and the same image are merged
+      to one row with all captions; a warning counts and names them.
+    - A format (`with_format("torch")` and others) is removed.
 
-    A data set that is in this form already is returned with nothing copied. Other columns stay as they are.
+    A dataset that already has this form is returned without copying. Other columns are not changed.
 
     Args:
-        dataset: The data set.
-        name: What it is called in messages, e.g. "train_dataset".
-        needs: The columns that must be there; one that is there without need is checked all the same.
-        strict: Whether what would be left out with a warning is an error.
+        dataset: the dataset.
+        name: its name in messages, e.g. "train_dataset".
+        needs: required columns; others are checked if they exist.
+        strict: raise an error instead of dropping with a warning.
 
     Raises:
-        ValueError: It is no such data set, no row is usable, an id is missing or is that of two pictures, or
-            (strict) anything is left out. The message begins with the name.
+        ValueError: it is not a suitable dataset, no row is usable, an id is missing or used for two images, or
+            (strict) anything is dropped. The message begins with the name.
     """
     dataset = as_pictures(dataset, name, needs)
     image_ids = _image_ids(dataset, name)
@@ -67,7 +67,7 @@ def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, stri
     captions = [clean_captions(each, who, skips) for each, who in named]
     kept = [row for row, texts in enumerate(captions) if texts]
     if not kept:
-        raise ValueError(f"{name}: no row has a caption that can be used: {skips.summary()}.")
+        raise ValueError(f"{name}: no row has a usable caption: {skips.summary()}.")
     skips.warn()
     kept = _join_repeats(dataset, image_ids, captions, kept, name) if image_ids else kept
     if captions != given:
@@ -76,30 +76,30 @@ def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, stri
 
 
 def as_evaluated(dataset: Any, name: str, needs: Sequence[str] = ("image",), strict: bool = False) -> Dataset:
-    """As `as_captioned`, for a data set that is captioned and measured: it needs only pictures, and no neighbours."""
+    """Do the same as `as_captioned` for an evaluation dataset, which needs only images and no neighbours."""
     if isinstance(dataset, Dataset) and "neighbours" in dataset.column_names:
         dataset = dataset.remove_columns("neighbours")
     return as_captioned(dataset, name, needs, strict)
 
 
 def as_evaluated_parts(dataset: Any, name: str) -> Any:
-    """As `as_evaluated`, for what may be an ``eval_dataset``: one data set, several in a dict by name, or None."""
+    """Do the same as `as_evaluated` for the values of ``eval_dataset``: a dataset, a dict of datasets, or None."""
     if isinstance(dataset, dict):
         return {key: as_evaluated(part, f"{name}[{key!r}]") for key, part in dataset.items()}
     return None if dataset is None else as_evaluated(dataset, name)
 
 
 def as_pictures(dataset: Any, name: str, needs: Sequence[str] = ("image",)) -> Dataset:
-    """Check a data set and make its column `image` a `datasets.Image`; rows stay what and where they are.
+    """Check a dataset and convert its column `image` to `datasets.Image`; rows are not changed.
 
     Args:
-        dataset: Its column `image`, if it has one, holds pictures (`datasets.Image`), their encoded bytes, uint8
-            arrays (height, width, 3), or paths, which may be those of fsspec (`zip://...`, `https://...`).
-        name: What it is called in messages.
-        needs: The columns that must be there.
+        dataset: its column `image`, if it exists, contains images (`datasets.Image`), their encoded bytes, uint8
+            arrays (height, width, 3), or paths, including fsspec URLs (`zip://...`, `https://...`).
+        name: its name in messages.
+        needs: required columns.
 
     Raises:
-        ValueError: See `dataset_problems`; or arrays are of another shape.
+        ValueError: see `dataset_problems`; or arrays have another shape.
     """
     for problem in dataset_problems(dataset, name, needs):
         raise ValueError(problem)
@@ -109,24 +109,24 @@ def as_pictures(dataset: Any, name: str, needs: Sequence[str] = ("image",)) -> D
     try:
         return dataset.cast_column("image", Image())
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: column 'image' cannot be read as pictures: {error}") from error
+        raise ValueError(f"{name}: column 'image' cannot be read as images: {error}") from error
 
 
 def dataset_problems(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED) -> Iterator[str]:
-    """Yield what is wrong with a data set as a whole, without a look at its rows.
+    """Yield problems of a dataset as a whole, without reading its rows.
 
     Args:
-        dataset: What should be a data set.
-        name: What it is called in messages.
-        needs: The columns that must be there.
+        dataset: the dataset, or anything passed instead.
+        name: its name in messages.
+        needs: required columns.
     """
     if not isinstance(dataset, Dataset):
         yield f"{name} should be a datasets.Dataset, not {_kind(dataset)}"
         return
     if dataset.format["type"] == "custom":
         yield (
-            f"{name} has a transform (set_transform or with_transform), which would apply to some of its readers and "
-            "not to others. Remove it with dataset.reset_format(), and use dataset.map instead."
+            f"{name} has a transform (set_transform or with_transform), which would affect only some of its uses. "
+            "Remove it with dataset.reset_format(), and use dataset.map instead."
         )
     missing = [each for each in needs if each not in dataset.column_names]
     for each in missing:
@@ -140,19 +140,19 @@ def dataset_problems(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED) 
 
 
 def _kind(dataset: Any) -> str:
-    """What was given instead of a data set, and what to do with it."""
+    """Describe what was passed instead of a dataset, and what to do about it."""
     if isinstance(dataset, dict):
         how = "Choose one of its splits" if isinstance(dataset, DatasetDict) else "Choose one of its values"
         return f"a {type(dataset).__name__} of {', '.join(map(repr, dataset)) or 'nothing'}. {how}."
     if isinstance(dataset, IterableDataset):
         return (
-            "a stream (IterableDataset): its pictures are embedded once and drawn in any order. Load it without "
+            "a stream (IterableDataset), but its images are embedded once and read in random order. Load it without "
             "streaming=True, or take a part: Dataset.from_list(list(stream.take(10_000)))."
         )
     if dataset is None:
         return "None."
     return (
-        f"a {type(dataset).__name__}. Make one of rows, which are dicts with image, captions and image_id: "
+        f"a {type(dataset).__name__}. Make one from rows, which are dicts with image, captions and image_id: "
         "datasets.Dataset.from_list(list(rows)), or Dataset.from_generator for many."
     )
 
@@ -163,20 +163,20 @@ def _feature_problems(features: Features, name: str) -> Iterator[str]:
         if image.mode not in (None, "RGB"):
             yield (
                 f"{name}: column 'image' is converted to mode {image.mode!r}, which pipeline('image-to-text') does "
-                "not do. Cast it to datasets.Image(), or store the converted pictures."
+                "not do. Cast it to datasets.Image(), or store the converted images."
             )
     elif image is not None and not _holds_pictures(image):
         yield (
-            f"{name}: column 'image' should hold pictures, their encoded bytes, paths, or uint8 arrays (height, "
+            f"{name}: column 'image' should contain images, their encoded bytes, paths, or uint8 arrays (height, "
             f"width, 3); it is {image}."
         )
     captions: Any = features.get("captions")
     inner = captions.feature if isinstance(captions, (List, LargeList)) else captions
     if captions is not None and not (isinstance(inner, Value) and inner.dtype in TEXTS):
-        yield f"{name}: column 'captions' should hold a text or a list of texts a row; it is {captions}."
+        yield f"{name}: column 'captions' should contain a text or a list of texts per row; it is {captions}."
     image_id: Any = features.get("image_id")
     if image_id is not None and not (isinstance(image_id, Value) and image_id.dtype.startswith(NAMES)):
-        yield f"{name}: column 'image_id' should hold texts or integers; it is {image_id}."
+        yield f"{name}: column 'image_id' should contain texts or integers; it is {image_id}."
 
 
 def _holds_pictures(feature: Any) -> bool:
@@ -190,24 +190,24 @@ def _holds_pictures(feature: Any) -> bool:
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:
-    """The values of one column, as Python has them."""
+    """Return the values of one column as Python objects."""
     tables = dataset.select_columns([name]).with_format("arrow").iter(batch_size=BATCH)
     return [value for table in tables for value in table[name].to_pylist()]
 
 
 def _image_ids(dataset: Dataset, name: str) -> list[str]:
-    """The image ids as texts; none if there is no such column."""
+    """Return the image ids as texts; an empty list without this column."""
     if "image_id" not in dataset.column_names:
         return []
     image_ids = _column(dataset, "image_id")
     for row, image_id in enumerate(image_ids):
         if image_id is None or not str(image_id).strip():
-            raise ValueError(f"{name}: row {row} has no image_id. Give each picture an id of its own.")
+            raise ValueError(f"{name}: row {row} has no image_id. Give each image its own id.")
     return list(map(str, image_ids))
 
 
 def names_of(dataset: Dataset) -> list[str]:
-    """What messages call the rows: by their image ids, or by their numbers."""
+    """Return names of the rows for messages: their image ids, or their numbers."""
     if "image_id" in dataset.column_names:
         return list(map(str, _column(dataset, "image_id")))
     return [f"row {row}" for row in range(len(dataset))]
@@ -216,7 +216,7 @@ def names_of(dataset: Dataset) -> list[str]:
 def _join_repeats(
     dataset: Dataset, image_ids: Sequence[str], captions: list[list[str]], kept: Sequence[int], name: str
 ) -> list[int]:
-    """Move captions of rows that repeat an id to its first row, in place; return the rows that remain."""
+    """Move captions of rows with a repeated id to its first row, in place; return the remaining rows."""
     first: dict[str, int] = {}
     repeats = [row for row in kept if first.setdefault(image_ids[row], row) != row]
     if not repeats:
@@ -226,8 +226,8 @@ def _join_repeats(
         for row in repeats:
             if _content(encoded[row]["image"]) != _content(encoded[first[image_ids[row]]]["image"]):
                 raise ValueError(
-                    f"{name}: image_id {image_ids[row]!r} names two pictures, in rows {first[image_ids[row]]} and "
-                    f"{row}. Give each picture an id of its own."
+                    f"{name}: image_id {image_ids[row]!r} is used for two images, in rows {first[image_ids[row]]} and "
+                    f"{row}. Give each image its own id."
                 )
     for row in repeats:
         own = captions[first[image_ids[row]]]
@@ -235,7 +235,7 @@ def _join_repeats(
     names = list(dict.fromkeys(image_ids[row] for row in repeats))
     more = ", ..." if len(names) > NAMES_SHOWN else ""
     logger.warning(
-        f"{name}: {len(repeats)} rows repeat the picture of an earlier row; their captions are joined to its own "
+        f"{name}: {len(repeats)} rows repeat the image of an earlier row; their captions are added to that row "
         f"({', '.join(map(repr, names[:NAMES_SHOWN]))}{more})"
     )
     again = set(repeats)
@@ -247,36 +247,36 @@ def _content(value: dict[str, Any] | None) -> Any:
 
 
 def _replace(dataset: Dataset, name: str, values: Any, feature: Any) -> Dataset:
-    """Put a column in the place of another; beside the others, so that the pictures are not copied."""
+    """Replace a column; columns are joined side by side, so that images are not copied."""
     return dataset.remove_columns(name).add_column(name, values, feature=feature)
 
 
 def select(dataset: Dataset, rows: Sequence[int], name: str) -> Dataset:
-    """Select rows, unless a column `neighbours` would then refer to other rows.
+    """Select rows, unless this would invalidate a column `neighbours`.
 
     Raises:
-        ValueError: There is such a column, and rows are left out.
+        ValueError: there is such a column, and rows would be dropped.
     """
     if len(rows) == len(dataset):
         return dataset
     if "neighbours" in dataset.column_names:
         raise ValueError(
-            f"{name}: {len(dataset) - len(rows)} of {len(dataset)} rows are left out, and the column 'neighbours' "
-            "counts all of them. Remove it (dataset.remove_columns('neighbours')): training then mines again."
+            f"{name}: {len(dataset) - len(rows)} of {len(dataset)} rows are dropped, but the column 'neighbours' "
+            "refers to all of them. Remove it (dataset.remove_columns('neighbours')): training then mines again."
         )
     return dataset.select(rows)
 
 
 def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
-    """Leave out the rows whose picture cannot be decoded, with a warning that counts and names them.
+    """Drop rows whose image cannot be decoded, with a warning that counts and names them.
 
     Args:
-        dataset: As `as_captioned` returns it.
-        name: What it is called in messages.
-        strict: Whether such a picture is an error.
+        dataset: the output of `as_captioned`.
+        name: its name in messages.
+        strict: raise an error for such an image.
 
     Raises:
-        ValueError: No picture can be decoded, or (strict) one cannot.
+        ValueError: no image can be decoded, or (strict) an image cannot be decoded.
     """
     skips, kept = Skips(name, strict), []
     names = names_of(dataset)
@@ -297,70 +297,70 @@ def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
 def embeddings_problems(
     dataset: Dataset, embeddings: CaptionEmbeddings, name: str, scorer: ClipScorer | None = None
 ) -> Iterator[str]:
-    """Yield whether given embeddings are not those of a data set's rows and captions.
+    """Yield a message if given embeddings do not belong to a dataset's rows and captions.
 
     Args:
-        dataset: As `as_captioned` returns it.
-        embeddings: What was given with it.
-        name: What the data set is called in messages.
-        scorer: The CLIP that they should be of.
+        dataset: the output of `as_captioned`.
+        embeddings: the embeddings given with it.
+        name: the dataset's name in messages.
+        scorer: the CLIP model that they should come from.
     """
     width = embeddings.image_embeds.shape[1]
     if scorer is not None and width != scorer.embed_dim:
         yield (
             f"The embeddings have {width} numbers each, those of the scorer {scorer.name!r} {scorer.embed_dim}: they "
-            "are of another CLIP. Embed the pictures with this scorer (embed_dataset)."
+            "come from another CLIP model. Embed the images with this scorer (embed_dataset)."
         )
     advice = "Pass the dataset and the embeddings that embed_dataset returned together."
     if len(embeddings) != len(dataset):
         yield f"The embeddings belong to {len(embeddings)} images, but {name} has {len(dataset)} rows. {advice}"
     elif "row" not in dataset.column_names or not _counts_rows(dataset):
-        yield f"The column 'row' of {name} should count its rows from 0, which the embeddings follow. {advice}"
+        yield f"The column 'row' of {name} should count its rows from 0, as the embeddings do. {advice}"
     else:
         counts = np.array([len(texts) for texts in _column(dataset, "captions")])
         embedded = np.diff(embeddings.caption_offsets.numpy())
         for row in np.flatnonzero(counts != embedded)[:1].tolist():
             yield (
-                f"Row {row} of {name} has {counts[row]} captions, but its embeddings belong to {embedded[row]}. "
+                f"Row {row} of {name} has {counts[row]} captions, but {embedded[row]} were embedded. "
                 f"{advice}"
             )
 
 
 def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterator[str]:
-    """Yield what is wrong with a column `neighbours` that came with a data set; without one, nothing.
+    """Yield problems of a column `neighbours` in a dataset; nothing without such a column.
 
     Args:
-        dataset: As it was given: before its rows are counted anew.
-        name: What it is called in messages.
-        wanted: `pool_neighbours`, how many each row should have; 0: any number.
+        dataset: the dataset as given, before its rows are numbered again.
+        name: its name in messages.
+        wanted: `pool_neighbours`, the required number per row; 0 for any number.
     """
     if "neighbours" not in dataset.column_names:
         return
     feature: Any = dataset.features["neighbours"]
     inner = feature.feature if isinstance(feature, (List, LargeList)) else None
-    mend = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
+    remedy = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
     if not (isinstance(inner, Value) and "int" in inner.dtype):
-        yield f"{name}: the column 'neighbours' should hold lists of row numbers; it is {feature}. {mend}"
+        yield f"{name}: the column 'neighbours' should contain lists of row numbers; it is {feature}. {remedy}"
         return
     if "row" in dataset.column_names and not _counts_rows(dataset):
-        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {mend}"
+        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {remedy}"
         return
     table: pa.Table = dataset.select_columns(["neighbours"]).with_format("arrow")[:]
     column = table["neighbours"].combine_chunks()
     rows, named = pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy(zero_copy_only=False)
     for place in np.flatnonzero((named < 0) | (named >= len(dataset)))[:1].tolist():
         yield (
-            f"{name}: row {rows[place]} has the neighbour {named[place]}, and there are {len(dataset)} rows: the "
-            f"column 'neighbours' belongs to another data set. {mend}"
+            f"{name}: row {rows[place]} has the neighbour {named[place]}, but there are {len(dataset)} rows: the "
+            f"column 'neighbours' belongs to another dataset. {remedy}"
         )
         return
     for place in np.flatnonzero(named == rows)[:1].tolist():
-        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' belongs to other rows. {mend}"
+        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' is for other rows. {remedy}"
         return
     longest = int(np.bincount(rows, minlength=1).max(initial=0))
     if wanted and longest != min(wanted, len(dataset) - 1):
         yield (
-            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' holds {longest} in each row. Set "
+            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' has {longest} in each row. Set "
             f"pool_neighbours={longest}, or remove the column (dataset.remove_columns('neighbours')): training then "
             "mines again."
         )

@@ -1,4 +1,4 @@
-"""Records of a caption file (lines of JSONL, rows of a table, objects of a list) on their way to a `CaptionTable`."""
+"""Read records of a caption file (lines of JSONL, rows of a table, objects of a list) into a `CaptionTable`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from hf_distinct.data.table import (
 from hf_distinct.data.texts import decode_text, find_name, read_bytes, split_field
 
 Records = list[tuple[str, Any]]
-"""Where each record stands, for messages, and the record."""
+"""Records with their position, for messages."""
 
 _IMAGE_FILE = re.compile(rf".+\.({'|'.join(IMAGE_ENDINGS)})(#\d+)?", re.IGNORECASE)
 _URL = re.compile(r"https?://")
-FETCH = "Download the pictures first, for instance with img2dataset, and give the folder of its shards."
+FETCH = "Download the images first, for instance with img2dataset, and pass the folder of its shards."
 
 
 def read_lines(path: Path) -> Records:
@@ -39,19 +39,19 @@ def read_lines(path: Path) -> Records:
     content = read_bytes(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = decode_text(content, str(path)).encode()
-    # Bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows inside a text.
+    # As bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows within a text.
     lines = ((f"{path}, line {number}", line) for number, line in enumerate(content.split(b"\n"), start=1))
     return [(where, parse_json(line, where)) for where, line in lines if line.strip()]
 
 
 def read_table(path: Path, image_column: str | None = None, caption_column: str | None = None) -> Records:
-    """Read a table of texts: CSV (`,` or `;`), TSV, or Flickr30k's `|`, with a header or without.
+    """Read a text table: CSV (`,` or `;`), TSV, or Flickr30k's `|`, with or without a header.
 
-    Without a header, a row is the file of an image and a caption: `a.jpg,A dog.`, or `a.jpg#0`, a tab and the caption,
-    as in the token files of Flickr8k and Flickr30k. Columns of numbers become numbers.
+    Without a header, a row is an image file and a caption: `a.jpg,A dog.`, or `a.jpg#0`, a tab and the caption, as in
+    the token files of Flickr8k and Flickr30k. Columns of numbers become numbers.
 
     Raises:
-        ValueError: It is not UTF-8, or a row has more cells than the header; the message names the line.
+        ValueError: it is not UTF-8, or a row has more cells than the header; the message names the line.
     """
     text = decode_text(read_bytes(path), str(path))
     delimiter = _delimiter(text, path)
@@ -68,10 +68,10 @@ def read_table(path: Path, image_column: str | None = None, caption_column: str 
     for number, cells in rows:
         if len(cells) > len(header) and header[-1] != captions:
             raise ValueError(
-                f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}: put a text that holds "
-                f"{delimiter!r} between double quotes."
+                f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}: put a text with "
+                f"{delimiter!r} in double quotes."
             )
-        if len(cells) > len(header):  # a caption with commas, without quotes
+        if len(cells) > len(header):  # an unquoted caption with commas
             cells = [*cells[: len(header) - 1], f"{delimiter} ".join(cells[len(header) - 1 :])]
         records.append({name: cell and cell.strip() for name, cell in zip_longest(header, cells)})
     parse_numbers(records, keep={"split", *ID_COLUMNS, *filter(None, (captions, image_column or _image_key(header)))})
@@ -84,8 +84,8 @@ def _delimiter(text: str, path: Path) -> str:
 
 
 def _rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each line and its cells."""
-    # Files with tabs and bars are written without quotes, so that a quote in them is one.
+    """Yield each line's number and cells."""
+    # Files with tabs and bars have no quoting, so a quote is part of the text.
     quoted = delimiter in ",;"
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True)
@@ -115,16 +115,16 @@ def add_records(
     """Add records to a table: `{"file_name": ..., "captions": ..., "image_id": ..., "split": ...}`, or other names.
 
     Args:
-        table: Where to.
-        records: Of one file; the names are those of the first.
-        root: Folder that the files of images are relative to, and that they may lie in.
-        split: Of the records that name none.
-        image_column: Key of the image's file; by default the only one of `IMAGE_NAMES`, else of the id.
-        caption_column: Key of the captions, or `KEY.FIELD`; by default the only one of `CAPTION_NAMES`.
-        prefix: What ids that are made of a file begin with.
+        table: the table.
+        records: records of one file; the first one determines the names of the keys.
+        root: the folder that image files are relative to, and the folders they may be in.
+        split: split of records that name none.
+        image_column: key of the image file; by default the only one of `IMAGE_NAMES`, otherwise the id.
+        caption_column: key of the captions, or `KEY.FIELD`; by default the only one of `CAPTION_NAMES`.
+        prefix: prefix of ids that are made from a file name.
 
     Raises:
-        ValueError: A record is no object, or lacks image or captions; the message names its place.
+        ValueError: a record is not an object, or has no image or captions; the message names its position.
     """
     if not records:
         return
@@ -141,19 +141,19 @@ def add_records(
 
 
 def image_files(records: Records, image_column: str | None = None) -> list[str]:
-    """Return the files of images that records name, as far as they do."""
+    """Return the image files that records name, if they do."""
     key = image_column or _image_key(next((record for _, record in records if isinstance(record, dict)), {}))
     return [_plain(record[key]) for _, record in records if isinstance(record, dict) and record.get(key) is not None]
 
 
 def _file_of(record: Any, key: str, where: str) -> str:
-    if key in ID_COLUMNS:  # pictures that are named by their ids
+    if key in ID_COLUMNS:  # images named by their ids
         return take_id(record, key, where)
     return _plain(take(record, key, str, where))
 
 
 def _plain(file: Any) -> str:
-    """Return a picture's file without the number of the caption that tokens have after it."""
+    """Return an image file without the number of the caption that token files append to it."""
     return re.sub(r"#\d+$", "", str(whole(file)).strip())
 
 
@@ -170,16 +170,16 @@ def _keys(
     caption_key, field = split_field(caption_column, names) if caption_column else (find_name(names), None)
     if "conversations" in names and caption_key is None:
         raise ValueError(
-            f"{where}: these are conversations (as LLaVA and ShareGPT4V have them), not captions. Choose the answers "
-            'that describe the picture, and write a metadata.jsonl of them, with a line {"file_name": row["image"], '
+            f"{where}: these are conversations (as in LLaVA and ShareGPT4V), not captions. Choose the answers "
+            'that describe the image, and write them to a metadata.jsonl, with a line {"file_name": row["image"], '
             '"captions": [row["conversations"][1]["value"]]} for each.'
         )
     for key, setting, what in ((image_key, "image_column", "images"), (caption_key, "caption_column", "captions")):
         if key is None:
             urls = any(isinstance(value, str) and _URL.match(value) for value in (*first.values(), *names))
-            more = f" The pictures are URLs: {FETCH[0].lower()}{FETCH[1:]}" if urls and what == "images" else ""
+            more = f" The images are URLs: {FETCH[0].lower()}{FETCH[1:]}" if urls and what == "images" else ""
             raise ValueError(
-                f"{where}: which of the keys holds the {what}? Set --{setting} to one of {', '.join(names)}.{more}"
+                f"{where}: which of the keys contains the {what}? Set --{setting} to one of {', '.join(names)}.{more}"
             )
     assert image_key is not None and caption_key is not None
     return image_key, caption_key, field

@@ -1,4 +1,4 @@
-"""Rows of one picture: a data set with one row a caption holds each picture several times."""
+"""Merge rows with the same image: a dataset with one row per caption contains each image several times."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ TAIL = 256
 
 
 def find_repeats(images: Sequence[Dataset]) -> list[int]:
-    """Find the rows that hold a picture again: the same bytes, or the same path where there are no bytes.
+    """Find rows that repeat an image: the same bytes, or the same path if there are no bytes.
 
-    Of each picture only the size and the last bytes are read, all of it only where these are those of another.
+    Only the size and the last bytes of an image are read; the whole image is only read if these are equal to
+    another's.
 
     Args:
-        images: Data sets with a column `image`, whose rows are counted through.
+        images: datasets with a column `image`, whose rows are numbered consecutively.
 
     Returns:
-        For each row the first one that holds its picture: the row itself if it is the first. Rows without a picture
-        are the first of their own.
+        For each row the first row with the same image. Rows without an image return themselves.
     """
     encoded = [rows.select_columns(["image"]).cast_column("image", Image(decode=False)) for rows in images]
     marks = np.fromiter((mark for rows in encoded for mark in _marks(rows)), dtype=np.int64)
@@ -48,17 +48,17 @@ def find_repeats(images: Sequence[Dataset]) -> list[int]:
 def gather_captions(
     captions: list[list[str]], image_ids: Sequence[str], splits: Sequence[str], first: Sequence[int], skips: Skips
 ) -> dict[int, int]:
-    """Move the captions of rows that repeat a picture to its first row in the same split; in place.
+    """Move the captions of rows that repeat an image to its first row in the same split, in place.
 
     Args:
-        captions: Of each row; a row without any is none. Repeating rows are left without.
-        image_ids: Of each row, for messages.
-        splits: Of each row.
-        first: From `find_repeats`.
-        skips: Where captions that stand twice are noted, pictures that stand in two splits, and ids of two pictures.
+        captions: captions of each row; a row without captions is ignored. Repeating rows end up without captions.
+        image_ids: image id of each row, for messages.
+        splits: split of each row.
+        first: from `find_repeats`.
+        skips: records repeated captions, images in two splits, and ids of several images.
 
     Returns:
-        For each row that repeats a picture the row that has its captions now.
+        For each row that repeats an image, the row that has its captions now.
     """
     moved: dict[int, int] = {}
     own: dict[tuple[int, str], int] = {}
@@ -70,10 +70,10 @@ def gather_captions(
         picture, split = first[row], splits[row]
         target = own.setdefault((picture, split), row)
         if split_of.setdefault(picture, split) != split and target == row:
-            skips.note(f"picture of {split} that {split_of[picture]} holds, too", image_ids[row])
+            skips.note(f"image of {split} that is also in {split_of[picture]}", image_ids[row])
         if target == row:
             if picture_of.setdefault((image_ids[row], split), picture) != picture:
-                skips.note("image id of several pictures", image_ids[row])
+                skips.note("image id of several images", image_ids[row])
             continue
         new = [text for text in texts if text not in captions[target]]
         if len(new) < len(texts):
@@ -85,7 +85,7 @@ def gather_captions(
 
 
 def differing_columns(rows: Dataset, names: Sequence[str], moved: dict[int, int]) -> list[str]:
-    """Return those of the columns in which rows differ from the first one of their picture: they are of captions."""
+    """Return the columns in which rows differ from the first row of their image: these describe captions."""
     if not moved:
         return []
     columns = {name: rows.select_columns([name]).with_format("arrow")[:][name].to_pylist() for name in names}
@@ -93,7 +93,7 @@ def differing_columns(rows: Dataset, names: Sequence[str], moved: dict[int, int]
 
 
 def _encoded(rows: Dataset) -> Iterator[tuple[Any, Any]]:
-    """Yield the bytes and the paths of a thousand rows at a time, as Arrow arrays."""
+    """Yield bytes and paths as Arrow arrays, a thousand rows at a time."""
     for table in rows.with_format("arrow").iter(batch_size=1000):
         images = table["image"].combine_chunks()
         yield pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
@@ -108,7 +108,7 @@ def _marks(rows: Dataset) -> Iterator[int]:
 
 
 def _pictures(rows: Dataset) -> Iterator[bytes | None]:
-    """Yield what tells the picture of a row from others: a letter, and bytes or path."""
+    """Yield the identity of each row's image: a letter, and bytes or path."""
     for contents, paths in _encoded(rows):
         for content, path in zip(contents, paths, strict=True):
             if content.is_valid:

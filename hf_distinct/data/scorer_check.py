@@ -1,4 +1,4 @@
-"""Can the scorer find a picture by what a person said of it? Where it cannot, its reward teaches nothing."""
+"""Check whether the scorer retrieves images by people's captions; if it cannot, its reward is useless."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hf_distinct.evaluation.retrieval import retrieval_ranks
 logger = logging.get_logger(__name__)
 
 GALLERY = 1000
-"""Pictures that a caption is looked for among: the size of the field's smaller COCO gallery."""
+"""Number of images that a caption is compared with: the size of the smaller standard COCO gallery."""
 LEAST = 0.1
-"""R@1 below which a scorer is warned about: published CLIPs reach 0.5 to 0.7 on COCO among 1,000 pictures."""
+"""R@1 below which a scorer is reported: published CLIPs reach 0.5 to 0.7 on COCO among 1,000 images."""
 
 
 @dataclass(frozen=True)
 class ScorerCheck:
-    """How well people's captions find their picture under a scorer.
+    """How well a scorer retrieves images by people's captions.
 
     Attributes:
-        recall_at_1: Share of the captions whose picture comes first; a tie counts against the scorer.
-        gallery: Pictures that are ranked.
-        captions: Captions that ask.
+        recall_at_1: fraction of captions whose image has rank 1; a tie counts against the scorer.
+        gallery: number of images ranked.
+        captions: number of captions used as queries.
     """
 
     recall_at_1: float
@@ -37,47 +37,47 @@ class ScorerCheck:
 
     @property
     def chance(self) -> float:
-        """What a blind scorer would reach."""
+        """R@1 of a random ranking."""
         return 1 / self.gallery
 
     @property
     def is_blind(self) -> bool:
-        """Whether reinforcement learning on this scorer cannot work: below 0.1, or not ten times above chance."""
+        """Whether RL with this scorer cannot work: R@1 is below 0.1, or not ten times above chance."""
         return self.recall_at_1 < min(0.5, max(LEAST, 10 * self.chance))
 
     def warn(self, scorer: str) -> None:
-        """Log the result, as a warning with a way out if the scorer is blind here."""
-        told = (
-            f"R@1 of {self.captions} captions people wrote, among {self.gallery} pictures, under {scorer}: "
+        """Log the result; if the scorer is blind, log a warning that says what to do."""
+        result = (
+            f"R@1 of {self.captions} captions by people, among {self.gallery} images, under {scorer}: "
             f"{self.recall_at_1:.3f} (chance {self.chance:.3f})."
         )
         if not self.is_blind:
-            logger.info(told)
+            logger.info(result)
             return
         logger.warning(
-            f"{told} It can hardly retrieve in this domain, so its reward would teach a captioner nothing. Fine-tune "
-            "one on your captions first (hf-distinct train-clip --dataset ... --model ViT-B-32:openai --output_dir "
-            "MY_SCORER), then give --scorer MY_SCORER here and to the training."
+            f"{result} The scorer can hardly retrieve in this domain, so its reward is useless. Fine-tune "
+            "a CLIP on your captions first (hf-distinct train-clip --dataset ... --model ViT-B-32:openai --output_dir "
+            "MY_SCORER), then pass --scorer MY_SCORER here and to the training."
         )
 
 
 def check_scorer(embeddings: CaptionEmbeddings, image_ids: Sequence[str], gallery: int = GALLERY) -> ScorerCheck:
-    """Rank pictures by their similarity to each caption, and see how often the caption's own comes first.
+    """Rank images by similarity to each caption, and measure how often the caption's own image has rank 1.
 
     Args:
-        embeddings: Of N images and their captions.
-        image_ids: (N,) rows of the same id are one picture; the first of them is taken.
-        gallery: Most pictures ranked; of more, a sample is drawn by their ids, always the same.
+        embeddings: embeddings of N images and their captions.
+        image_ids: (N,); rows with the same id are one image, of which the first row is used.
+        gallery: maximum number of images ranked; if there are more, a fixed sample is drawn by id.
 
     Returns:
-        R@1 text to image, of all captions of the pictures ranked.
+        Text-to-image R@1 of all captions of the ranked images.
 
     Raises:
-        ValueError: There are fewer than two pictures.
+        ValueError: there are fewer than two images.
     """
     first = {image_id: row for row, image_id in reversed(list(enumerate(image_ids)))}
     if len(first) < 2:
-        raise ValueError(f"{len(first)} picture is not enough to tell whether captions find theirs.")
+        raise ValueError(f"{len(first)} image is not enough to measure retrieval.")
     chosen = sorted(first, key=lambda image_id: (stable_hash(f"gallery:{image_id}"), image_id))[:gallery]
     rows = torch.tensor([first[image_id] for image_id in chosen])
     begins, ends = embeddings.caption_offsets[rows], embeddings.caption_offsets[rows + 1]

@@ -1,4 +1,4 @@
-"""What a data source leaves out: counted, named, and told in one warning."""
+"""Record what a data source skips: counted, named, and reported in one warning."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NAMES_SHOWN = 5
 
 
 class Skips:
-    """Collects what is skipped, by reason, so that nothing is lost in silence and nothing is told a thousand times.
+    """Collects what is skipped, by reason, so that everything is reported, but in a single warning.
 
     Args:
-        source: What is being read, as the messages name it (a file, a data set).
-        strict: Whether the first skip is an error.
+        source: what is being read, as messages name it (a file, a dataset).
+        strict: raise an error at the first skip.
     """
 
     def __init__(self, source: str, strict: bool = False) -> None:
@@ -24,21 +24,21 @@ class Skips:
         self.notes: dict[str, list[str]] = {}
 
     def add(self, reason: str, name: str) -> None:
-        """Count one skipped thing.
+        """Count something that is skipped.
 
         Args:
-            reason: Why, as a short noun phrase ("missing image file"); skips are counted by it.
-            name: Which one (an image id, a path).
+            reason: the reason as a short noun phrase ("missing image file"); skips are counted by reason.
+            name: its name (an image id, a path).
 
         Raises:
-            ValueError: In strict mode.
+            ValueError: in strict mode.
         """
         if self.strict:
-            raise ValueError(f"{self.source}: {reason}: {name!r}. Repair it, or load with strict=False to skip it.")
+            raise ValueError(f"{self.source}: {reason}: {name!r}. Fix it, or load with strict=False to skip it.")
         self.names.setdefault(reason, []).append(name)
 
     def note(self, reason: str, name: str) -> None:
-        """Count something worth knowing, by which nothing is lost: no error in strict mode either."""
+        """Count something to report that is not skipped; it is no error in strict mode either."""
         self.notes.setdefault(reason, []).append(name)
 
     def summary(self) -> str:

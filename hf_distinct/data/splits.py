@@ -10,22 +10,23 @@ MIN_IMAGES = 4
 
 
 def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
-    """Carve validation and test splits out of "train", whichever of them the source does not bring itself.
+    """Create validation and test splits from "train", if the source does not have them.
 
-    Images are ranked by a hash of their id and the seed, so that the outcome depends neither on the order of the rows
-    nor on the machine. Rows of the same image id stay together.
+    Images are ordered by a hash of their id and the seed, so the result depends neither on the order of the rows nor
+    on the machine. Rows with the same image id stay together.
 
     Args:
-        splits: Data sets with a column `image_id`.
-        validation: Share of the images for validation; at least one image.
-        test: Share of the images for test; at least one image.
-        seed: Another seed gives other splits.
+        splits: datasets with a column `image_id`.
+        validation: fraction of the images for validation; at least one image.
+        test: fraction of the images for test; at least one image.
+        seed: determines the splits.
 
     Returns:
-        Splits train, validation and test, each in the order of the original rows; `splits` itself if it has all.
+        Splits train, validation and test, each in the order of the original rows; `splits` itself if it has all three.
 
     Raises:
-        ValueError: No train split, fewer than 4 images, or shares that are not positive or leave nothing to train on.
+        ValueError: no train split, fewer than 4 images, or fractions that are not positive or leave no images to
+            train.
     """
     if "train" not in splits:
         raise ValueError(f"There are no images to train on, only the splits {', '.join(splits)}: mark some as train.")
@@ -33,7 +34,7 @@ def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.
     if not missing:
         return splits
     if not (validation > 0 and test > 0 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} should be above 0 and below 1 together.")
+        raise ValueError(f"validation={validation} and test={test} should be above 0, and their sum below 1.")
     image_ids = list(splits["train"]["image_id"])
     ranked = sorted(set(image_ids), key=lambda image_id: (stable_hash(f"{seed}:{image_id}"), image_id))
     if len(ranked) < MIN_IMAGES:

@@ -1,4 +1,4 @@
-"""The shared end of every source: rows of (id, file, captions, split) are checked here and become a DatasetDict."""
+"""The final step of every source: rows of (id, file, captions, split) are checked and become a DatasetDict."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_sto
 from hf_distinct.files.fence import Fence
 
 SPLITS = ("train", "validation", "test")
-# "restval": the COCO validation images outside Karpathy's 5,000 + 5,000; everyone trains on them.
+# "restval": COCO validation images outside of Karpathy's 5,000 + 5,000, which are usually added to the training split.
 SPLIT_NAMES = {
     "train": "train", "restval": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "dev": "validation", "test": "test",
 }  # fmt: skip
-# Columns that published data sets name their images by.
+# Columns with image ids in published datasets.
 ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid")
-# Names of published data sets for the column or key that holds the image, or its file.
+# Names of columns or keys with the image or its file in published datasets.
 IMAGE_NAMES = (
     ("file_name",),
     ("image",),
@@ -42,14 +42,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Args:
-        path: The file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+        path: the file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Returns:
         The decoded document.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON; the message names the file and the place.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not JSON; the message names the file and the position.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no caption file {str(path)!r}.")
@@ -57,7 +57,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON file that holds an object; raises OSError if it cannot be read, ValueError if it holds none."""
+    """Read a JSON file with an object; raises OSError if it cannot be read, ValueError if it contains no object."""
     document = parse_json(read_bytes(path), os.fspath(path))
     if not isinstance(document, dict):
         raise ValueError(f"{os.fspath(path)}: expected an object, found {type(document).__name__}.")
@@ -65,13 +65,13 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Decode JSON, or raise a ValueError that begins with `where`: also if a key stands twice in one object."""
+    """Decode JSON, or raise a ValueError that begins with `where`; an object must not repeat a key."""
     text = decode_text(content, where)
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError(f"{where}: this is not JSON that can be read: it is nested too deeply.") from error
-    except ValueError as error:  # not JSON, or a number of thousands of digits
+    except ValueError as error:  # not JSON, or a number with thousands of digits
         raise ValueError(f"{where}: this is not JSON that can be read: {error}") from error
 
 
@@ -79,31 +79,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated in an object")
     return found
 
 
 def refuse_settings(path: object, form: str, **settings: object) -> None:
-    """Raise ValueError for a setting that this form of data has no use for: it would be passed over in silence."""
+    """Raise ValueError for a setting that does not apply to a format and would be ignored silently."""
     for name, value in settings.items():
         if value is not None:
             raise ValueError(f"{str(path)!r} is {form}: leave out {name}={str(value)!r}.")
 
 
 def take(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """Take a field of a decoded JSON object and check its type.
+    """Return a field of a decoded JSON object and check its type.
 
     Args:
-        record: What should be an object.
-        key: The field.
-        kind: Type or types it may have; `int` does not admit booleans.
-        where: File and place, as the message begins.
+        record: the object.
+        key: the field.
+        kind: its type or types; `int` does not include booleans.
+        where: file and position, with which the message begins.
 
     Returns:
         The field's value.
 
     Raises:
-        ValueError: `record` is no object, lacks the field, or the field has another type.
+        ValueError: `record` is not an object, lacks the field, or the field has another type.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     expected = " or ".join({str: "text", int: "an integer", list: "a list", dict: "an object"}[each] for each in kinds)
@@ -113,13 +113,13 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> An
         raise ValueError(f"{where}: {key!r} ({expected}) is missing; found the keys {sorted(record)}.")
     value = record[key]
     if not isinstance(value, kinds) or isinstance(value, bool):
-        shown = reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)[:60]  # lists may be bottomless
+        shown = reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)[:60]  # lists may be very deep
         raise ValueError(f"{where}: {key!r} should be {expected}, found {type(value).__name__}: {shown!r}.")
     return value
 
 
 def take_captions(record: Any, key: str, where: str, field: str | None = None) -> list[Any]:
-    """Take captions in any form that `texts_of` knows; raises ValueError as `take`, and for a struct without text."""
+    """Return captions in any form for `texts_of`; raises ValueError as `take`, and for a struct without text."""
     if not isinstance(record, dict) or key not in record:
         return take(record, key, (list, str), where)
     try:
@@ -129,7 +129,7 @@ def take_captions(record: Any, key: str, where: str, field: str | None = None) -
 
 
 def take_id(record: Any, key: str, where: str) -> str:
-    """Take an id (text or integer; 1.0 is 1) as text; raises ValueError as `take`, and on empty or broken text."""
+    """Return an id (text or integer; 1.0 is 1) as text; raises ValueError as `take`, and for empty or broken text."""
     if isinstance(record, dict) and key in record:
         record = {**record, key: whole(record[key])}
     identifier = str(take(record, key, (str, int), where))
@@ -139,12 +139,12 @@ def take_id(record: Any, key: str, where: str) -> str:
 
 
 def whole(value: Any) -> Any:
-    """Return a float that is a whole number as an integer: tables turn ids into floats where one is missing."""
+    """Convert an integral float to an integer: tables turn ids into floats if one is missing."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def find_file(path: str) -> str | None:
-    """Find the file that a path means, also one of Windows, of a URL, without its ending or with it in other case."""
+    """Find the file for a path that may be a Windows path, URL-encoded, without extension or with it in other case."""
     if os.path.isfile(path):
         return path
     plain = path.replace("\\", "/")
@@ -159,7 +159,7 @@ def find_file(path: str) -> str | None:
 
 
 class ImageRoot(NamedTuple):
-    """The folder that the pictures' files are relative to, and the fence that they must not lead out of."""
+    """The folder that image files are relative to, and the folders that they must be in."""
 
     folder: Path
     fence: Fence
@@ -172,18 +172,18 @@ def find_image_root(
     roots: Sequence[Path],
     subfolders: Sequence[str] = (),
 ) -> ImageRoot:
-    """Find the first folder that holds any of the files: a root itself, or a subfolder that archives unpack to.
+    """Find the first folder that contains any of the files: a root itself, or a subfolder that archives unpack to.
 
     Args:
-        files: Paths of pictures, as the source has them.
-        source: The source, for the message.
-        image_root: The root that the user gives: nothing outside is read. Names that are relative to one of `roots`
-            are found as well if they lead into it.
-        roots: Where the pictures may be otherwise; the first where they are in none.
-        subfolders: Names.
+        files: image paths, as in the source.
+        source: the source, for the message.
+        image_root: the user's root: files outside of it are not read. Paths relative to one of `roots` are found as
+            well if they lead into it.
+        roots: other possible folders; the first one is the default.
+        subfolders: names of subfolders.
 
     Raises:
-        ValueError: There is no folder `image_root`.
+        ValueError: the folder `image_root` does not exist.
     """
     fence = None
     if image_root is not None:
@@ -196,7 +196,7 @@ def find_image_root(
             given.append(innermost.parent)
         roots = [*given, *roots]
     folders = [(root, folder) for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
-    files = [file for file in files if not os.path.isabs(file)] or files  # those lie where they lie
+    files = [file for file in files if not os.path.isabs(file)] or files  # absolute paths need no root
     for find, some in ((_itself, files), (find_file, files[:100])):
         for root, folder in folders:
             own = fence or Fence([root, roots[0]])
@@ -221,11 +221,11 @@ class _Row:
 
 
 class CaptionTable:
-    """Gathers rows from a source, then checks files and captions and builds the splits.
+    """Collects rows from a source, then checks files and captions and builds the splits.
 
     Args:
-        source: The file that is read, as the messages name it.
-        strict: Whether a skip is an error.
+        source: the file being read, as messages name it.
+        strict: raise an error for a skip.
     """
 
     def __init__(self, source: str | os.PathLike[str], strict: bool = False) -> None:
@@ -244,19 +244,19 @@ class CaptionTable:
         further: Mapping[str, Any] | None = None,
         fence: Fence | None = None,
     ) -> None:
-        """Add a row; a second row of the same file and split brings its new captions to the first, whatever its id.
+        """Add a row; a further row with the same file and split adds its new captions to the first, whatever its id.
 
         Args:
-            image_id: The image's id, unique over all splits.
-            file: The picture's path.
-            captions: Its captions, not yet cleaned.
+            image_id: the image's id, unique over all splits.
+            file: the path of the image.
+            captions: its captions, not yet cleaned.
             split: "train", "validation" or "test".
-            where: Place in the source (line, index), for messages.
-            further: What else the source says of it. What differs among the rows of one file is left out.
-            fence: Where the picture may lie; None: anywhere.
+            where: position in the source (line, index), for messages.
+            further: further columns. Those that differ among the rows of one file are ignored.
+            fence: the folders that the image must be in; None for any.
 
         Raises:
-            ValueError: Unknown split, or the id stands at another file already, or the file in another split.
+            ValueError: unknown split, or the id is already used for another file, or the file in another split.
         """
         if split not in SPLITS:
             raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
@@ -268,7 +268,7 @@ class CaptionTable:
         elif first.file != file:
             raise ValueError(
                 f"{self.skips.source}: image id {image_id!r} appears twice: {first.where} ({first.file!r}, "
-                f"{first.split}) and {where} ({file!r}, {split}). Give each image an id of its own, in one split."
+                f"{first.split}) and {where} ({file!r}, {split}). Give each image its own id, in one split."
             )
         elif first.split != split:
             raise ValueError(
@@ -288,17 +288,17 @@ class CaptionTable:
         self._differing |= {name for name in names if first.further.get(name) != row.further.get(name)}
 
     def finish(self) -> DatasetDict:
-        """Clean the captions, look for the files, and build the splits that hold at least one row.
+        """Clean the captions, look for the files, and build the splits that have at least one row.
 
         Captions are stripped; empty ones and those over `MAX_CAPTION_CHARACTERS` are skipped, and so are images
-        without a caption left and images whose file is missing. All skips are told in one warning.
+        without a caption and images whose file is missing. All skips are reported in one warning.
 
         Returns:
             `DatasetDict` with columns `image` (files stay encoded on disk until read), `captions` and `image_id`, and
-            those that all rows may have further.
+            further columns.
 
         Raises:
-            ValueError: No row is left, a picture lies outside of its fence, or (strict) anything was skipped.
+            ValueError: no row is left, an image is outside of its folders, or (strict) anything was skipped.
         """
         rows = [row for row in self._rows.values() if self._is_usable(row)]
         for split in SPLITS:
@@ -306,10 +306,10 @@ class CaptionTable:
                 self.skips.add("split without any usable image", split)
         if not rows:
             if not self._rows:
-                raise ValueError(f"{self.skips.source}: there are no images in it.")
+                raise ValueError(f"{self.skips.source}: it contains no images.")
             raise ValueError(
                 f"{self.skips.source}: none of the {len(self._rows)} images is usable: {self.skips.summary()}. "
-                "If files are missing: is the image folder the right one (image_root)?"
+                "If files are missing, set image_root to the right image folder."
             )
         self.skips.warn()
         tell_differing(self.skips.source, sorted(self._differing))
@@ -335,12 +335,12 @@ class CaptionTable:
 
 
 def caption_features() -> Features:
-    """Return the columns that every source ends in."""
+    """Return the columns of every source."""
     return Features({"image": Image(), "captions": [Value("string")], "image_id": Value("string")})
 
 
 def split_named(name: str) -> str | None:
-    """Return which of train, validation and test a source means by its name for a split; None if unknown."""
+    """Return the split (train, validation or test) for a source's name of it; None if unknown."""
     return SPLIT_NAMES.get(name.lower())
 
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which the files of a sample stand together and share the name before the dot."""
+"""WebDataset shards: tar files in which the files of a sample are adjacent and share the name before the dot."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ logger = logging.get_logger(__name__)
 
 TEXT_ENDINGS = ("txt", "caption", "captions", "text", "cap")
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
-# Samples whose .json shows which further columns there are.
+# Number of samples whose .json determines the further columns.
 PEEKED = 100
-# To be raised when samples are read in another way: what an older version cached is not taken then.
+# Increase this when samples are read differently, so that data cached by an older version are not used.
 FORM = 3
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -43,25 +43,25 @@ def load_tar_shards(
 ) -> DatasetDict:
     """Load WebDataset shards (as img2dataset writes them): `000000012.jpg`, `000000012.txt`, `000000012.json`.
 
-    Each shard is read once, from front to back, never unpacked: the encoded images go into the cache of `datasets`,
-    one after the other, and are mapped from there; a second call finds them. The captions of a sample are the key
-    `captions` of its .json, else the lines of its .txt (.caption, .captions, .text, .cap), else the first key of its
-    .json with another usual name (`caption`, `text`, ...). Samples of one picture in one split are one image.
+    Each shard is read once, sequentially, and never unpacked: the encoded images are written to the cache of
+    `datasets` and memory-mapped from there; a second call finds them. The captions of a sample are the key `captions`
+    of its .json, otherwise the lines of its .txt (.caption, .captions, .text, .cap), otherwise the first key of its
+    .json with another usual name (`caption`, `text`, ...). Samples with the same image in one split are merged.
 
     Args:
-        path: A folder with .tar files, one such file, or a pattern `shards/{00000..00099}.tar`, also of URLs that
-            fsspec reads. A shard belongs to the split that its name begins with or its folder has (`val-003.tar`,
-            `val/003.tar`), else to train.
-        strict: Whether a sample without image or caption or a broken shard is an error.
-        caption_column: Where the captions are instead: a key of the .json, or the ending of a file ("txt").
+        path: a folder with .tar files, one such file, or a pattern `shards/{00000..00099}.tar`, also with URLs that
+            fsspec reads. The split of a shard is the beginning of its name or the name of its folder (`val-003.tar`,
+            `val/003.tar`), by default train.
+        strict: raise an error for a sample without image or caption or a broken shard.
+        caption_column: where the captions are instead: a key of the .json, or a file extension ("txt").
 
     Returns:
         Splits among train, validation and test; columns `image`, `captions`, `image_id` (shard and key), and the keys
-        of the .json that hold texts, numbers or booleans in the first samples.
+        of the .json that contain texts, numbers or booleans in the first samples.
 
     Raises:
-        FileNotFoundError: There are no such shards.
-        ValueError: No sample is usable; (strict) anything skipped.
+        FileNotFoundError: there are no such shards.
+        ValueError: no sample is usable; (strict) anything skipped.
     """
     shards: dict[str, list[str]] = {split: [] for split in SPLITS}
     for shard in find_shards(path):
@@ -75,7 +75,7 @@ def load_tar_shards(
         rows = Dataset.from_generator(
             _rows,
             features=Features({**caption_features(), **further, "problem": Value("string")}),
-            # Form and state of the files are there for the cache of `datasets`, which goes by the arguments.
+            # FORM and the files' state are passed for the cache of `datasets`, which depends on the arguments.
             gen_kwargs={
                 "shards": tuple(members),
                 "column": caption_column,
@@ -98,15 +98,15 @@ def load_tar_shards(
 
 
 def is_tar(path: str) -> bool:
-    """Whether a path names shards: a tar file, or a pattern of them."""
+    """Whether a path is a tar file or a pattern of tar files."""
     return path.lower().endswith(TAR_ENDINGS)
 
 
 def find_shards(path: str | os.PathLike[str]) -> list[str]:
-    """Return the shards that a folder holds, or that a pattern stands for, in order.
+    """Return the shards in a folder or of a pattern, in order.
 
     Raises:
-        FileNotFoundError: There are none, or one of the pattern is missing.
+        FileNotFoundError: there are none, or one of the pattern is missing.
     """
     place = os.fspath(path)
     if os.path.isdir(place):
@@ -115,7 +115,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
             for file in glob.glob(os.path.join(glob.escape(place), "**", "*.[tT]*"), recursive=True)
             if is_tar(file)
         )
-        fence = Fence([place], "give the shards themselves, as a pattern shards/{000..099}.tar")
+        fence = Fence([place], "pass the shards themselves, as a pattern shards/{000..099}.tar")
         for shard in found:
             fence.check(shard, place)
     else:
@@ -123,7 +123,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
         missing = [shard for shard in found if "://" not in shard and not os.path.isfile(shard)]
         if missing:
             raise FileNotFoundError(
-                f"There is no shard {missing[0]!r}, one of {len(found)} that {place!r} stands for."
+                f"There is no shard {missing[0]!r}, one of {len(found)} in the pattern {place!r}."
             )
     if not found:
         raise FileNotFoundError(f"There are no .tar files in {place!r}.")
@@ -131,7 +131,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Write out `{000..012}`, from the left; the digits keep their number."""
+    """Expand `{000..012}`, from the left; numbers keep their leading zeros."""
     found = _RANGE.search(pattern)
     if not found:
         return [pattern]
@@ -172,20 +172,20 @@ def _further(samples: list[dict[str, bytes]], column: str | None, source: str) -
 
 
 def _held(samples: list[dict[str, bytes]]) -> str:
-    """What the first sample holds, for a person who looks for the captions."""
+    """Describe the first sample, to help with finding the captions."""
     if not samples:
-        return "Samples are files of one name: a.jpg, a.txt."
+        return "The files of a sample should have the same name: a.jpg, a.txt."
     keys = ", ".join(_record(samples[0], "", Skips("")))
     return (
-        f"The first one holds the files {', '.join(f'.{ending}' for ending in samples[0])}"
-        f"{f', with the keys {keys} in .json' if keys else ''}: set --caption_column to what holds the captions."
+        f"The first one has the files {', '.join(f'.{ending}' for ending in samples[0])}"
+        f"{f', with the keys {keys} in .json' if keys else ''}: set --caption_column to the one with the captions."
     )
 
 
 def _rows(
     shards: tuple[str, ...], column: str | None, further: dict[str, str], states: Any
 ) -> Iterator[dict[str, Any]]:
-    """Yield the usable samples, and after them what was not, so that a cached result still tells it."""
+    """Yield the usable samples, and after them the skips, so that a cached result still reports them."""
     skips, wanted = Skips(""), {*IMAGE_ENDINGS, *TEXT_ENDINGS, "json", *filter(None, [column])}
     for shard in shards:
         for key, files in read_samples(shard, skips, wanted):
@@ -207,7 +207,7 @@ def _rows(
 
 
 def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dict[str, Dataset]:
-    """Make samples of one picture one image."""
+    """Merge samples with the same image."""
     first = find_repeats(list(splits.values()))
     if all(row == each for row, each in enumerate(first)):
         return splits
@@ -230,7 +230,7 @@ def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dic
 
 
 def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
-    """Return what the .json of a sample holds."""
+    """Return the content of a sample's .json."""
     if "json" not in files:
         return {}
     try:
@@ -242,7 +242,7 @@ def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
 
 
 def _captions(files: dict[str, bytes], record: dict[str, Any], column: str | None, name: str, skips: Skips) -> Any:
-    """Return the captions of a sample, from where one says or from the first place that holds any."""
+    """Return the captions of a sample, from the given place or from the first place that has any."""
     if column is not None:
         key, field = split_field(column, record)
         if key in record:

@@ -1,4 +1,4 @@
-"""The samples of one shard, read as a stream: sizes are known before anything is read, and only what counts is."""
+"""Read the samples of one shard as a stream; sizes are checked before anything is read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import fsspec
 from hf_distinct.data.skips import Skips
 
 GZIP = b"\x1f\x8b"
-# A picture of 178 million pixels, the most that is decoded, has fewer bytes in any usual format.
+# An image of 178 million pixels, the maximum, is smaller than this in any usual format.
 MAX_MEMBER_BYTES = 256 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_OTHERS = 100
-# tarfile goes on reading behind the end, until it has skipped the 8 EiB that a header may announce.
+# tarfile continues to read after the end, to skip the up to 8 EiB that a header may claim.
 MAX_EMPTY_READS = 8
-SPARSE = "sparse file (pack the shard anew without --sparse)"
+SPARSE = "sparse file (create the shard again without --sparse)"
 TOO_LARGE = (
     f"file over the limit of {MAX_MEMBER_BYTES} bytes (make it smaller, or raise "
     "hf_distinct.data.tar_stream.MAX_MEMBER_BYTES)"
@@ -30,9 +30,9 @@ TOO_LARGE = (
 
 
 class _Tail:
-    """A stream that remembers the last bytes read, as a whole archive ends in zeros, and refuses endless headers.
+    """A stream that keeps the last bytes read, because a complete archive ends in zeros, and limits headers.
 
-    tarfile reads a header of any size into memory, and the names of a PAX header may have gigabytes.
+    tarfile reads headers of any size into memory, and the names in a PAX header may have gigabytes.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -46,7 +46,7 @@ class _Tail:
         self.place += len(data)
         self.empty = 0 if data else self.empty + 1
         if self.empty > MAX_EMPTY_READS:
-            raise tarfile.ReadError("it ends before the file that it announces")
+            raise tarfile.ReadError("it ends before the end of a file")
         self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
         return data
 
@@ -58,12 +58,12 @@ class _Tail:
         return self.last
 
 
-def _tail(stream: Any) -> Any:  # tarfile's types ask for more than it uses
+def _tail(stream: Any) -> Any:  # tarfile's type hints require more than it uses
     return _Tail(stream)
 
 
 class _Joined:
-    """Bytes that were read already, and the stream that they came from, which may know no way back."""
+    """Bytes that were already read, followed by their stream, which may not support seeking."""
 
     def __init__(self, first: bytes, stream: Any) -> None:
         self.first, self.stream = first, stream
@@ -75,7 +75,7 @@ class _Joined:
 
 @contextmanager
 def _plain(shard: str) -> Iterator[Any]:
-    """Open a shard; one that gzip compressed, whatever its name, is unpacked as it is read."""
+    """Open a shard; gzip compression is detected, whatever the name, and undone while reading."""
     with fsspec.open(shard, "rb") as stream:
         first = stream.read(len(GZIP))
         whole: Any = _Joined(first, stream)
@@ -83,16 +83,16 @@ def _plain(shard: str) -> Iterator[Any]:
 
 
 def read_samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and files (by lower-case ending) of each sample of a shard, read as a stream.
+    """Yield key and files (by lower-case extension) of each sample of a shard, read as a stream.
 
-    Only files with a wanted ending are read, the others are empty here. One over `MAX_MEMBER_BYTES` is left out.
+    Only files with a wanted extension are read; the others are empty. A file over `MAX_MEMBER_BYTES` is skipped.
     """
     key = ""
     files: dict[str, bytes] = {}
     try:
         with _plain(shard) as stream, tarfile.open(fileobj=(tail := _tail(stream)), mode="r|") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # or the memory grows with their number
+                archive.members = []  # type: ignore[attr-defined]  # otherwise memory use grows with their number
                 tail.limit = archive.offset + MAX_HEADER_BYTES
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith((".", "__")) or "." not in name.name:
@@ -107,16 +107,16 @@ def read_samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[
                 if ending not in wanted:
                     if len(files) < MAX_OTHERS:
                         files[ending] = b""
-                elif member.issparse():  # gigabytes of zeros, out of no bytes
+                elif member.issparse():  # may claim gigabytes of zeros
                     skips.add(SPARSE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
                 elif member.size > MAX_MEMBER_BYTES:
                     skips.add(TOO_LARGE, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
                 elif (content := archive.extractfile(member)) is not None:
                     files[ending] = content.read()
             if shard.endswith(".tar") and tail.end().strip(b"\0"):
-                raise tarfile.ReadError("the end of the archive is missing")  # tarfile says nothing of it
+                raise tarfile.ReadError("the end of the archive is missing")  # tarfile does not check this
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        # What was read before stays; the sample that was being read may be half of one.
+        # Earlier samples are kept; the current one may be incomplete.
         skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))
         return
     if files:

@@ -1,4 +1,4 @@
-"""A folder of pictures with a text file next to each, as tools that fine-tune image generators use it."""
+"""A folder of images with a text file for each, as used for fine-tuning image generators."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TEXT_ENDINGS = (".txt", ".caption", ".captions")
 
 
 def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> DatasetDict:
-    """Load pictures with a text file next to each: `dogs/rex.jpg` and `dogs/rex.txt`, one caption per line.
+    """Load images with a text file for each: `dogs/rex.jpg` and `dogs/rex.txt`, one caption per line.
 
     Args:
-        folder: It holds the pictures, at any depth. The text file of a picture has its name and ends in .txt, .caption
-            or .captions, instead of the picture's ending or after it. Folders `train/`, `validation/` (or `val/`) and
+        folder: the folder of the images, at any depth. The text file of an image has the extension .txt, .caption or
+            .captions, instead of the image's extension or after it. Folders `train/`, `validation/` (or `val/`) and
             `test/` are splits.
-        strict: Whether a picture without a text file, a text file that is not UTF-8, or an empty or overlong caption
-            is an error.
+        strict: raise an error for an image without a text file, a text file that is not UTF-8, or an empty or
+            overlong caption.
 
     Returns:
         Splits among train, validation and test; columns `image`, `captions`, `image_id` (path within the folder).
 
     Raises:
-        ValueError: There are no pictures, none is usable, or a link leads out of the folder; (strict) anything is
+        ValueError: there are no images, none is usable, or a link leads out of the folder; (strict) anything is
             skipped.
     """
     table, used = CaptionTable(folder, strict), set()
@@ -37,7 +37,7 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
     for picture in picture_files(folder):
         image_id = picture.relative_to(folder).as_posix()
         if (text_file := text_file_of(picture)) is None:
-            table.skips.add("picture without a text file", image_id)
+            table.skips.add("image without a text file", image_id)
             continue
         used.add(text_file)
         fence.check(text_file, str(folder))
@@ -52,12 +52,12 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
     for ending in TEXT_ENDINGS:
         for text_file in sorted(Path(folder).rglob(f"*{ending}")):
             if text_file not in used:
-                table.skips.note("text file without a picture", str(text_file.relative_to(folder)))
+                table.skips.note("text file without an image", str(text_file.relative_to(folder)))
     return table.finish()
 
 
 def holds_texts(folder: Path) -> bool:
-    """Whether a picture in a folder, or below it, has a text file next to it."""
+    """Whether any image in a folder or its subfolders has a text file."""
     try:
         return any(text_file_of(picture) for picture in picture_files(folder))
     except ValueError:
@@ -65,6 +65,6 @@ def holds_texts(folder: Path) -> bool:
 
 
 def text_file_of(picture: Path) -> Path | None:
-    """Return the text file of a picture: `rex.txt`, or `rex.jpg.txt`, for `rex.jpg`."""
+    """Return the text file of an image: `rex.txt`, or `rex.jpg.txt`, for `rex.jpg`."""
     names = [Path(f"{stem}{ending}") for ending in TEXT_ENDINGS for stem in (picture.with_suffix(""), picture)]
     return next((each for each in names if each.is_file()), None)

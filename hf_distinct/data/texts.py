@@ -1,4 +1,4 @@
-"""Captions in whatever form a source holds them: texts, lists, structs, nothing at all; and bytes that become text."""
+"""Convert captions from any form (texts, lists, structs, nothing), and decode text files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 if TYPE_CHECKING:
     from hf_distinct.data.skips import Skips
 
-# Of a list of captions, and of the text of one picture: a sparse file of 8 GiB takes no room on disk.
+# Limits of a caption list and of the text of one image: a sparse file of 8 GiB takes no space on disk.
 MAX_FILE_BYTES = 4 << 30
 MAX_TEXT_BYTES = 16 << 20
-# Lists within lists of captions: a file may nest them thousands deep.
+# Nested lists of captions: a file may nest them thousands deep.
 MAX_DEPTH = 8
-# Names that published data sets give to captions, the likelier ones first.
+# Names of captions in published datasets, the likelier ones first.
 CAPTION_NAMES = (
     ("captions",),
     (
@@ -30,11 +30,11 @@ CAPTION_NAMES = (
     ),
     ("alt", "title", "comment", "comments", "caption_str", "caption_raw"),
 )  # fmt: skip
-# Fields of a struct, the first that is there: `{"raw": ..., "tokens": ..., "sentid": ...}`.
+# Fields of a struct, in order of preference: `{"raw": ..., "tokens": ..., "sentid": ...}`.
 TEXT_FIELDS = ("raw", *(name for names in CAPTION_NAMES for name in names))
-# What a missing value becomes when a table is written as text.
+# Missing values in tables that were written as text.
 NO_TEXTS = {"nan", "none", "null", "<na>", "n/a"}
-NOT_UTF8 = "caption file that is not UTF-8 (save it so)"
+NOT_UTF8 = "caption file that is not UTF-8 (save it as UTF-8)"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -43,17 +43,17 @@ _MARKS = (
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
-    """Read a file of texts; raises ValueError naming it if it has more bytes than `limit`, before it is read."""
+    """Read a text file; raises ValueError with its name if it has more bytes than `limit`, before it is read."""
     if (size := os.path.getsize(path)) > limit:
         raise ValueError(f"{os.fspath(path)}: {size} bytes are over the limit of {limit} for such a file: split it.")
     return Path(path).read_bytes()
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """Decode a text file: UTF-8, or what its byte order mark says, which is no part of the text.
+    """Decode a text file: UTF-8, or the encoding of its byte order mark, which is removed.
 
     Raises:
-        ValueError: It is neither; the message begins with `where`.
+        ValueError: it is neither; the message begins with `where`.
     """
     mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
     content = content[len(mark) :]
@@ -70,12 +70,12 @@ def decode_text(content: bytes, where: str) -> str:
 
 
 def caption_lines(content: bytes, where: str) -> list[str]:
-    """Return the captions of a text file, one a line, blank lines left out; raises ValueError as `decode_text`."""
+    """Return the captions of a text file, one per line, without blank lines; raises ValueError as `decode_text`."""
     return [line.strip() for line in re.split(r"[\r\n]+", decode_text(content, where)) if line.strip()]
 
 
 def find_name(names: Iterable[str], known: Iterable[tuple[str, ...]] = CAPTION_NAMES) -> str | None:
-    """Return the only one of the names that is known; None if there is none, or more than one of the same rank."""
+    """Return the only one of the names that is known; None if there is none, or several of the same rank."""
     names = list(names)
     for rank in known:
         found = [name for name in names if name.strip().lower() in rank]
@@ -85,22 +85,22 @@ def find_name(names: Iterable[str], known: Iterable[tuple[str, ...]] = CAPTION_N
 
 
 def split_field(column: str, names: Iterable[str]) -> tuple[str, str | None]:
-    """Return a column and the field of its structs: `sentences.raw` names one, unless a column is named so."""
+    """Split `sentences.raw` into a column and a field of its structs, unless a column has this name."""
     name, _, field = column.partition(".")
     return (name, field) if field and column not in (names := set(names)) and name in names else (column, None)
 
 
 def texts_of(value: Any, field: str | None = None, depth: int = 0) -> list[Any]:
-    """Return the captions that a value of a source holds, one after the other, not yet cleaned.
+    """Return the captions in a value of a source as a list, not yet cleaned.
 
     Args:
-        value: A text; a list of them; a struct that holds one (`{"raw": ...}`), a list of structs or a struct of
-            lists; a list written as text, as tables hold it; or something that is no caption, which stays as it is.
-        field: The field of the struct; by default the first of `TEXT_FIELDS` that is there.
-        depth: How many lists and structs it lies in.
+        value: a text; a list of texts; a struct with a text (`{"raw": ...}`), a list of structs or a struct of lists;
+            a list written as text, as in tables; or something that is not a caption, which is returned unchanged.
+        field: the field of the struct; by default the first of `TEXT_FIELDS` that exists.
+        depth: number of lists and structs that it is nested in.
 
     Raises:
-        ValueError: A struct has no such field, or captions are nested more than `MAX_DEPTH` deep.
+        ValueError: a struct has no such field, or captions are nested more than `MAX_DEPTH` deep.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"captions are nested more than {MAX_DEPTH} deep")
@@ -120,7 +120,7 @@ def texts_of(value: Any, field: str | None = None, depth: int = 0) -> list[Any]:
 
 
 def _written_list(text: str) -> list[str]:
-    """Read `["a dog", "a cat"]` as two captions: JSON's way, Python's or NumPy's (no commas); else the text itself."""
+    """Read `["a dog", "a cat"]` as two captions, in the syntax of JSON, Python or NumPy (no commas); else as text."""
     stripped = text.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return [text]
@@ -136,17 +136,17 @@ def _written_list(text: str) -> list[str]:
 
 
 def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None = None) -> list[str]:
-    """Return the captions that can be used, stripped.
+    """Return the usable captions, stripped.
 
     Args:
-        captions: Of one image, as `texts_of` takes them.
-        image_id: Its id, by which the others are named.
-        skips: Where the others are noted: empty ones (null, NaN, and these words as text, too), what is no text,
+        captions: captions of one image, as `texts_of` accepts them.
+        image_id: its id, for messages.
+        skips: records the others: empty ones (null, NaN, and these words as text, too), values that are not text,
             those over `MAX_CAPTION_CHARACTERS`, those that cannot be stored, and the image itself if none is left.
-        field: The field, where a caption is a struct.
+        field: the field, if a caption is a struct.
 
     Raises:
-        ValueError: A caption is a struct without that field.
+        ValueError: a caption is a struct without this field.
     """
     cleaned = []
     try:
@@ -157,7 +157,7 @@ def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None
         if is_missing(caption) or (isinstance(caption, str) and is_empty(caption)):
             skips.add("empty caption of image", image_id)
         elif not isinstance(caption, str):
-            skips.add(f"caption that is no text ({type(caption).__name__}) of image", image_id)
+            skips.add(f"caption that is not text ({type(caption).__name__}) of image", image_id)
         elif len(caption.strip()) > MAX_CAPTION_CHARACTERS:
             skips.add(f"caption over {MAX_CAPTION_CHARACTERS} characters of image", image_id)
         elif not is_storable(caption):
@@ -170,16 +170,16 @@ def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is null or NaN, which is the only one that is not itself."""
+    """Whether a value is null or NaN (the only value that differs from itself)."""
     return value is None or value != value
 
 
 def is_empty(text: str) -> bool:
-    """Whether a text says nothing: blank, the word for a missing value, or a full stop, which CLIP reads without."""
-    said = text.replace("\ufeff", "").strip().rstrip(".").strip()
-    return not said or said.lower() in NO_TEXTS
+    """Whether a text is empty: blank, a word for a missing value, or a full stop, which is removed for CLIP."""
+    plain = text.replace("\ufeff", "").strip().rstrip(".").strip()
+    return not plain or plain.lower() in NO_TEXTS
 
 
 def is_storable(text: str) -> bool:
-    """Whether a UTF-8 column can store a text: JSON may hold half of a surrogate pair, such as U+D83D."""
+    """Whether a UTF-8 column can store a text: JSON may contain half of a surrogate pair, such as U+D83D."""
     return _SURROGATE.search(text) is None

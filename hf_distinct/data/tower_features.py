@@ -1,4 +1,4 @@
-"""What a frozen image tower gives for several views of each picture: computed once, in half precision, and mapped."""
+"""Features of a frozen image tower for several views per image: computed once, in half precision, memory-mapped."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from hf_distinct.files.seals import digest_of_tensors
 logger = logging.get_logger(__name__)
 
 PART_ROWS = 256
-"""Pictures of one part: at most so many are computed again when a run is killed."""
+"""Images per part; a killed run loses at most one part."""
 
 
 @dataclass
 class Views:
-    """What a training sees of a picture.
+    """The views of an image in training.
 
-    View 0 is the picture as the finished model will see it, and with ``mirror`` view 1 its mirror image. All others
-    are drawn at random, and with ``mirror`` each odd one is mirrored.
+    View 0 is the image as the trained model will see it, and with ``mirror`` view 1 is its mirror image. All others
+    are random, and with ``mirror`` those with odd numbers are mirrored.
 
     Attributes:
-        plain: turns an RGB picture into pixels.
-        augmented: does so at random; None: no view is random.
-        mirror: whether there are mirror images.
-        count: how many views there are, V; None: no end of them.
-        described: what distinguishes these transforms from others, for the name of a cache.
+        plain: turns an RGB image into pixels.
+        augmented: a random version of it; None for no random views.
+        mirror: whether there are mirrored views.
+        count: number of views, V; None for an unlimited number.
+        described: identifies the transforms in the name of a cache.
     """
 
     plain: Callable[[PIL.Image], Tensor]
@@ -60,20 +60,20 @@ class Views:
     described: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if there are not so many different views."""
+        """Raise ValueError if there are not that many different views."""
         if self.count is not None and self.augmented is None and self.count > 1 + self.mirror:
             have = "two different views" if self.mirror else "one view (two with --mirror true)"
-            raise ValueError(f"cached_views={self.count}, but without --augmentation a picture has only {have}.")
+            raise ValueError(f"cached_views={self.count}, but without --augmentation an image has only {have}.")
 
     def make(self, image: PIL.Image, number: int) -> Tensor:
-        """Pixels ``(3, height, width)`` of view ``number``."""
+        """Return pixels ``(3, height, width)`` of view ``number``."""
         transform = self.plain if self.augmented is None or number <= self.mirror else self.augmented
         return transform(ImageOps.mirror(image) if self.mirror and number % 2 else image)
 
     def draw(self, rng: random.Random, turned: bool = True) -> int:
-        """The number of a view at random; one that is not mirrored if ``turned`` is False.
+        """Draw the number of a view; if ``turned`` is False, of one that is not mirrored.
 
-        Without a ``count`` a random view has number 2 or 3, and is another one each time it is made.
+        Without a ``count``, random views have number 2 or 3 and differ each time they are created.
         """
         first = 2 if self.augmented is not None and self.count is None else 0
         count = first + 1 + self.mirror if self.count is None else self.count
@@ -91,27 +91,28 @@ def tower_features(
     batch_size: int = 32,
     strict: bool = False,
 ) -> tuple[Dataset, Tensor]:
-    """Compute what a tower gives for V views of N pictures, or find it computed.
+    """Compute the features of V views of N images, or read them from a cache.
 
-    The files are named by what they were made from (weights, transforms, pictures), and are half precision. A run that
-    is killed goes on where it was. Processes of torch.distributed that call this together share the work.
+    The files are identified by their inputs (weights, transforms, images), and are in half precision. A killed run can
+    resume. Processes of torch.distributed that call this together share the work.
 
     Args:
         dataset: columns ``image``, ``captions`` and ``image_id``.
         tower: turns pixels ``(n, 3, height, width)`` into features ``(n, ...)``; frozen, in eval mode.
-        views: which; their ``count`` is V.
-        folder: where the files lie, on a disk that all processes share.
-        seed: of the random views.
-        num_workers: processes that prepare pictures while the tower works.
-        batch_size: views in one call of the tower, and pictures that are decoded together.
-        strict: whether a picture that cannot be decoded is an error; otherwise it is left out with a warning.
+        views: the views; their ``count`` is V.
+        folder: folder of the cache, on a disk shared by all processes.
+        seed: seed of the random views.
+        num_workers: processes that load images in the background.
+        batch_size: views per call of the tower, and images decoded together.
+        strict: raise an error for an image that cannot be decoded; otherwise it is dropped with a warning.
 
     Returns:
-        The data set without pictures that cannot be decoded, and features ``(N, V, ...)``, float16, mapped from disk.
+        The dataset without images that cannot be decoded, and features ``(N, V, ...)``, float16, memory-mapped.
 
     Raises:
-        ValueError: no picture can be decoded, or (strict) one cannot; or a feature is too large for half precision.
-        OSError: the disk has no room.
+        ValueError: no image can be decoded, or (strict) an image cannot be decoded; or a feature is too large for half
+            precision.
+        OSError: the disk has too little space.
     """
     assert views.count is not None
     device = next(tower.parameters()).device
@@ -125,7 +126,7 @@ def tower_features(
         shape = tower(views.plain(TRIAL)[None].to(device)).shape[1:]
         size = len(dataset) * views.count * shape.numel() * 2
         logger.info(
-            "Features of %d pictures, %d views each of %s numbers, take %s in %s.",
+            "Features of %d images, %d views each of %s numbers, take %s in %s.",
             len(dataset), views.count, "x".join(map(str, shape)), readable_size(size), path,
         )  # fmt: skip
         check_room(folder, size + size * len(parts.missing()) // parts.count, "The features")
@@ -137,22 +138,22 @@ def tower_features(
             try:
                 _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
             except FileNotFoundError:
-                if not whole.is_file():  # else another process was quicker, and has put the parts together
+                if not whole.is_file():  # otherwise another process has already joined the parts
                     raise
         elif rank == 0:
             _join(parts, whole, kept_file)
-            logger.info("Features of %d pictures took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
+            logger.info("Features of %d images took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
         else:
             wait_for_first_process(lambda: whole.is_file() or parts.missing())
-    told = json.loads(kept_file.read_text())
-    skips = Skips("the pictures", strict)
-    for row, reason in told["failures"].items():
+    kept = json.loads(kept_file.read_text())
+    skips = Skips("the images", strict)
+    for row, reason in kept["failures"].items():
         skips.add("undecodable image", f"{names_of(dataset)[int(row)]}: {reason}")
-    if not told["rows"]:
-        raise ValueError(f"None of the {len(dataset)} pictures can be decoded: {skips.summary()}")
+    if not kept["rows"]:
+        raise ValueError(f"None of the {len(dataset)} images can be decoded: {skips.summary()}")
     skips.warn()
     features = torch.from_numpy(np.lib.format.open_memmap(whole, mode="c"))
-    return select(dataset, told["rows"], "the pictures"), features
+    return select(dataset, kept["rows"], "the images"), features
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _compute(
     numbers: list[int], parts: Parts, dataset: Dataset, tower: nn.Module, views: Views, seed: int, num_workers: int,
     batch_size: int,
 ) -> None:  # fmt: skip
-    """Write parts."""
+    """Compute and write parts."""
     ranges = [range(n * PART_ROWS, min((n + 1) * PART_ROWS, len(dataset))) for n in numbers]
     batches = [each[i : i + batch_size] for each in ranges for i in range(0, len(each), batch_size)]
     assert views.count is not None
@@ -177,10 +178,10 @@ def _compute(
         num_workers = fitting_workers(num_workers, batch_size * views.count * views.plain(TRIAL).nbytes)
     loader = DataLoader(
         _ViewsOfRows(dataset, views, seed), sampler=batches, batch_size=None, num_workers=num_workers,
-        generator=torch.Generator(),  # else it would draw from the global one
+        generator=torch.Generator(),  # otherwise it would draw from the global one
     )  # fmt: skip
     loaded, device = iter(loader), next(tower.parameters()).device
-    bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" pictures", disable=this_process()[0] != 0)
+    bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" images", disable=this_process()[0] != 0)
     for number, rows in zip(numbers, ranges, strict=True):
         found: list[Tensor] = []
         failures: dict[int, str] = {}
@@ -194,21 +195,21 @@ def _compute(
             bar.update(batch_size)
         features = torch.cat(found) if found else torch.empty(0)
         if not bool(features.isfinite().all()):
-            raise ValueError("The image tower gives features that are NaN, or too large for half precision.")
+            raise ValueError("The image tower's features are NaN, or too large for half precision.")
         parts.write(number, {"features": features}, {"failures": json.dumps(failures), "rows": json.dumps([*rows])})
     bar.close()
 
 
 def _join(parts: Parts, whole: Path, kept_file: Path) -> None:
-    """Make one file of all parts; leave those that are broken to be computed again."""
+    """Join all parts in one file; broken parts are left to be computed again."""
     try:
         shapes: list[torch.Size] = []
         rows: list[int] = []
         failures: dict[str, str] = {}
         for number in range(parts.count):
-            tensors, told = parts.read(number)
-            failures |= (failed := json.loads(told["failures"]))
-            rows += [row for row in json.loads(told["rows"]) if str(row) not in failed]
+            tensors, metadata = parts.read(number)
+            failures |= (failed := json.loads(metadata["failures"]))
+            rows += [row for row in json.loads(metadata["rows"]) if str(row) not in failed]
             shapes += [tensors["features"].shape] if len(tensors["features"]) else []
         with written_whole(kept_file) as temporary:
             temporary.write_text(json.dumps({"rows": rows, "failures": failures}))
@@ -225,10 +226,10 @@ def _join(parts: Parts, whole: Path, kept_file: Path) -> None:
 
 
 class _ViewsOfRows(torch.utils.data.Dataset):
-    """Ranges of rows as pixels ``(rows, V, 3, height, width)``; by row, why there are none."""
+    """Ranges of rows as pixels ``(rows, V, 3, height, width)``; by row, the reason why there are none."""
 
     def __init__(self, dataset: Dataset, views: Views, seed: int) -> None:
-        # decode=False: datasets would fail on the whole batch, where the name of the one broken image is needed.
+        # decode=False: otherwise datasets would fail on the whole batch, without the name of the broken image.
         self.encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
         self.views, self.seed = views, seed
 
@@ -246,7 +247,7 @@ class _ViewsOfRows(torch.utils.data.Dataset):
         return pixels, failures
 
     def _make(self, image: PIL.Image, row: int, view: int) -> Tensor:
-        """A view that is the same whenever it is made, whatever was made before."""
+        """Create a view that only depends on seed, row and view number."""
         state = random.getstate()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, row, view)))

@@ -1,1 +1,1 @@
-"""What spans processes: gathering, launch checks, DeepSpeed's checkpoints."""
+"""Code for several processes: gathering, launch checks, ZeRO-3, DeepSpeed's checkpoints."""

@@ -1,4 +1,4 @@
-"""What spans processes: rows of all of them as one batch, models that stay whole; with one process nothing moves."""
+"""Gather rows from all processes into one batch, and keep models whole; with one process nothing is copied."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from hf_distinct.text.problems import one_line
 
 
 def check_number_of_processes(found: int) -> None:
-    """Raise ValueError if this run has another number of processes than its launcher was asked for.
+    """Raise ValueError if this run has another number of processes than was requested from the launcher.
 
-    ``accelerate launch --cpu --num_processes 2`` starts one process without a word, unless it is given MPI: it tells
-    the process where to meet the others, but not how many they are.
+    ``accelerate launch --cpu --num_processes 2`` silently starts one process unless it has MPI. It sets the
+    rendezvous address, but not the number of processes.
     """
     asked = os.environ.get("WORLD_SIZE")
     if asked is not None and int(asked) != found:
         raise ValueError(
-            f"The launcher was asked for {asked} processes, and this one finds {found}: they would train without each "
-            "other. Start them with `hf-distinct train --accelerate_config ddp`, or unset WORLD_SIZE."
+            f"The launcher was asked for {asked} processes, but this process finds {found}, so they would train "
+            "separately. Start them with `hf-distinct train --accelerate_config ddp`, or unset WORLD_SIZE."
         )
     if asked is None and found == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         raise ValueError(
-            "accelerate launch was asked for several processes and started one: its CPU mode (--cpu, MULTI_CPU) needs "
-            "MPI. Use `hf-distinct train --accelerate_config ddp`, which runs on CPUs too, or unset MASTER_ADDR to "
-            "train with one."
+            "accelerate launch was asked for several processes but started one: its CPU mode (--cpu, MULTI_CPU) needs "
+            "MPI. Use `hf-distinct train --accelerate_config ddp`, which works on CPUs too, or unset MASTER_ADDR to "
+            "train with one process."
         )
 
 
 def said_of_lost_process(error: BaseException) -> str | None:
-    """What to say of an error by which a process learns that another has ended or never came; None for others."""
+    """Return a message for an error that tells a process that another has ended or never came; None for others."""
     text = one_line(error)
     lost = isinstance(error, RuntimeError) and ("gloo/transport" in text or "NCCL" in text)
     if not (lost or isinstance(error, torch.distributed.DistError)):
         return None
     return (
-        "Another process of this run has ended or cannot be reached; what it said last tells why. Start all processes "
-        f"again, a training with --resume_from_checkpoint true, and the run goes on where it was. ({text})"
+        "Another process of this run has ended or cannot be reached; its last message tells why. Start all processes "
+        f"again; a training continues from its newest checkpoint with --resume_from_checkpoint true. ({text})"
     )
 
 
 def wait_for_first_process(done: Callable[[], object], seconds: float = 0.2) -> None:
-    """Wait until process 0 has done something that a file shows; it may take hours, so no collective waits for it.
+    """Wait until process 0 has written a file. This may take hours, longer than a collective may wait.
 
     Args:
-        done: whether it is done.
-        seconds: between two looks.
+        done: returns whether the file is there.
+        seconds: time between two checks.
 
     Raises:
-        torch.distributed.DistError: process 0, which holds the store of the process group, has ended before.
+        torch.distributed.DistError: process 0, which hosts the store of the process group, has ended before.
     """
     store = torch.distributed.distributed_c10d._get_default_store()
     while not done():
@@ -75,7 +75,7 @@ def _counts(count: int, accelerator: Accelerator) -> list[int]:
 
 
 def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """Rows ``(n_p, ...)`` of every process p, in the order of processes: ``(sum of n_p, ...)``, without gradient."""
+    """Gather rows ``(n_p, ...)`` of every process p in rank order: ``(sum of n_p, ...)``, without gradient."""
     if accelerator.num_processes == 1:
         return rows
     counts = _counts(len(rows), accelerator)
@@ -86,7 +86,7 @@ def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def own_part(rows: Tensor, count: int, accelerator: Accelerator) -> Tensor:
-    """The ``count`` rows of gathered ones that came from this process."""
+    """Return the ``count`` gathered rows that came from this process."""
     if accelerator.num_processes == 1:
         return rows
     counts = _counts(count, accelerator)
@@ -95,17 +95,18 @@ def own_part(rows: Tensor, count: int, accelerator: Accelerator) -> Tensor:
 
 
 def share(count: int | Tensor, accelerator: Accelerator) -> Tensor:
-    """What a mean over this process's ``count`` things is worth in the mean over those of all P processes.
+    """Return the weight of this process's mean over ``count`` items in the mean over all P processes.
 
-    ``P * count / (sum of all counts)``: gradients and losses are averaged over processes as if each had the same
-    number of things, and multiplied by this, their average is the mean over all things. 1 where all have as many.
+    It is ``P * count / (sum of all counts)``. Gradients and losses are averaged over processes as if each had the same
+    number of items. If each is multiplied by its weight, that average is the mean over all items. The weight is 1 if
+    all processes have the same count.
 
     Args:
-        count: how many things this process's mean is over.
-        accelerator: knows the other processes.
+        count: number of items in this process's mean.
+        accelerator: gives access to the other processes.
 
     Returns:
-        A scalar, float32; 0 if nobody has anything.
+        A scalar, float32; 0 if no process has any items.
     """
     mine = torch.as_tensor(count, device=accelerator.device).float()
     if accelerator.num_processes == 1:
@@ -114,17 +115,17 @@ def share(count: int | Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def own_rows(batch: dict[str, Any], size: int, accelerator: Accelerator) -> dict[str, Any]:
-    """The batch that was just fetched, without the rows that it is filled up with.
+    """Remove the rows that fill up the batch that was just fetched.
 
-    Accelerate fills the last batch of an epoch with rows from the epoch's beginning, behind the others in the order of
-    processes, until every process has as many. A process that is left without any row of its own keeps the pixels of
-    one, for it has to take part in every exchange of the step, and the model in its place needs something to run on: a
-    caption without a token, which weighs nothing in any loss.
+    Accelerate fills up the last batch of an epoch with rows from the epoch's beginning, after the other rows in the
+    order of ranks, until all processes have the same number. A process with no rows of its own keeps the pixels of one
+    as a placeholder, because it has to take part in every collective operation of the step and the model needs an
+    input: its caption has no tokens and no weight in any loss.
 
     Args:
-        batch: what [`hf_distinct.data.CaptionCollator`] makes.
-        size: how many rows each process asks for.
-        accelerator: knows the other processes, and which batch is the last.
+        batch: the output of [`hf_distinct.data.CaptionCollator`].
+        size: batch size per process.
+        accelerator: gives the rank, and whether this is the last batch.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -143,10 +144,10 @@ def _first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
 
 @contextmanager
 def unsplit(args: TrainingArguments) -> Iterator[None]:
-    """Models that are loaded inside stay whole.
+    """Load models inside this context without splitting them.
 
-    Under ZeRO-3 transformers splits every model that it makes once there are TrainingArguments: the one to be trained,
-    and just as well the text tower of a frozen scorer, which no engine will ever put together again.
+    Once there are TrainingArguments with ZeRO-3, transformers splits every model that it creates: the trained one, but
+    also the text tower of a frozen scorer, which no engine would ever gather again.
     """
     plugin = args.deepspeed_plugin
     if plugin is None:

@@ -1,4 +1,4 @@
-"""Weights that ZeRO-3 splits among processes, made whole while a captioner writes."""
+"""Gather weights that ZeRO-3 partitions, while a captioner generates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_distinct.captioner import captioner_in
 
 @contextmanager
 def gathered(model: Any) -> Iterator[None]:
-    """Inside, the weights that ZeRO-3 has split among processes are whole; without it nothing happens."""
+    """Gather the weights that ZeRO-3 has partitioned; without ZeRO-3, do nothing."""
     split = [weight for weight in model.parameters() if hasattr(weight, "ds_id")]
     if not split:
         yield
@@ -27,12 +27,12 @@ def gathered(model: Any) -> Iterator[None]:
 
 @contextmanager
 def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEncoderDecoderModel]:
-    """The captioner, unwrapped and whole, for as long as it generates.
+    """Yield the captioner, unwrapped and with whole weights, ready to generate.
 
-    Under ZeRO-3 every process holds a slice of each weight, from the moment on at which the captioner is loaded. They
-    are gathered once for the whole of the generation, and the engine's hooks, which would gather them again for each
-    token, are off meanwhile; before training there is no engine yet. Processes may then write captions of different
-    lengths and number: ``generate(synced_gpus=False)``.
+    Under ZeRO-3 every process holds a partition of each weight, from loading on. Weights are gathered once for the
+    whole generation. Meanwhile the engine's hooks, which would gather them again for each token, are removed; before
+    training there is no engine yet. Processes may write captions of different lengths and numbers:
+    ``generate(synced_gpus=False)``.
     """
     captioner = captioner_in(model, accelerator)
     plugin = accelerator.state.deepspeed_plugin

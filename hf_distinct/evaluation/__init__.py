@@ -1,6 +1,6 @@
-"""Measures of captions: retrieval, agreement with people's captions, diversity, faults; and how sure they are.
+"""Metrics of captions: retrieval, agreement with references, diversity, faults; and their confidence intervals.
 
-The files here are pure functions on tensors and strings; `modules/` holds the same as metrics for `evaluate.load`.
+The modules here are pure functions of tensors and strings; `modules/` has the same metrics for `evaluate.load`.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ __all__ = [
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]] | Dataset) -> dict[str, float]:
-    """Return the quality and diversity of a test set's captions.
+    """Return the quality and diversity of the captions of a test set.
 
     Args:
-        captions: one caption for each image.
-        references: the reference captions of each image, or a dataset with a column `captions` of them, as the
-            `caption_metrics` of an `RLCaptionTrainer` get it.
+        captions: one caption per image.
+        references: the reference captions of each image, or a dataset with them in the column `captions`, as an
+            `RLCaptionTrainer` passes it to `caption_metrics`.
 
     Returns:
-        `CIDEr-D` (1.0 is "100"), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of words),
-        `mean_length` (words in a caption), `unique` (share of captions that differ), `distinct_1` and `distinct_2`
-        (share of words and word pairs that differ), `self_BLEU` (0 to 1; for two captions or more), `bad_endings` and
-        `repeats` (shares of captions that end badly, in English, or say something twice), `invention` (share of
-        content words, in English, that no reference of the image has).
+        `CIDEr-D` (papers print 1.0 as 100), `BLEU-1` to `BLEU-4` and `ROUGE-L` (0 to 1), `vocabulary` (number of
+        different words), `mean_length` (words per caption), `unique` (fraction of different captions), `distinct_1`
+        and `distinct_2` (fraction of different words and word pairs), `self_BLEU` (0 to 1; needs two captions),
+        `bad_endings` and `repeats` (fraction of captions that stop in mid-phrase, in English, or repeat words), and
+        `invention` (fraction of content words, in English, that no reference of the image contains).
 
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
@@ -83,9 +83,9 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
 def caption_statistics(
     captions: Sequence[str], references: Sequence[Sequence[str]] | Dataset
 ) -> dict[str, Statistic]:
-    """Return the figures of `caption_metrics` as functions of the images in the test set, for the bootstrap.
+    """Return the metrics of `caption_metrics` as functions of the images in the test set, for the bootstrap.
 
-    The document frequencies of CIDEr-D stay those of the whole test set; self-BLEU's others stay all other captions.
+    The document frequencies of CIDEr-D remain those of the whole test set, and self-BLEU compares with all captions.
 
     Raises:
         ValueError: see `caption_metrics`.
@@ -109,8 +109,8 @@ def caption_statistics(
         statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
     if not seem_english([text for own in references for text in own]):
         logger.warning_once(
-            "The captions do not seem to be English: bad_endings and invention know only English words, so their "
-            "figures mean nothing."
+            "The captions do not seem to be English: bad_endings and invention only know English words, so their "
+            "values are meaningless."
         )
     return statistics | {
         "bad_endings": mean_of(bad_endings(captions)),

@@ -1,8 +1,8 @@
-"""How sure a figure is: bootstrap intervals, of one system and of the difference between two.
+"""Bootstrap confidence intervals of a metric, and of the difference between two systems.
 
-Every figure of a test set is written as a function of how often each image is in it, a `Statistic`. The bootstrap
-draws as many images as there are, with replacement, again and again (Efron 1979). Two systems are compared on the same
-draws (paired): what makes a draw hard is hard for both, and falls out of the difference.
+Every metric of a test set is written as a function of how often each image is in it, a `Statistic`. The bootstrap
+draws test sets of the same size with replacement (Efron 1979). Two systems are compared on the same draws (paired): a
+difficult draw is difficult for both, which cancels in the difference.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""A figure as a function of how often each of N images is in the test set: weights `(R, N)` to figures `(R,)`."""
+"""A metric as a function of how often each of N images is in the test set: weights `(R, N)` to values `(R,)`."""
 
 DRAWS_AT_A_TIME = 50
 
 
 class Interval(NamedTuple):
-    """A figure with its interval."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
@@ -28,13 +28,13 @@ class Interval(NamedTuple):
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Statistic:
-    """Return the mean of one number an image."""
+    """Return the mean of one number per image."""
     column = np.asarray(values, dtype=np.float64)
     return lambda weights: weights @ column / weights.sum(axis=1)
 
 
 def median_of(values: Sequence[float] | np.ndarray) -> Statistic:
-    """Return the median of one number an image; of an even number of images the mean of the middle two."""
+    """Return the median of one number per image; for an even number of images, the mean of the middle two."""
     column = np.asarray(values, dtype=np.float64)
     order = column.argsort(kind="stable")
 
@@ -49,17 +49,17 @@ def median_of(values: Sequence[float] | np.ndarray) -> Statistic:
 
 
 def average_of(statistics: Sequence[Statistic]) -> Statistic:
-    """Return the mean of several figures of the same images, such as those of several captions of each."""
+    """Return the mean of several metrics of the same images, such as those of several captions per image."""
     return lambda weights: np.mean([each(weights) for each in statistics], axis=0)
 
 
 def value_of(statistic: Statistic, images: int) -> float:
-    """Return the figure of the test set as it is."""
+    """Return the metric of the original test set."""
     return float(statistic(np.ones((1, images)))[0])
 
 
 def draws(images: int, resamples: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield the bootstrap's test sets, some at a time: `(r, images)`, how often each image was drawn."""
+    """Yield the bootstrap's test sets in chunks: `(r, images)`, how often each image was drawn."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, DRAWS_AT_A_TIME):
         count = min(DRAWS_AT_A_TIME, resamples - start)
@@ -70,7 +70,7 @@ def draws(images: int, resamples: int = 1000, seed: int = 0) -> Iterator[np.ndar
 def resample(
     statistics: Mapping[str, Statistic], images: int, resamples: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return each figure on each draw, `(resamples,)`; the same draws for the same `images`, `resamples` and `seed`.
+    """Return each metric on each draw, `(resamples,)`; equal `images`, `resamples` and `seed` give equal draws.
 
     Raises:
         ValueError: there are no images, or fewer than two draws.
@@ -85,27 +85,27 @@ def resample(
 
 
 def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
-    """Return the interval of a figure from its values on the draws.
+    """Return the confidence interval of a metric from its values on the draws.
 
-    It lies between the quantiles of the draws, moved so that their mean falls on the value. For means the shift is
-    next to nothing; a vocabulary needs it, as a draw always holds fewer different captions than the test set.
+    The bounds are quantiles of the draws, shifted so that the draws' mean equals the value. For means the shift is
+    close to zero; for a vocabulary it is needed, because a draw always has fewer different captions than the test set.
 
     Args:
-        value: the figure on the whole test set.
-        drawn: `(R,)`, the figure on each draw.
-        level: the share of draws inside.
+        value: the metric on the whole test set.
+        drawn: `(R,)`, the metric on each draw.
+        level: the fraction of draws inside the interval.
     """
     low, high = np.quantile(drawn - drawn.mean() + value, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
 def difference(first: tuple[float, np.ndarray], second: tuple[float, np.ndarray], level: float = 0.95) -> Interval:
-    """Return how much larger a figure of the first system is, with the paired interval.
+    """Return how much larger a metric of the first system is, with the paired interval.
 
     Args:
         first: value and draws of the first system.
-        second: value and draws of the second, from the same draws.
-        level: the share of draws inside.
+        second: value and draws of the second system, from the same draws.
+        level: the fraction of draws inside the interval.
     """
     return interval(first[0] - second[0], first[1] - second[1], level)
 
@@ -113,11 +113,11 @@ def difference(first: tuple[float, np.ndarray], second: tuple[float, np.ndarray]
 def compare(
     values: Mapping[str, Mapping[str, float]], drawn: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
-    """Return the intervals of each system, and of the difference of each pair, for the figures that both have.
+    """Return the intervals of each system, and of the difference of each pair for the metrics that both have.
 
     Args:
-        values: the figures of each system, by name.
-        drawn: the same figures on the draws of the bootstrap.
+        values: the metrics of each system, by name.
+        drawn: the same metrics on the draws of the bootstrap.
 
     Returns:
         ``{"ours": {"CIDEr-D": {"value": ..., "low": ..., "high": ...}}, "ours - theirs": ...}``.

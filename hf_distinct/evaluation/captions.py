@@ -1,10 +1,11 @@
-"""How well captions agree with what people wrote: CIDEr-D, BLEU and ROUGE-L.
+"""Agreement of captions with references: CIDEr-D, BLEU and ROUGE-L.
 
-The definitions are those of the COCO caption evaluation (the package `pycocoevalcap`), so that a number from here can
-stand beside a published one. Two things to know when comparing:
+The definitions are those of the COCO caption evaluation (the package `pycocoevalcap`), so values are comparable with
+published ones. Note when you compare:
 
-- scores are in their own unit: a CIDEr-D of 1.0 is what papers print as "100", a BLEU of 0.35 as "35";
-- words are those of the COCO evaluation's tokenizer, see `hf_distinct.evaluation.ptb_tokenizer`; it needs no Java.
+- values are not multiplied by 100: papers print a CIDEr-D of 1.0 as "100" and a BLEU of 0.35 as "35";
+- words are those of the COCO evaluation's tokenizer, reimplemented without Java in
+  `hf_distinct.evaluation.ptb_tokenizer`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Ngram = tuple[str, ...]
 Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
 
 END_TOKEN = "\n"
-"""The end of a caption as a word, which `tokenize` never gives."""
+"""The end of a caption as a word, which `tokenize` never returns."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
 
 
 class CiderD:
-    """CIDEr-D with document frequencies counted once, fast enough to be a reward.
+    """CIDEr-D with document frequencies counted once, fast enough for a reward.
 
     For n = 1..4 a caption c is a vector g_n(c) with one entry for each n-gram w: (how often w is in c) times
     log(number of images / number of images with w among their references). With references s_1..s_m
@@ -37,13 +38,13 @@ class CiderD:
         CIDEr-D(c) = 10 / (4 m) * sum_n sum_j exp(-(|c| - |s_j|)^2 / (2 * 6^2)) * <min(g_n(c), g_n(s_j)), g_n(s_j)>
                                                                                 / (||g_n(c)|| * ||g_n(s_j)||)
 
-    (Vedantam, Zitnick, Parikh: CIDEr, arXiv 1411.5726, section 4 and appendix.) An n-gram that no image of the corpus
-    has counts as one that a single image has. A corpus of one image makes every weight log(1) = 0, and every score 0.
+    (Vedantam, Zitnick, Parikh: CIDEr, arXiv 1411.5726, section 4 and appendix.) An n-gram that is not in the corpus
+    counts as if one image had it. In a corpus of one image every weight is log(1) = 0, so every score is 0.
 
     Args:
-        references_corpus: for each image its reference captions; document frequencies are counted over images.
-        cache_size: for how many images the prepared references are kept (about 20 kB an image).
-        end_token: count the end of each caption and reference as a word more. The metric does not; a reward should,
+        references_corpus: the reference captions of each image; document frequencies are counted over images.
+        cache_size: for how many images the prepared references are kept (about 20 kB per image).
+        end_token: count the end of each caption and reference as a word. The metric does not; a reward should,
             see `hf_distinct.rewards.CiderReward`.
 
     Raises:
@@ -61,7 +62,7 @@ class CiderD:
             _check_references(references, row)
             images_with.update({ngram for reference in references for ngram in _ngrams(self._words(reference), MAX_N)})
         self._unseen_idf = math.log(len(references_corpus))
-        # An n-gram of one image weighs the same as an unseen one, so it need not be stored: on COCO, most of them.
+        # An n-gram of one image has the weight of an unseen one and need not be stored: most n-grams of COCO.
         idf_of_count = {count: self._unseen_idf - math.log(count) for count in set(images_with.values())}
         self._idf = {ngram: idf_of_count[count] for ngram, count in images_with.items() if count > 1}
         self._cache_size = cache_size
@@ -106,7 +107,7 @@ class CiderD:
             yield ngram, count * self._idf.get(ngram, self._unseen_idf)
 
     def _prepare(self, references: Sequence[str]) -> _Postings:
-        """Return the references of one image turned inside out, from the cache when they were scored before."""
+        """Return the indexed references of one image, from the cache if possible."""
         key = tuple(references)
         if key not in self._cache:
             _check_references(references, None)
@@ -119,7 +120,7 @@ class CiderD:
 class _Postings:
     """The references of one image as n-gram -> [(slot, weight, weight / norm)].
 
-    A candidate then looks up each of its n-grams once, whatever the number of references.
+    A candidate looks up each of its n-grams only once, whatever the number of references.
     """
 
     __slots__ = ("entries", "lengths")
@@ -140,10 +141,10 @@ class _Postings:
 
 
 def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the mean CIDEr-D of a test set; document frequencies come from its own references (1.0 is "100").
+    """Return the mean CIDEr-D of a test set, with document frequencies from its references (papers print 1.0 as 100).
 
     Args:
-        captions: one caption for each image.
+        captions: one caption per image.
         references: the reference captions of each image.
 
     Raises:
@@ -156,11 +157,12 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Return corpus BLEU-1 .. BLEU-4, each from 0 to 1.
 
-    Clipped n-gram matches are summed over the corpus before dividing; the brevity penalty compares the sum of caption
-    lengths with the sum of the closest reference lengths, the shorter one of two equally close (Papineni et al. 2002).
+    Clipped n-gram matches are summed over the corpus before dividing. The brevity penalty compares the sum of caption
+    lengths with the sum of the closest reference lengths; of two equally close, the shorter counts (Papineni et al.
+    2002).
 
     Args:
-        captions: one caption for each image.
+        captions: one caption per image.
         references: the reference captions of each image.
 
     Raises:
@@ -171,11 +173,11 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
 
 
 def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Return BLEU-1 .. BLEU-n, `(R, n)`, of R sums of rows of `NgramCounts.bleu`."""
+    """Return BLEU-1 .. BLEU-n, `(R, n)`, from R sums of rows of `NgramCounts.bleu`."""
     lengths, closest, rest = counts[:, 0], counts[:, 1], counts[:, 2:]
     matches, attempts = np.hsplit(rest, 2)
-    # The two small numbers are pycocoevalcap's way round 0 / 0. They change the ninth digit, except where no caption
-    # has n words: BLEU-n is then small instead of 0, there as here.
+    # pycocoevalcap's two small numbers against 0 / 0. They change the ninth digit, except if no caption has n words:
+    # then BLEU-n is small instead of 0, as in pycocoevalcap.
     tiny, small = 1e-15, 1e-9
     brevity = np.exp(np.minimum(0.0, 1 - (closest + small) / (lengths + tiny)))
     products = np.cumprod((matches + tiny) / (attempts + small), axis=1)
@@ -183,7 +185,7 @@ def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
 
 
 def bleu_statistic(counts: np.ndarray, n: int) -> Statistic:
-    """Return BLEU-n as a function of the images that are in the test set."""
+    """Return BLEU-n as a function of the images in the test set."""
     return lambda weights: bleu_of_counts(weights @ counts)[:, n - 1]
 
 
@@ -200,12 +202,12 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 def rouge_l_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Return the ROUGE-L of each caption, from 0 to 1.
 
-    With the longest common subsequence of a caption and each reference, P = the best precision and R = the best recall
-    over the references (which may be two different ones): (1 + b^2) P R / (R + b^2 P), b = 1.2 (Lin 2004). A text
-    without words counts as one empty word, so that two of them agree.
+    With the longest common subsequence of a caption and each reference, P is the best precision and R the best recall
+    over the references (possibly two different ones): (1 + b^2) P R / (R + b^2 P), b = 1.2 (Lin 2004). A text without
+    words counts as one empty word, so that two empty texts agree.
 
     Args:
-        captions: one caption for each image.
+        captions: one caption per image.
         references: the reference captions of each image.
 
     Raises:
@@ -235,7 +237,7 @@ def _ngrams(words: list[str], max_n: int) -> Iterator[Ngram]:
 def _longest_common_subsequence(first: list[str], second: list[str]) -> int:
     """Return the length of the longest common subsequence.
 
-    A bit for each word of `second`: the row of the usual table, whose steps upward are its zeros (Hyyro 2004).
+    It uses one bit per word of `second` for a row of the dynamic programming table (Hyyro 2004).
     """
     places: dict[str, int] = {}
     for place, word in enumerate(second):
@@ -254,14 +256,14 @@ def _check_references(references: Sequence[str], row: int | None) -> None:
     if isinstance(references, str):
         raise ValueError(f"{where}references must be a list of captions, got the single string {references[:40]!r}.")
     if not references:
-        raise ValueError(f"{where}no reference caption; drop the image or give it one.")
+        raise ValueError(f"{where}no reference caption; drop the image or add one.")
 
 
 def _check_rows(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if isinstance(captions, str) or len(captions) != len(references):
         raise ValueError(
-            f"captions and references must be lists of equal length, one row for each image; got {len(captions)} "
-            f"captions and {len(references)} lists of references."
+            f"captions and references must be lists of equal length, one row per image; got {len(captions)} captions "
+            f"and {len(references)} lists of references."
         )
     if not captions:
         raise ValueError("there are no captions to score.")

@@ -1,7 +1,7 @@
-"""CLIPScore and RefCLIPScore: does a caption fit its picture in CLIP's eyes (Hessel et al., arXiv 2104.08718)?
+"""CLIPScore and RefCLIPScore: similarity of captions and images under CLIP (Hessel et al., arXiv 2104.08718).
 
-Both are easy to please by a caption that rewards of the same CLIP have trained: read them beside a judge that training
-never saw. Published figures embed "A photo depicts " before each caption, under CLIP ViT-B/32.
+A captioner trained with a reward from the same CLIP easily gets high values: compare them with those of a judge that
+training did not use. Published values prepend "A photo depicts " to each caption and use CLIP ViT-B/32.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 WEIGHT = 2.5
-"""w of the paper, which spreads cosines of about 0.1 to 0.4 over 0 to 1."""
+"""w in the paper; it scales cosines of about 0.1 to 0.4 to the range 0 to 1."""
 
 
 def clip_scores(text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
-    """Return ``2.5 max(cos(c, v), 0)`` of each caption and its image: ``(N,)``.
+    """Return ``2.5 max(cos(c, v), 0)`` for each caption and its image: ``(N,)``.
 
     Args:
         text_embeds: L2-normalised, ``(N, d)``.
@@ -25,7 +25,7 @@ def clip_scores(text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
     """
     if text_embeds.ndim != 2 or text_embeds.shape != image_embeds.shape:
         raise ValueError(
-            f"captions and images need one row of equal width each; got {tuple(text_embeds.shape)} and "
+            f"captions and images need embeddings of the same shape; got {tuple(text_embeds.shape)} and "
             f"{tuple(image_embeds.shape)}."
         )
     return WEIGHT * (text_embeds.float() * image_embeds.float()).sum(dim=1).clamp_min(0)
@@ -40,14 +40,16 @@ def ref_clip_scores(
         text_embeds: L2-normalised, ``(N, d)``.
         image_embeds: L2-normalised, ``(N, d)``.
         reference_embeds: L2-normalised, ``(M, d)``, the references of all images.
-        reference_rows: ``(M,)`` int64, the row of each reference's image; each row has one at least.
+        reference_rows: ``(M,)`` int64, the row of each reference's image; each image has at least one.
 
     Raises:
-        ValueError: shapes do not fit, or an image has no reference.
+        ValueError: shapes do not match, or an image has no reference.
     """
     scores = clip_scores(text_embeds, image_embeds)
     if reference_rows.shape != (len(reference_embeds),):
-        raise ValueError(f"{len(reference_embeds)} references need a row each; got {tuple(reference_rows.shape)}.")
+        raise ValueError(
+            f"{len(reference_embeds)} references need one row number each; got {tuple(reference_rows.shape)}."
+        )
     lacking = torch.bincount(reference_rows, minlength=len(scores)) == 0
     if lacking.any():
         raise ValueError(f"image {int(lacking.nonzero()[0])} has no reference.")

@@ -1,7 +1,7 @@
-"""Corruptions of captions, of the kinds that captioners produce: negative examples for a judge of grammar.
+"""Corrupt captions as captioners do: negative examples for the grammar judge.
 
 Each function takes the words of a caption (see `hf_distinct.evaluation.ptb_tokenizer.tokenize`) and a `random.Random`,
-and returns other words, or None if the caption offers no place for this kind. The word lists are English.
+and returns the corrupted words, or None if this corruption does not apply to the caption. Word lists are English.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hf_distinct.evaluation.faults import BAD_ENDINGS
 
 ARTICLES = frozenset(["a", "an", "the"])
 FILLERS = ("a", "the", "of", "with", "and", "in", "on", "is", "are", "to", "at", "while", "that", "there", "it")
-"""Words that fill a caption where nobody needs them."""
+"""Words that are inserted where they do not belong."""
 LONGEST_PHRASE = 5
 MOST_REPEATS = 3
 
@@ -22,7 +22,7 @@ Corruption = Callable[[Sequence[str], Random], Words | None]
 
 
 def swapped(words: Sequence[str], random: Random) -> Words | None:
-    """Two words that differ change places: "a dog on red a mat"."""
+    """Swap two different words: "a dog on red a mat"."""
     places = [(i, j) for i in range(len(words)) for j in range(i + 1, len(words)) if words[i] != words[j]]
     if not places:
         return None
@@ -33,7 +33,7 @@ def swapped(words: Sequence[str], random: Random) -> Words | None:
 
 
 def shuffled(words: Sequence[str], random: Random) -> Words | None:
-    """All words in another order."""
+    """Shuffle all words."""
     if len(set(words)) < 3:
         return None
     corrupted = random.sample(list(words), len(words))
@@ -41,7 +41,7 @@ def shuffled(words: Sequence[str], random: Random) -> Words | None:
 
 
 def repeated_word(words: Sequence[str], random: Random) -> Words | None:
-    """A word again right after itself, once or more: "a dog dog on a mat". Articles: see `doubled_article`."""
+    """Repeat a word once or more: "a dog dog on a mat". For articles see `doubled_article`."""
     places = [place for place, word in enumerate(words) if word not in ARTICLES]
     if not places:
         return None
@@ -50,26 +50,26 @@ def repeated_word(words: Sequence[str], random: Random) -> Words | None:
 
 
 def repeated_phrase(words: Sequence[str], random: Random) -> Words | None:
-    """Two to five words again right after themselves, then the rest or nothing: "a girl with a girl with a girl"."""
+    """Repeat two to five words, then continue or stop: "a girl with a girl with a girl"."""
     if len(words) < 2:
         return None
     length = random.randint(2, min(LONGEST_PHRASE, len(words)))
     start = random.randint(0, len(words) - length)
     phrase = list(words[start : start + length])
     corrupted = [*words[:start], *phrase * (1 + random.randint(1, MOST_REPEATS))]
-    if random.random() < 0.5:  # it ends within a repetition, as samples do
+    if random.random() < 0.5:  # end within a repetition, as samples do
         return corrupted[: len(corrupted) - random.randint(0, length - 1)]
     return [*corrupted, *words[start + length :]]
 
 
 def cut(words: Sequence[str], random: Random) -> Words | None:
-    """The end is missing after a word that needs one: "a man in a"."""
+    """Cut off the end after a word that needs a continuation: "a man in a"."""
     ends = [place for place in range(1, len(words)) if words[place - 1] in BAD_ENDINGS]
     return list(words[: random.choice(ends)]) if ends else None
 
 
 def doubled_article(words: Sequence[str], random: Random) -> Words | None:
-    """A second article after an article: "a the dog"."""
+    """Insert a second article after an article: "a the dog"."""
     places = [place for place, word in enumerate(words) if word in ARTICLES]
     if not places:
         return None
@@ -78,7 +78,7 @@ def doubled_article(words: Sequence[str], random: Random) -> Words | None:
 
 
 def dropped_article(words: Sequence[str], random: Random) -> Words | None:
-    """An article is missing after the first word, where people write it: "a man on horse"."""
+    """Drop an article, but not the first word: "a man on horse"."""
     places = [place for place, word in enumerate(words) if place and word in ARTICLES]
     if not places:
         return None
@@ -87,7 +87,7 @@ def dropped_article(words: Sequence[str], random: Random) -> Words | None:
 
 
 def dropped_word(words: Sequence[str], random: Random) -> Words | None:
-    """A preposition, a conjunction or another small word that is no article is missing: "a man a horse"."""
+    """Drop a preposition, a conjunction or another function word, but not an article: "a man a horse"."""
     places = [place for place, word in enumerate(words) if word in BAD_ENDINGS - ARTICLES]
     if not places:
         return None
@@ -96,7 +96,7 @@ def dropped_word(words: Sequence[str], random: Random) -> Words | None:
 
 
 def filler(words: Sequence[str], random: Random) -> Words | None:
-    """One to three small words stand where nobody needs them: "a dog of on the a mat"."""
+    """Insert one to three function words: "a dog of on the a mat"."""
     corrupted = list(words)
     for _ in range(random.randint(1, MOST_REPEATS)):
         corrupted.insert(random.randint(0, len(corrupted)), random.choice(FILLERS))
@@ -104,13 +104,13 @@ def filler(words: Sequence[str], random: Random) -> Words | None:
 
 
 def heap(words: Sequence[str], random: Random) -> Words | None:
-    """Some of the words, said again and again: "young girl girl the street the street the street"."""
+    """Repeat some of the words at random: "young girl girl the street the street the street"."""
     pieces = [list(words[place : place + 1 + random.randint(0, 1)]) for place in range(len(words))]
     if len(pieces) < 3:
         return None
     chosen = [random.choice(pieces) for _ in range(random.randint(2, 4))]
-    told = [word for piece in chosen for word in piece * random.randint(1, MOST_REPEATS)]
-    return told if told != list(words[: len(told)]) else None
+    heaped = [word for piece in chosen for word in piece * random.randint(1, MOST_REPEATS)]
+    return heaped if heaped != list(words[: len(heaped)]) else None
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -120,11 +120,11 @@ CORRUPTIONS: dict[str, Corruption] = {
         heap,
     )
 }  # fmt: skip
-"""The kinds by name."""
+"""The corruptions by name."""
 
 
 def corrupt(words: Sequence[str], random: Random) -> Words | None:
-    """Spoil a caption in one of the ways that it allows, each as likely as the others; None if it allows none."""
+    """Corrupt a caption in one of the applicable ways, chosen at random; None if none applies."""
     for kind in random.sample(sorted(CORRUPTIONS), len(CORRUPTIONS)):
         corrupted = CORRUPTIONS[kind](words, random)
         if corrupted is not None:

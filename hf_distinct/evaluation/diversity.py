@@ -1,6 +1,6 @@
-"""How varied captions are: a captioner can be right and still say the same of everything.
+"""Diversity of captions: captions may all be correct and still say the same about every image.
 
-Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`, so that case and punctuation make no difference.
+Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`, so case and punctuation do not matter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def vocabulary(captions: Sequence[str]) -> int:
 
 
 def unique_share(captions: Sequence[str]) -> float:
-    """Return the number of different captions over the number of captions, from 1 / len(captions) to 1.
+    """Return the number of different captions divided by the number of captions, from 1 / len(captions) to 1.
 
     Raises:
         ValueError: there are no captions.
@@ -35,7 +35,7 @@ def unique_share(captions: Sequence[str]) -> float:
 
 
 def mean_length(captions: Sequence[str]) -> float:
-    """Return the mean number of words in a caption.
+    """Return the mean number of words per caption.
 
     Raises:
         ValueError: there are no captions.
@@ -45,10 +45,11 @@ def mean_length(captions: Sequence[str]) -> float:
 
 
 def distinct_n(captions: Sequence[str], n: int = 2) -> float:
-    """Return the number of different n-grams over the number of all n-grams of all captions, from 0 to 1.
+    """Return the number of different n-grams divided by the number of n-grams in all captions, from 0 to 1.
 
-    (Li et al.: A Diversity-Promoting Objective Function for Neural Conversation Models, arXiv 1510.03055.) It falls
-    with the number of captions: compare only sets of equal size. Captions too short for any n-gram give 0.
+    (Li et al.: A Diversity-Promoting Objective Function for Neural Conversation Models, arXiv 1510.03055.) It
+    decreases with the number of captions, so compare sets of equal size only. Captions too short for any n-gram give
+    0.
 
     Raises:
         ValueError: there are no captions, or n is below 1.
@@ -58,7 +59,7 @@ def distinct_n(captions: Sequence[str], n: int = 2) -> float:
 
 
 def ngrams_of(captions: Sequence[str], n: int) -> list[list[tuple[str, ...]]]:
-    """Return the n-grams of each caption, repetitions included.
+    """Return the n-grams of each caption, with repetitions.
 
     Raises:
         ValueError: there are no captions, or n is below 1.
@@ -69,9 +70,9 @@ def ngrams_of(captions: Sequence[str], n: int) -> list[list[tuple[str, ...]]]:
 
 
 def self_bleu(captions: Sequence[str], max_n: int = 4) -> float:
-    """Return the mean BLEU of each caption against all others: 1 where all say the same (arXiv 1802.01886).
+    """Return the mean BLEU of each caption against all others: 1 if all are equal (arXiv 1802.01886).
 
-    It rises with the number of captions: compare only sets of equal size.
+    It increases with the number of captions, so compare sets of equal size only.
 
     Raises:
         ValueError: there are fewer than two captions.
@@ -81,7 +82,7 @@ def self_bleu(captions: Sequence[str], max_n: int = 4) -> float:
 
 
 def self_bleu_scores(captions: Sequence[str], max_n: int = 4) -> list[float]:
-    """Return BLEU-`max_n` of each caption with all others as its references, in time linear in their number.
+    """Return BLEU-`max_n` of each caption with all others as its references, in linear time.
 
     Raises:
         ValueError: there are fewer than two captions.
@@ -93,7 +94,7 @@ def self_bleu_scores(captions: Sequence[str], max_n: int = 4) -> list[float]:
         Counter(tuple(words[i : i + n]) for n in range(1, max_n + 1) for i in range(len(words) - n + 1))
         for words in tokenized
     ]
-    most: dict[tuple[str, ...], tuple[int, int]] = {}  # the largest count in a caption, and that in another one
+    most: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts of an n-gram, from different captions
     for counts in own:
         for ngram, count in counts.items():
             first, second = most.get(ngram, (0, 0))
@@ -114,7 +115,7 @@ def self_bleu_scores(captions: Sequence[str], max_n: int = 4) -> list[float]:
 
 
 def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
-    """Return the share of captions that are none of the training captions, case and punctuation aside.
+    """Return the fraction of captions that are not training captions, ignoring case and punctuation.
 
     Raises:
         ValueError: there are no captions, or no training captions.
@@ -124,7 +125,7 @@ def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
 
 
 def novel(captions: Sequence[str], training_captions: Sequence[str]) -> list[bool]:
-    """Return for each caption whether it is none of the training captions; raises as `novelty`."""
+    """Return for each caption whether it is not a training caption; raises like `novelty`."""
     _tokenized(captions[:1])
     _tokenized(training_captions[:1])
     known = set(map(ptb_line, training_captions))
@@ -135,7 +136,7 @@ def different(rows: Sequence[Sequence[Hashable]], share: bool = False) -> Statis
     """Return the number of different items as a function of the images in the test set.
 
     Args:
-        rows: the items of each image's caption: words for a vocabulary, n-grams, or the caption itself.
+        rows: the items of each image's caption: words, n-grams, or the caption itself.
         share: divide by the number of all items.
     """
     numbers: dict[Hashable, int] = {}

@@ -1,6 +1,6 @@
-"""Faults of language that a reward without people's captions breeds: captions cut off, and words said again and again.
+"""Language faults that rewards without references cause: truncated captions and repeated words.
 
-Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`. `bad_endings` knows English alone.
+Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`. `bad_endings` supports English only.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ BAD_ENDINGS = {
     "or", "our", "over", "that", "the", "their", "through", "to", "toward", "towards", "under", "upon", "very",
     "while", "with", "within", "without", "your",
 }  # fmt: skip
-"""Words after which something must follow. Those that may well end a caption ("a man looks up") are not among them."""
+"""Words that need a continuation. Words that can end a caption ("a man looks up") are not included."""
 ENGLISH = frozenset(["the", "and", "with"])
 FEW_WORDS = 200
 
 
 def seem_english(captions: Sequence[str]) -> bool:
-    """Whether captions may be English: one word in a hundred is "the", "and" or "with". Too few words may be anything.
+    """Whether captions may be English: at least 1 % of the words are "the", "and" or "with". True for few words.
 
-    Among people's captions of photographs it is one in ten; in other languages these three are no words.
+    In people's captions of photographs it is about 10 %; in other languages these three words do not occur.
     """
     words = [word for words in _tokenized(captions) for word in words]
     return len(words) < FEW_WORDS or 100 * sum(word in ENGLISH for word in words) >= len(words)
 
 
 def bad_endings(captions: Sequence[str]) -> list[bool]:
-    """Return for each caption whether it has no words, or ends in one of `BAD_ENDINGS`: "a man on a".
+    """Return for each caption whether it is empty or ends with one of `BAD_ENDINGS`, such as "a man on a".
 
-    The list is English; of captions in other languages only those without words are found.
+    The list is English; in other languages only empty captions are detected.
 
     Raises:
         ValueError: `captions` is a string.
@@ -41,15 +41,15 @@ def bad_endings(captions: Sequence[str]) -> list[bool]:
 
 
 def repeats(captions: Sequence[str], n: int = 2) -> list[bool]:
-    """Return for each caption whether it says a word twice in a row, or n words in a row twice.
+    """Return for each caption whether it repeats a word immediately, or contains the same n words in a row twice.
 
-    People rarely do: in "a dog and a cat on a mat" no two words come twice together.
+    People rarely do this: in "a dog and a cat on a mat" no pair of words occurs twice.
 
     Raises:
         ValueError: `captions` is a string, or n is below 2.
     """
     if n < 2:
-        raise ValueError(f"single words may well come twice; n should be at least 2, got {n}.")
+        raise ValueError(f"n should be at least 2, because single words often occur twice; got {n}.")
     found = []
     for words in _tokenized(captions):
         ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

@@ -1,4 +1,4 @@
-"""Fluency: what a language model and a judge of grammar find of captions; they see what CLIP does not."""
+"""Fluency of captions, measured by a language model and a grammar judge, neither of which sees images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_distinct.files.safe_loading import refuse_code
 
 
 class LanguageModel:
-    """A causal language model as a judge of sentences.
+    """A causal language model that measures the perplexity of captions.
 
     Args:
         name: a Hub id or a folder.
-        device: where it runs; none: a GPU if there is one.
+        device: the device to use; by default a GPU if there is one.
 
     Raises:
         ValueError: it cannot be loaded, or would run code.
@@ -37,13 +37,13 @@ class LanguageModel:
         start = self.tokenizer.bos_token_id
         self.start = self.tokenizer.eos_token_id if start is None else start
         if self.start is None:
-            raise ValueError(f"language model {name!r} has no token to begin a text with.")
+            raise ValueError(f"language model {name!r} has no start token (bos_token or eos_token).")
 
     @torch.no_grad()
     def surprise(self, captions: Sequence[str], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Return of each caption the sum of ``-log p`` over its tokens, and their number: ``(N,)`` each.
+        """Return for each caption the sum of ``-log p`` over its tokens, and the number of tokens: ``(N,)`` each.
 
-        The first token follows the model's token for a beginning, an end is not asked for.
+        The first token is conditioned on the model's start token; an end token is not included.
         """
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1024
         rows = [
@@ -65,25 +65,25 @@ class LanguageModel:
 
 
 def perplexity_distance(own: Statistic, people: Statistic) -> Statistic:
-    """Return how far a perplexity is from that of people's captions, ``|ln(own / people)|``: 0 where they are equal.
+    """Return how far a perplexity is from that of people's captions, ``|ln(own / people)|``; 0 if they are equal.
 
-    A low perplexity is no sign of good language: words said again and again are the easiest to predict.
+    A low perplexity alone does not show good language, because repeated words are the easiest to predict.
     """
     return lambda weights: np.abs(np.log(own(weights) / people(weights)))
 
 
 def perplexity(sums: np.ndarray, counts: np.ndarray) -> Statistic:
-    """Return the perplexity of a test set, ``exp(sum of -log p / tokens)``, as a function of the images in it."""
+    """Return the perplexity of a test set, ``exp(sum of -log p / tokens)``, as a function of its images."""
     return lambda weights: np.exp(weights @ sums / np.maximum(weights @ counts, 1.0))
 
 
 class LanguageJudges:
-    """What measures the language of captions without references: a judge of grammar, a language model, or neither.
+    """Measures the language of captions without references, by a grammar judge, a language model, both or neither.
 
     Args:
         grammar: folder of a [`GrammarJudge`]; or None.
         language_model: a Hub id or a folder; or None.
-        batch_size: captions that the language model reads at a time.
+        batch_size: captions per batch of the language model.
 
     Raises:
         ValueError: one of them cannot be loaded.
@@ -95,7 +95,7 @@ class LanguageJudges:
         self.batch_size = batch_size
 
     def statistics(self, captions: Sequence[str]) -> dict[str, Statistic]:
-        """``grammar`` and ``perplexity`` of captions, where there is what measures it."""
+        """Return ``grammar`` and ``perplexity`` of captions, as far as they can be measured."""
         found: dict[str, Statistic] = {}
         if self.grammar is not None:
             found["grammar"] = mean_of(self.grammar.accepts(captions))
@@ -104,10 +104,10 @@ class LanguageJudges:
         return found
 
     def told(self) -> Iterator[str]:
-        """A line that says how good the judge of grammar is."""
+        """Yield a line about the accuracy of the grammar judge."""
         if self.grammar is not None:
             each = ", ".join(f"{kind} {value:.2f}" for kind, value in self.grammar.accuracy.items())
             yield (
-                "grammar: share of captions that the judge takes for people's. Its accuracy on captions it did not "
-                f"learn from: {each or 'not measured'}."
+                "grammar: fraction of captions that the grammar judge takes for people's. Its accuracy on held-out "
+                f"captions: {each or 'not measured'}."
             )

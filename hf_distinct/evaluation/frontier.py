@@ -1,7 +1,7 @@
-"""Where a system stands beside others that trade one figure for another.
+"""Pareto frontiers of systems that trade one metric for another.
 
-A captioner that writes each caption by one of two systems, drawn at random, has a mean on the line between theirs. So
-what a set of systems reaches is the upper hull of their points, not only the points.
+A captioner that uses one of two systems at random for each caption has a mean on the line between theirs. So a set of
+systems reaches the upper convex hull of their points, not only the points.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ Point = tuple[float, float]
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the corners of what points ``(x, y)`` and their mixes reach, where more is better of both.
+    """Return the corners of the frontier of points ``(x, y)`` and their mixtures; larger is better for both.
 
-    They go from the point of the largest y to that of the largest x; between them y falls, and ever faster.
+    They are ordered from the largest y to the largest x.
 
     Raises:
         ValueError: there are no points.
@@ -22,9 +22,9 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     if not points:
         raise ValueError("a frontier needs points.")
     hull: list[Point] = []
-    for point in sorted(points, key=lambda each: (-each[0], -each[1])):  # from the largest x to the left
+    for point in sorted(points, key=lambda each: (-each[0], -each[1])):  # from the largest x downwards
         if hull and point[1] <= hull[-1][1]:
-            continue  # less of both
+            continue  # worse in both
         while len(hull) > 1 and _turns_left(hull[-2], hull[-1], point):
             hull.pop()
         hull.append(point)
@@ -32,7 +32,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def reach(points: Sequence[Point], x: float) -> float:
-    """Return the largest y that a mix of points has at ``x`` or more; minus infinity where none gets so far.
+    """Return the largest y that a mixture of points has at ``x`` or more; minus infinity beyond the frontier.
 
     Raises:
         ValueError: there are no points.
@@ -47,5 +47,5 @@ def reach(points: Sequence[Point], x: float) -> float:
 
 
 def _turns_left(first: Point, second: Point, third: Point) -> bool:
-    """Whether the second lies on or under the line from the first to the third, the first being rightmost."""
+    """Whether the second lies on or below the line from the first to the third; the first is rightmost."""
     return (second[0] - third[0]) * (first[1] - third[1]) >= (second[1] - third[1]) * (first[0] - third[0])

@@ -1,9 +1,8 @@
-"""A small judge of language: did a person write this caption, or has its language been corrupted?
+"""A grammar judge: a small classifier of captions written by people against corrupted ones.
 
-A CLIP reward does not see language, and the perplexity of a language model is fooled: words said again and again are
-easy to predict. ``recipes/train_grammar.py`` trains this judge to tell captions that people wrote from corrupted
-copies of them (`hf_distinct.evaluation.corruptions`). It reads words only, no picture. It is a measure: never train a
-captioner with it.
+A CLIP reward ignores grammar, and a language model's perplexity is misleading, because repeated words are easy to
+predict. ``hf-distinct train-grammar`` trains this judge to distinguish people's captions from corrupted copies
+(`hf_distinct.evaluation.corruptions`). It only reads words, not the image. It is a metric: never use it as a reward.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ PADDING, UNKNOWN = 0, 1
 FIRST_WORD = 2
 MIN_COUNT = 3
 UNKNOWN_SHARE = 0.02
-"""Fraction of the words that training replaces by the unknown one, so that a rare word alone tells nothing."""
+"""Fraction of words that training replaces by the unknown word, so that rare words are no evidence by themselves."""
 MAX_WORDS = 64
-"""Maximum number of words of a caption that are read."""
+"""Maximum number of words per caption; later words are ignored."""
 LONGEST_AGO = 8
-"""A repetition at this distance, in words, or at any longer one counts as equally far."""
+"""Distances of repetitions, in words, are clipped at this value."""
 MAX_WIDTH = 1024
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "caption grammar judge"
 
 
 class GrammarJudge(nn.Module):
-    """A bidirectional GRU over a caption's words, then a linear layer on the maximum and the mean of its states.
+    """A bidirectional GRU over a caption's words, with a linear layer on the maximum and the mean of its states.
 
-    Each word comes with its distance from the last occurrence of the same word, and of the same pair of words, so that
-    the judge also finds repetitions of words that were never repeated in training.
+    The input also has each word's distance from the previous occurrence of the same word, and of the same pair of
+    words, so that the judge detects repetitions of words that were not repeated in training.
 
     Args:
         vocabulary: the known words; all others share one embedding.
-        width: of a word's embedding, and of the GRU in each direction.
+        width: size of the word embedding, and of the GRU in each direction.
 
     Attributes:
         accuracy: the accuracy on held-out captions by kind: ``people``, and each kind of
@@ -71,7 +70,7 @@ class GrammarJudge(nn.Module):
         self.head = nn.Linear(4 * width, 1)
 
     def forward(self, ids: Tensor, ago: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``(N,)`` that people wrote captions; the arguments are what `batch` gives."""
+        """Return logits ``(N,)`` that people wrote the captions; the arguments come from `batch`."""
         words = self.dropout(self.embedding(ids) + self.ago[0](ago[..., 0]) + self.ago[1](ago[..., 1]))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=ids.shape[1])
@@ -81,10 +80,10 @@ class GrammarJudge(nn.Module):
         return self.head(self.dropout(torch.cat([largest, mean], dim=1)))[:, 0]
 
     def batch(self, rows: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Captions of one word or more, as words, for the network.
+        """Prepare captions of at least one word, given as words, for the network.
 
         Returns:
-            Word ids ``(N, L)``; ``(N, L, 2)``, the distances from the last occurrence of the word and of its pair, 0
+            Word ids ``(N, L)``; distances from the previous occurrence of the word and of its pair ``(N, L, 2)``, 0
             where there is none; and lengths ``(N,)``.
         """
         rows = [words[:MAX_WORDS] for words in rows]
@@ -107,7 +106,7 @@ class GrammarJudge(nn.Module):
 
     @torch.no_grad()
     def score_words(self, rows: Sequence[Sequence[str]], batch_size: int = 256) -> np.ndarray:
-        """As `score`, of captions that are split into words."""
+        """Like `score`, for captions that are already split into words."""
         self.eval()
         found = np.zeros(len(rows))
         order = sorted((place for place in range(len(rows)) if rows[place]), key=lambda place: len(rows[place]))
@@ -116,7 +115,7 @@ class GrammarJudge(nn.Module):
         return found
 
     def accepts(self, captions: Sequence[str]) -> np.ndarray:
-        """Return for each caption whether it is taken for a person's, ``(N,)`` bool: the figure ``grammar``."""
+        """Return whether each caption is classified as a person's, ``(N,)`` bool: the metric ``grammar``."""
         return self.score(captions) > 0.5
 
     # ---------------------------------------------------------------------------------------------------------- files
@@ -131,10 +130,10 @@ class GrammarJudge(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> GrammarJudge:
-        """Read a judge that `save` wrote; nothing in the folder is run.
+        """Read a judge written by `save`; no code in the folder is run.
 
         Raises:
-            ValueError: there is none, or a file is damaged.
+            ValueError: the folder contains no judge, or a file is damaged.
         """
         folder = Path(folder)
         try:
@@ -146,19 +145,19 @@ class GrammarJudge(nn.Module):
             judge = cls(vocabulary, width)
             judge.load_state_dict(weights)
             if not all(value.isfinite().all() for value in judge.parameters()):
-                raise ValueError(f"{WEIGHTS} holds NaN or infinity")
+                raise ValueError(f"{WEIGHTS} contains NaN or infinity")
             judge.accuracy = config["accuracy"]
-        except Exception as error:  # of JSON, of safetensors, of torch: whatever is wrong with a stranger's files
+        except Exception as error:  # errors of JSON, safetensors and torch
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{folder} holds no judge of grammar that can be read ({reason}): make one with "
+                f"{folder} contains no readable grammar judge ({reason}): create one with "
                 "`hf-distinct train-grammar`."
             ) from error
         return judge.eval()
 
 
 def _ago(items: Sequence[Any]) -> list[int]:
-    """The distance of each item from the last one that is equal, at most `LONGEST_AGO`; 0 where there is none."""
+    """Return the distance of each item from the previous equal one, at most `LONGEST_AGO`; 0 if there is none."""
     last: dict[Any, int] = {}
     found = []
     for place, item in enumerate(items):
@@ -168,17 +167,17 @@ def _ago(items: Sequence[Any]) -> list[int]:
 
 
 def _checked(config: Any) -> tuple[list[str], int]:
-    """Vocabulary and width of a judge's config; raises ValueError."""
+    """Return vocabulary and width from a judge's config; raises ValueError."""
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise ValueError(f"{CONFIG} is not that of a {KIND}")
     vocabulary, width = config.get("vocabulary"), config.get("width")
     if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
-        raise ValueError(f"{CONFIG}: vocabulary is no list of words")
+        raise ValueError(f"{CONFIG}: vocabulary is not a list of words")
     accuracy = config.get("accuracy")
     if not isinstance(accuracy, dict) or not all(isinstance(value, float) for value in accuracy.values()):
-        raise ValueError(f"{CONFIG}: accuracy holds no figures by name")
+        raise ValueError(f"{CONFIG}: accuracy does not map names to numbers")
     if not isinstance(width, int) or not 0 < width <= MAX_WIDTH:
-        raise ValueError(f"{CONFIG}: width={width!r} is no number from 1 to {MAX_WIDTH}")
+        raise ValueError(f"{CONFIG}: width={width!r} is not a number from 1 to {MAX_WIDTH}")
     return vocabulary, width
 
 
@@ -191,24 +190,24 @@ def train_grammar_judge(
     width: int = 128,
     seed: int = 0,
 ) -> GrammarJudge:
-    """Teach a judge on captions that people wrote, each against itself corrupted anew in every epoch.
+    """Train a judge on people's captions against corrupted copies, which differ in every epoch.
 
-    The same captions and settings give the same judge, on the same machine and number of threads.
+    The same captions and settings give the same judge, on the same machine with the same number of threads.
 
     Args:
-        captions: what people wrote.
-        epochs: how often it sees each.
-        batch_size: captions of people at a time, with as many corrupted ones.
-        learning_rate: the highest one, of AdamW; it rises and falls in one cycle.
+        captions: people's captions.
+        epochs: passes over the captions.
+        batch_size: people's captions per batch, with as many corrupted ones.
+        learning_rate: the maximum learning rate of AdamW, with a one-cycle schedule.
         width: see [`GrammarJudge`].
-        seed: of its weights, and of what is corrupted how.
+        seed: seed of the weights and of the corruptions.
 
     Raises:
         ValueError: no caption has two words or more.
     """
     rows = [words for words in map(tokenize, captions) if len(words) > 1]
     if not rows:
-        raise ValueError("a judge of grammar needs captions of two words or more to learn from: there are none.")
+        raise ValueError("training a grammar judge needs captions of at least two words: there are none.")
     counts = Counter(word for words in rows for word in words)
     vocabulary = sorted(word for word, count in counts.items() if count >= MIN_COUNT)
     random = Random(seed)
@@ -234,7 +233,7 @@ def train_grammar_judge(
 
 
 def _loss(judge: GrammarJudge, people: list[Words], random: Random) -> Tensor:
-    """Cross-entropy of captions and of the same corrupted, some of whose words are hidden."""
+    """Return the cross-entropy of captions and their corrupted copies, with some words masked."""
     corrupted = [words for words in (corrupt(words, random) for words in people) if words is not None]
     ids, ago, lengths = judge.batch([*people, *corrupted])
     hidden = (torch.rand(ids.shape) < UNKNOWN_SHARE) & (ids != PADDING)
@@ -244,22 +243,22 @@ def _loss(judge: GrammarJudge, people: list[Words], random: Random) -> Tensor:
 
 
 def accuracy_by_kind(judge: GrammarJudge, captions: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Return a judge's accuracy on people's captions, and on each kind of corrupted ones.
+    """Return a judge's accuracy on people's captions and on each kind of corrupted ones.
 
     Args:
         judge: the judge.
-        captions: what people wrote, and the judge did not learn from.
-        seed: of what is corrupted how.
+        captions: people's captions that the judge was not trained on.
+        seed: seed of the corruptions.
 
     Returns:
-        ``people``, and each kind that any of the captions allows; from 0 to 1.
+        ``people``, and each kind that applies to any of the captions; from 0 to 1.
 
     Raises:
         ValueError: there are no captions.
     """
     rows = [tokenize(caption) for caption in captions]
     if not rows:
-        raise ValueError("there are no captions to measure a judge of grammar on.")
+        raise ValueError("there are no captions to measure a grammar judge on.")
     random, found = Random(seed), {"people": float((judge.score_words(rows) > 0.5).mean())}
     for kind, make in CORRUPTIONS.items():
         corrupted = [words for words in (make(row, random) for row in rows) if words is not None]

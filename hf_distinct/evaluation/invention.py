@@ -1,8 +1,8 @@
-"""Invention: what of a caption none of the references of its image says.
+"""Invention: content words of a caption that no reference of its image contains.
 
-A captioner that is rewarded for standing out may name what nobody sees. People invent too, by this measure: of one
-person's content words the four others have often not said two in five. So the figure means something beside that of
-people alone, against as many references.
+A captioner that is rewarded for distinctive captions may name things that are not in the image. By this measure people
+invent too: about 40 % of the content words of a person's caption are often not in the four other captions. So compare
+the value with that of people's captions against the same number of references.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ FUNCTION_WORDS = {
     "under", "until", "up", "upon", "us", "very", "was", "we", "were", "what", "when", "where", "which", "while",
     "who", "whose", "will", "with", "within", "without", "would", "you", "your", "'s", "n't",
 }  # fmt: skip
-"""English words that name nothing in a picture."""
+"""English function words."""
 VOWEL = re.compile("[aeiouy]")
 
 
 def stem(word: str) -> str:
-    """Return what the forms of an English word share, roughly: of "dogs", "running", "rides", "babies" and "riding".
+    """Return a rough stem, which the forms of an English word share, such as "dogs", "running", "rides" and "babies".
 
     These give "dog", "run", "rid", "babi", "rid". Endings of plurals and verbs fall, then a doubled consonant and an
-    "e", and "y" becomes "i", as in the first step of Porter's algorithm (1980). Irregular forms stay apart.
+    Plural and verb endings are removed, then a doubled consonant and an "e", and "y" becomes "i", as in the first step
+    of Porter's algorithm (1980). Irregular forms are not merged.
     """
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         word = word[:-1]
@@ -53,15 +54,15 @@ def stem(word: str) -> str:
 
 
 def content_stems(caption: str) -> set[str]:
-    """Return the stems of a caption's different content words."""
+    """Return the stems of the different content words of a caption."""
     return {stem(word) for word in tokenize(caption) if word not in FUNCTION_WORDS}
 
 
 def invented(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    """Return for each caption how many of its different content words no reference has, and how many it has.
+    """Return for each caption how many of its different content words no reference contains, and how many it has.
 
     Args:
-        captions: one caption for each image.
+        captions: one caption per image.
         references: the reference captions of each image.
 
     Raises:
@@ -69,8 +70,8 @@ def invented(captions: Sequence[str], references: Sequence[Sequence[str]]) -> li
     """
     if isinstance(captions, str) or len(captions) != len(references):
         raise ValueError(
-            f"captions and references must be lists of equal length, one row for each image; got {len(captions)} "
-            f"captions and {len(references)} lists of references."
+            f"captions and references must be lists of equal length, one row per image; got {len(captions)} captions "
+            f"and {len(references)} lists of references."
         )
     counts = []
     for caption, own in zip(captions, references, strict=True):
@@ -80,10 +81,10 @@ def invented(captions: Sequence[str], references: Sequence[Sequence[str]]) -> li
 
 
 def invention(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the share of all captions' content words that none of the references of their image has, from 0 to 1.
+    """Return the fraction of all captions' content words that no reference of their image contains, from 0 to 1.
 
-    Words are compared by their stems, and count once a caption; captions without content words give 0. The lists of
-    words are English.
+    Words are compared by stem and counted once per caption; captions without content words give 0. The word lists are
+    English.
 
     Raises:
         ValueError: see `invented`.
@@ -96,6 +97,6 @@ def invention(captions: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def invention_statistic(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistic:
-    """Return `invention` as a function of the images that are in the test set."""
+    """Return `invention` as a function of the images in the test set."""
     counts = np.array(invented(captions, references), dtype=np.float64).reshape(-1, 2)
     return lambda weights: weights @ counts[:, 0] / np.maximum(weights @ counts[:, 1], 1.0)

@@ -1,7 +1,7 @@
-"""METEOR and SPICE, which exist in Java alone: through the package `pycocoevalcap`, where both are installed.
+"""METEOR and SPICE, which need Java, from the package `pycocoevalcap`.
 
-`pip install pycocoevalcap` brings METEOR; SPICE downloads its language models (400 MB) at first use, and takes
-8 GB of memory.
+`pip install pycocoevalcap` includes METEOR; SPICE downloads its language models (400 MB) at first use and needs 8 GB
+of memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hf_distinct.evaluation.ptb_tokenizer import ptb_line
 
 
 def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """Return METEOR of a test set, from 0 to 1, and that of each caption (Denkowski and Lavie 2014).
+    """Return METEOR of a test set, from 0 to 1, and of each caption (Denkowski and Lavie 2014).
 
-    The test set's is no mean: it is counted on sums over all captions.
+    The value of the test set is not a mean: it is computed from sums over all captions.
 
     Raises:
         ValueError: Java or `pycocoevalcap` is missing or fails; lists of unequal length.
@@ -28,7 +28,7 @@ def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """Return SPICE of a test set, from 0 to 1, and that of each caption (Anderson et al., arXiv 1607.08822).
+    """Return SPICE of a test set, from 0 to 1, and of each caption (Anderson et al., arXiv 1607.08822).
 
     Raises:
         ValueError: Java or `pycocoevalcap` is missing or fails; lists of unequal length.
@@ -38,13 +38,13 @@ def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
 
 
 def check_java(metric: str) -> None:
-    """Raise a ValueError that says what to install, where a metric of this file cannot run."""
+    """Raise a ValueError that says what to install, if a metric of this module cannot run."""
     _metric(metric.lower())
 
 
 def _metric(name: str) -> Any:
     if shutil.which("java") is None:
-        raise ValueError(f"{name.upper()} runs in Java, and there is no `java` on the PATH: install Java 8 or newer.")
+        raise ValueError(f"{name.upper()} needs Java, and there is no `java` on the PATH: install Java 8 or newer.")
     try:
         return import_module(f"pycocoevalcap.{name}.{name}")
     except ImportError as error:
@@ -53,7 +53,7 @@ def _metric(name: str) -> Any:
 
 def _score(name: str, kind: str, captions: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
     if not captions or len(captions) != len(references):
-        raise ValueError(f"{len(captions)} captions and {len(references)} lists of references: give one for each.")
+        raise ValueError(f"{len(captions)} captions and {len(references)} lists of references: pass one for each.")
     module = _metric(name)
     given = {row: [ptb_line(reference) for reference in own] for row, own in enumerate(references)}
     said = {row: [ptb_line(caption)] for row, caption in enumerate(captions)}

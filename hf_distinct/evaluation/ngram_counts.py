@@ -1,4 +1,4 @@
-"""CIDEr-D and BLEU of a whole test set at once, by counting all n-grams in arrays."""
+"""CIDEr-D and BLEU of a whole test set, with all n-grams counted in arrays."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SIGMA = 6.0
 
 
 class NgramCounts:
-    """How often each n-gram, n = 1 to 4, is in each of T texts: N captions, then the references of each in turn.
+    """Counts of each n-gram, n = 1 to 4, in T texts: N captions, followed by the references of each.
 
     Args:
         captions: one caption for each of N images.
-        references: the reference captions of each image, one at least.
+        references: the reference captions of each image, at least one.
 
     Attributes:
-        lengths: ``(T,)``, words of each text.
+        lengths: ``(T,)``, number of words of each text.
         owners: ``(T,)``, the image of each text.
-        text, gram, count, size: ``(E,)`` each, an entry for each n-gram of each text: the text, a number for the
-            n-gram, how often it is there, and n - 1; by text, then by n-gram.
-        grams: how many numbers there are.
+        text, gram, count, size: ``(E,)`` each, one entry per n-gram of each text: the text, the id of the n-gram, its
+            count in the text, and n - 1; sorted by text, then by n-gram.
+        grams: number of n-gram ids.
     """
 
     def __init__(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -55,7 +55,7 @@ class NgramCounts:
         found, self.count = np.unique(together, return_counts=True)
         self.text, self.gram = np.divmod(found, max(self.grams, 1))
         self.size = np.concatenate(sizes)[self.gram]
-        # Entries of references, and the caption's entry of the same n-gram, where there is one.
+        # Entries of references, and the caption's entry of the same n-gram, if it has one.
         of_captions = int(np.searchsorted(self.text, self.images))
         self._reference = slice(of_captions, None)
         wanted = self.owners[self.text[self._reference]] * max(self.grams, 1) + self.gram[self._reference]
@@ -83,10 +83,10 @@ class NgramCounts:
         return 10 / MAX_N * np.bincount(own, similarities[self.images :], minlength=self.images) / np.bincount(own)
 
     def bleu(self) -> np.ndarray:
-        """Return what BLEU sums over images, ``(N, 2 + 2 * 4)``.
+        """Return the quantities that BLEU sums over images, ``(N, 2 + 2 * 4)``.
 
-        The columns are the caption's length, that of the reference closest to it (the shorter of two), the clipped
-        matches of each n, and the n-grams of each n.
+        The columns are the caption's length, the length of the closest reference (the shorter of two), the clipped
+        matches for each n, and the number of n-grams for each n.
         """
         allowed = np.zeros(len(self.count), dtype=np.int64)
         np.maximum.at(allowed, self._caption[self._shared], self.count[self._reference][self._shared])

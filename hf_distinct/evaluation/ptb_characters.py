@@ -1,8 +1,8 @@
-"""Which characters above ASCII the Penn Treebank tokenizer of the COCO evaluation keeps, and as what.
+"""Characters above ASCII that the Penn Treebank tokenizer of the COCO evaluation keeps, by category.
 
-Measured from its behaviour on every character of the Basic Multilingual Plane. What stands in no list it drops, and
-splits words at: emoji and all else beyond that plane, and letters that came with later versions of Unicode. Ranges of
-code points, in hexadecimal.
+Measured from its behaviour on every character of the Basic Multilingual Plane. Characters in no list are dropped and
+split words: emoji and everything else beyond that plane, and letters of later Unicode versions. The lists are ranges
+of hexadecimal code points.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ LETTERS = (
     "fb2a-fb36 fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fbb1 fbd3-fd3d fd50-fd8f fd92-fdc7 fdf0-fdfb fe70-fe74 "
     "fe76-fefc ff21-ff3a ff41-ff5a ff66-ffbe ffc2-ffc7 ffca-ffcf ffd2-ffd7 ffda-ffdc "
 )
-"""What words are made of."""
+"""Characters of words."""
 MARKS = (
     "2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7 "
     "615-61a 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe 70f 711 730-74c 7a6-7b0 7eb-7f3 900-903 93c 93e-94e 951-955 "
     "962-963 981-983 9bc 9be-9c4 9c7-9c8 9cb-9cd 9d7 9e2-9e3 a01-a03 a3c a3e-a4f a81-a83 abc abe-acf b82 bbe-bc2 "
     "bc6-bc8 bca-bcd c01-c03 c3e-c56 d3e-d44 d46-d48 e31 e34-e3a e47-e4e eb1 eb4-ebc ec8-ecd "
 )
-"""Accents and signs that only follow a letter, or stand in the place of one."""
+"""Accents and signs that only follow a letter, or replace one."""
 DIGITS = (
     "660-669 6f0-6f9 7c0-7c9 966-96f 9e6-9ef a66-a6f ae6-aef b66-b6f be6-bef c66-c6f ce6-cef d66-d6f e50-e59 "
     "ed0-ed9 f20-f29 1040-1049 1090-1099 17e0-17e9 1810-1819 1946-194f 19d0-19d9 1a80-1a89 1a90-1a99 1b50-1b59 "
@@ -59,4 +59,4 @@ SIGNS = (
     "2129 212e 213a-213b 2140-2144 214a-214d 214f 2153-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 "
     "ff3b-ff40 ff5b-ff65 ffe0-ffe1 ffe5-ffe6 "
 )
-"""What is a token by itself, becomes another sign, or joins others."""
+"""Characters that are separate tokens, are replaced by other characters, or join others."""

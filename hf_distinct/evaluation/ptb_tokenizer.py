@@ -1,10 +1,11 @@
-"""Words as the COCO caption evaluation has them, without Java.
+"""The tokenizer of the COCO caption evaluation, without Java.
 
-Every published CIDEr, BLEU and ROUGE-L of captions was counted on words that the Penn Treebank tokenizer of Stanford
-CoreNLP 3.4.1 made (package `pycocoevalcap`), after which quotation marks and most punctuation are dropped. `ptb_line`
-makes the same words of what captions hold. It was written from that tokenizer's behaviour, not from its code, and is
-held against it on random captions (tests/evaluation/pycocoevalcap_cases.py). One thing differs: that tokenizer makes
-one word of a Chinese, Japanese or Thai caption, and here each character is one, see `hf_distinct.evaluation.unspaced`.
+Published CIDEr, BLEU and ROUGE-L values of captions count the words of the Penn Treebank tokenizer of Stanford CoreNLP
+3.4.1 (package `pycocoevalcap`), without quotation marks and most punctuation. `ptb_line` returns the same words for
+captions. It was written from that tokenizer's behaviour, not from its code, and is tested against it on random
+captions (tests/evaluation/pycocoevalcap_cases.py in the repository). One thing differs: that tokenizer treats a
+Chinese, Japanese or Thai caption as one word, this one treats each character as a word; see
+`hf_distinct.evaluation.unspaced`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 logger: Any = logging.get_logger(__name__)
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens that are no words. The field's list also has brackets, but in capitals, so that `-lrb-` stays."""
+"""Tokens that are not words. The original list also has brackets, but in capitals, so `-lrb-` is kept."""
 
 ABBREVIATIONS = (
     "adj|adm|adv|al|ala|alex|apr|ariz|assn|assoc|asst|atty|aug|ave|bhd|bldg|blvd|brig|bros|calif|capt|cf|cie|"
@@ -33,11 +34,11 @@ ABBREVIATIONS = (
     "profs|pte|ptes|pty|ptys|pvt|rd|rep|reps|rev|rt|sen|sens|sep|sept|seq|sfc|sgt|spc|sq|sr|st|ste|supt|sys|"
     "tel|tenn|thu|thurs|treas|tue|tues|univ|va|vs|vt|wed|wis|wisc|wm|wyo"
 )
-"""What keeps its dot, however it is written; each single letter does too."""
+"""Words that keep their dot, in any case; single letters do, too."""
 NAMES = "ariz|ark|az|del|ill|la|mass|miss|ore|pa|tex|wash"
-"""What keeps its dot where it begins with a capital."""
+"""Words that keep their dot if they begin with a capital."""
 BEFORE_NUMBERS = "art|ca|fig|figs|no|nos|op|pp|prop"
-"""What keeps its dot where a number follows."""
+"""Words that keep their dot before a number."""
 SPLIT = frozenset(["cannot", "gonna", "wanna", "gotta", "gimme", "lemme"])
 SIGNS_AS = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
@@ -55,20 +56,20 @@ QUOTES = {
     "\u0093": "``", "\u00ab": "``", "\u201c": "``", "\u0094": "''", "\u00bb": "''", "\u201d": "''", '"': "''",
 }  # fmt: skip
 JOINERS = "\u2010\u2011\u058a\u066b\u066c"
-"""What is nothing by itself."""
+"""Characters that are nothing on their own."""
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&mdash;": "--"}
 
 
-def _ranges(told: str) -> str:
-    """Ranges of code points as the inside of a character class."""
-    return re.sub(r"([0-9a-f]+)", lambda found: f"\\u{found[0]:0>4}", told).replace(" ", "")
+def _ranges(ranges: str) -> str:
+    """Convert ranges of code points to the inside of a regular expression's character class."""
+    return re.sub(r"([0-9a-f]+)", lambda found: f"\\u{found[0]:0>4}", ranges).replace(" ", "")
 
 
 _A = "(?:['\u2019\u0092]|&apos;)"  # apostrophe
 _L = f"A-Za-z{_ranges(LETTERS)}"
 _M = _ranges(MARKS)
 _D = f"0-9{_ranges(DIGITS)}"
-_H = "[-_\u058a\u2010\u2011]"  # what joins words
+_H = "[-_\u058a\u2010\u2011]"  # hyphens
 _WORD = f"[{_L}{_M}\u00ad][{_L}{_M}{_D}\u00ad]*"
 _PART = f"[{_L}{_D}]+"
 _SEVERAL = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
@@ -78,7 +79,7 @@ _URL = r"[^\s\"<>|()]"
 _DOMAIN = r"[^\s\"<>|().!?,]+"
 _URL_END = r"[^\s\"<>|().!?,-]"
 
-# The longest match counts, with the context that it asks for behind its group; of equals the first.
+# The longest match wins, including the context after its group; of equal matches, the first.
 _RULES = [
     re.compile(rule, flags | re.ASCII)
     for rule, flags in [
@@ -124,18 +125,19 @@ _RULES = [
 ]  # fmt: skip
 _UNKNOWN = re.compile(f"[^\\x21-\\x7e{_L}{_M}{_D}{_ranges(SIGNS)}\u00ad]|&nbsp;")
 _FULL_STOP = re.compile(rf"(?<![A-Za-z])(?!(?:[A-Za-z]|{ABBREVIATIONS}|{NAMES})\.$)([A-Za-z]+)\.$", re.I)
-# Fractions, telephone numbers, "no. 5", ". . ." and tags may have spaces in them.
+# Fractions, telephone numbers, "no. 5", ". . ." and tags may contain spaces.
 _CHUNK = re.compile(rf"[^ <.{_D}]+(?= |$)|[^ <{_D}]+(?=$| (?![ .{_D}]))")
 _PLAIN = re.compile(r"[A-Za-z]+(?:,? [A-Za-z]+)*")
-# As far as a rule looks: several read on to the end of what they are given, from each place of it anew.
+# Maximum range of a rule: some rules read to the end of the text from every position.
 _FARTHEST = MAX_CAPTION_CHARACTERS
 
 
 @lru_cache(maxsize=65536)
 def ptb_line(caption: str) -> str:
-    """Return a caption's words, lower-case, with a space between them.
+    """Return a caption's words in lower case, separated by spaces.
 
-    A fraction or a telephone number is one word that holds a no-break space, as there: ROUGE-L takes it for one, BLEU
+    A fraction or a telephone number is one word with a no-break space, as in CoreNLP: ROUGE-L counts it as one word,
+    BLEU and CIDEr-D as two. Line breaks count as spaces. A word of more than `MAX_CAPTION_CHARACTERS` is split.
     and CIDEr-D for two. Line breaks count as spaces. A word of more than `MAX_CAPTION_CHARACTERS` is split.
 
     Example:
@@ -147,14 +149,14 @@ def ptb_line(caption: str) -> str:
         return _coco_line(caption)
     logger.warning_once(
         "There are captions in a script without spaces between words, such as Chinese: CIDEr-D, BLEU, ROUGE-L, "
-        "lengths and vocabulary count each character as a word. Compare them only with figures counted by character."
+        "lengths and vocabulary count each character as a word. Compare them only with values counted by character."
     )
     words = (piece if is_unspaced(piece) else _coco_line(piece) for piece in pieces)
     return " ".join(filter(None, words))
 
 
 def _coco_line(caption: str) -> str:
-    """The words as the COCO evaluation has them."""
+    """Return the words as in the COCO evaluation."""
     text = _UNKNOWN.sub(" ", caption)
     plain = _FULL_STOP.sub(r"\1", text.strip())
     if _PLAIN.fullmatch(plain):
@@ -191,7 +193,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=65536)
 def _chunk_tokens(chunk: str) -> tuple[str, ...]:
-    """The tokens of what stands between two spaces, where no rule looks farther."""
+    """Return the tokens of text without spaces, in which no rule looks further."""
     tokens, place = [], 0
     while place < len(chunk):
         token = _longest(chunk, place)
@@ -211,7 +213,7 @@ def _longest(text: str, place: int) -> str:
 
 
 def _written(token: str) -> str:
-    """A token as the field's tokenizer writes it."""
+    """Normalise a token as CoreNLP does."""
     if token in ENTITIES:
         return ENTITIES[token]
     if token[0] in QUOTES:

@@ -1,7 +1,7 @@
-"""Can CLIP find the image from its caption, and the caption from its image?
+"""Retrieval of images by captions and of captions by images, under CLIP.
 
-The usual measure of how distinctive captions are: rank all images of a gallery by their similarity to a caption and
-look where the caption's own image comes.
+It is the usual metric of distinctiveness: all images of a gallery are ranked by similarity to a caption, and the rank
+of the caption's own image counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RECALL_DEPTHS = (1, 5, 10)
 """The depths k of the recalls R@k."""
 
 TIE_TOLERANCE = 1e-6
-"""Two cosines closer than this are a tie: float32 rounding and batch shape move them by about 1e-7."""
+"""Cosines closer than this are ties: float32 rounding and batch shape change them by about 1e-7."""
 
 
 def retrieval_ranks(
@@ -27,25 +27,25 @@ def retrieval_ranks(
     gallery_ids: Tensor | None = None,
     chunk_size: int = 2048,
 ) -> Tensor:
-    """Return the rank of the right gallery item for each query, counted from 1.
+    """Return the rank of the correct gallery item for each query, from 1.
 
-    The rank is 1 + the number of wrong items at least as similar as the right one: a tie counts against the model, so
-    a captioner that says the same of every image comes last everywhere instead of first. Where several items are
-    right for a query (five captions of one image), the most similar of them is ranked against the wrong ones.
+    The rank is 1 + the number of incorrect items at least as similar as the correct one. So ties count against the
+    model: a captioner that writes the same caption for every image gets the last rank everywhere, not the first. If
+    several items are correct (five captions of one image), the most similar of them is ranked against the others.
 
     Args:
         queries: L2-normalised embeddings, `(N, d)`.
         gallery: L2-normalised embeddings, `(M, d)`.
-        targets: `(N,)` int, the id of the right item (or items) for each query.
+        targets: `(N,)` int, the id of the correct item (or items) for each query.
         gallery_ids: `(M,)` int, the id of each gallery item; by default its position 0..M-1.
-        chunk_size: queries, and gallery items, compared at a time: about 6 bytes times its square are in memory
-            beside the embeddings, whatever N and M.
+        chunk_size: queries, and gallery items, per chunk. Memory use is about 6 bytes times its square, plus the
+            embeddings, whatever N and M.
 
     Returns:
         `(N,)` int64 ranks from 1 to M.
 
     Raises:
-        ValueError: shapes do not fit, an embedding is not finite, or a query has no right item in the gallery.
+        ValueError: shapes do not match, an embedding is not finite, or a query has no correct item in the gallery.
 
     Example:
         >>> gallery = torch.eye(3)
@@ -60,8 +60,8 @@ def retrieval_ranks(
         gallery_ids = torch.arange(len(gallery), device=gallery.device)
     if targets.shape != (len(queries),) or gallery_ids.shape != (len(gallery),):
         raise ValueError(
-            f"one target for each of {len(queries)} queries and one id for each of {len(gallery)} gallery items are "
-            f"needed; got {tuple(targets.shape)} and {tuple(gallery_ids.shape)}."
+            f"targets needs one id per query ({len(queries)}), gallery_ids one per gallery item ({len(gallery)}); "
+            f"got {tuple(targets.shape)} and {tuple(gallery_ids.shape)}."
         )
     _check_finite(queries, "queries", chunk_size)
     _check_finite(gallery, "gallery", chunk_size)
@@ -70,7 +70,7 @@ def retrieval_ranks(
         chunk, wanted = _full_precision(queries[start : start + chunk_size]), targets[start : start + chunk_size]
         best = torch.full((len(chunk), 1), -torch.inf, dtype=chunk.dtype, device=chunk.device)
         for rows in torch.isin(gallery_ids, wanted).nonzero().split(chunk_size):
-            if not len(rows):  # what torch makes of splitting nothing
+            if not len(rows):  # split() of an empty tensor returns one empty chunk
                 break
             rows = rows[:, 0]
             right = wanted[:, None] == gallery_ids[rows]
@@ -91,17 +91,17 @@ def retrieval_ranks(
 def both_ranks(
     text_embeds: Tensor, image_embeds: Tensor, text_to_image: Tensor | None = None, chunk_size: int = 2048
 ) -> tuple[Tensor, Tensor]:
-    """Return the ranks of `retrieval_metrics`: of each text's image, and of each described image's nearest text.
+    """Return the ranks for `retrieval_metrics`: of each text's image, and of the most similar text of each image.
 
-    Args and raises: see `retrieval_metrics`. The second are in the order of `text_to_image.unique()`.
+    Arguments and errors: see `retrieval_metrics`. The second ranks are in the order of `text_to_image.unique()`.
     """
     if len(text_embeds) == 0:
         raise ValueError("there are no texts to retrieve with.")
     if text_to_image is None:
         if len(text_embeds) != len(image_embeds):
             raise ValueError(
-                f"{len(text_embeds)} texts for {len(image_embeds)} images: say by text_to_image which image each "
-                "text belongs to."
+                f"{len(text_embeds)} texts for {len(image_embeds)} images: pass text_to_image with the image of each "
+                "text."
             )
         text_to_image = torch.arange(len(text_embeds), device=text_embeds.device)
     described = text_to_image.unique()
@@ -113,18 +113,18 @@ def both_ranks(
 def neighbour_ranks(
     text_embeds: Tensor, image_embeds: Tensor, neighbours: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Return ranks in small galleries: each image with the images most similar to it, which a caption must tell apart.
+    """Return ranks in small galleries: each image together with the images most similar to it.
 
     Ties count against the model, as in `retrieval_ranks`.
 
     Args:
         text_embeds: L2-normalised embeddings, `(N, d)`.
         image_embeds: L2-normalised embeddings, `(N, d)`; text i describes image i.
-        neighbours: for each image the rows of its similar images, as `hf_distinct.data.mine_neighbours` gives them.
+        neighbours: for each image the rows of its similar images, as from `hf_distinct.data.mine_neighbours`.
 
     Returns:
-        `(N,)` int64 each, from 1 to 1 + the number of neighbours: where its image comes for each text, and its text
-        for each image, among those of the neighbours.
+        `(N,)` int64 each, from 1 to 1 + the number of neighbours: the rank of the image for each text, and the rank of
+        the text for each image, among those of the neighbours.
 
     Raises:
         ValueError: the numbers of rows differ, an embedding is not finite, or an image is among its own neighbours.
@@ -153,9 +153,9 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Return recall, mean reciprocal rank and median rank in both directions.
 
-    Text to image (`t2i_`): each text looks for its image among all images. Image to text (`i2t_`): each image that has
-    a text looks for one among all texts; images without a text are only there to be confused with. Ties count against
-    the model, see `retrieval_ranks`.
+    Text to image (`t2i_`): each text retrieves its image among all images. Image to text (`i2t_`): each image with a
+    text retrieves one of its texts among all texts; images without a text only serve as distractors. Ties count
+    against the model, see `retrieval_ranks`.
 
     Args:
         text_embeds: L2-normalised embeddings, `(N, d)`.
@@ -164,10 +164,10 @@ def retrieval_metrics(
         chunk_size: see `retrieval_ranks`.
 
     Returns:
-        For both prefixes `R@1`, `R@5`, `R@10` and `MRR` as shares from 0 to 1, and `median_rank` from 1.
+        For both prefixes `R@1`, `R@5`, `R@10` and `MRR` as fractions from 0 to 1, and `median_rank` from 1.
 
     Raises:
-        ValueError: there are no texts, shapes do not fit, or an embedding is not finite.
+        ValueError: there are no texts, shapes do not match, or an embedding is not finite.
     """
     to_image, to_text = both_ranks(text_embeds, image_embeds, text_to_image, chunk_size)
     return rank_summary("t2i", to_image) | rank_summary("i2t", to_text)
@@ -179,7 +179,7 @@ def rank_summary(direction: str, ranks: Tensor) -> dict[str, float]:
 
 
 def rank_statistics(direction: str, ranks: Tensor) -> dict[str, Statistic]:
-    """Return the figures of `rank_summary` as functions of the images in the test set; one rank an image."""
+    """Return the metrics of `rank_summary` as functions of the images in the test set; one rank per image."""
     values = ranks.cpu().double().numpy()
     statistics = {f"{direction}_R@{depth}": mean_of(values <= depth) for depth in RECALL_DEPTHS}
     return statistics | {f"{direction}_MRR": mean_of(1 / values), f"{direction}_median_rank": median_of(values)}
@@ -191,9 +191,9 @@ def _full_precision(embeds: Tensor) -> Tensor:
 
 
 def _check_finite(embeds: Tensor, name: str, chunk_size: int) -> None:
-    """Refuse NaN, which would compare as "not similar" and flatter the ranks."""
+    """Reject NaN, which would compare as "not similar" and improve the ranks."""
     for number, rows in enumerate(embeds.split(chunk_size)):
         broken = (~rows.isfinite()).any(dim=1).nonzero()
         if len(broken):
             row = number * chunk_size + int(broken[0])
-            raise ValueError(f"{name}: the embedding in row {row} holds NaN or infinity.")
+            raise ValueError(f"{name}: the embedding in row {row} contains NaN or infinity.")

@@ -1,8 +1,8 @@
-"""Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer and Tibetan.
+"""Split scripts without spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer and Tibetan.
 
-The tokenizer of the COCO evaluation splits at spaces, so that a Chinese caption is one word, and two captions agree
-wholly or not at all. In a text that is mostly of such a script each character is a word, as evaluations of Chinese
-captions and translations commonly have it. Marks stay with the character that they belong to.
+The COCO evaluation's tokenizer splits at spaces, so a Chinese caption would be one word, and two captions would agree
+completely or not at all. In a text mainly in such a script each character counts as a word, as is usual in evaluations
+of Chinese captions and translations. Marks stay with their character.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _OTHER_WORD = re.compile(rf"[^\W\d_{_SCRIPTS}]+")
 
 
 def split_unspaced(text: str) -> list[str] | None:
-    """Split a text at spaces and around each character of a script without spaces, if most of it is of such a script.
+    """Split a text at spaces and around each character of a script without spaces, if it is mainly in such a script.
 
-    Most of it is where there are more such characters than words of other scripts: a Chinese sign in an English
-    caption changes nothing. Full-width letters, digits and punctuation become plain ones.
+    That is the case if it has more such characters than words in other scripts: a Chinese sign in an English caption
+    has no effect. Full-width letters, digits and punctuation become ASCII.
 
     Returns:
         The pieces; None for all other texts.
@@ -48,7 +48,7 @@ def is_unspaced(piece: str) -> bool:
 
 
 def _plain(character: str) -> str:
-    """The character, or a space for punctuation beyond ASCII, or nothing for joiners and the like."""
+    """Return the character, a space for punctuation beyond ASCII, or nothing for joiners and similar characters."""
     kind = unicodedata.category(character)
     if kind == "Cf":
         return ""

@@ -1,4 +1,4 @@
-"""Beams that can gain nothing any more take no part in the decoder's passes; greedy captions may join them there."""
+"""Beams that can no longer improve leave the decoder's batch; greedy captions may be written in the same passes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from hf_distinct.fast.trial_model import END, START, trial_captioner, trial_stat
 
 
 class BeamRows(ImageCache):
-    """Chooses the rows of a beam search's passes: beams of images still searched for, then greedy captions.
+    """Selects the rows of a beam search's decoder passes: beams of unfinished images, then greedy captions.
 
-    `generate` goes on with the beams of all images until no image's best captions can change any more. Here those of
-    an image whose cannot are left out, and what comes out is zero in their place; whatever becomes of them, `generate`
-    does not take it. Greedy captions are rows that the search does not see, until they end. Captions are those that
-    `generate` writes, the greedy ones in passes of their own.
+    `generate` continues all beams until no image's best captions can change. This class leaves out the beams of images
+    that are finished and returns zero logits for them, which `generate` does not use. Greedy captions are additional
+    rows that the search does not see. All captions equal those that separate calls of `generate` write.
 
     Args:
         encoder_hidden_states: ``(B, S, H)``.
-        beams: of an image.
-        greedy: whether to write a greedy caption of each image, too.
-        start: the token that captions begin with.
-        ends: the tokens that they end with.
-        limits: the `word_limits` of greedy captions; those of beams are applied by `generate`.
+        beams: number of beams per image.
+        greedy: also write a greedy caption of each image.
+        start: the start token.
+        ends: the end tokens.
+        limits: the `word_limits` of greedy captions; for beams, `generate` applies them.
     """
 
     def __init__(
@@ -45,17 +44,17 @@ class BeamRows(ImageCache):
         self.ends = torch.tensor(ends, device=device)
         self.captions = self.images * (beams + greedy)
         places = torch.arange(self.captions, device=device).view(self.images, -1)
-        self.places = places[:, :beams].flatten(), places[:, beams:].flatten()  # among all, those of an image in a row
-        self.beams, self.greedy = (torch.arange(len(part), device=device) for part in self.places)  # which are in
+        self.places = places[:, :beams].flatten(), places[:, beams:].flatten()  # rows of each image are adjacent
+        self.beams, self.greedy = (torch.arange(len(part), device=device) for part in self.places)  # active rows
         self.rows: Tensor = torch.cat(self.places)
         self.searching = torch.ones(self.images, dtype=torch.bool, device=device)
-        self.parents = self.beams  # beams whose past each is to have in the next pass
-        self.tokens = torch.full((len(self.greedy), 1), start, device=device)  # of greedy captions
+        self.parents = self.beams  # the beam that each beam continues in the next pass
+        self.tokens = torch.full((len(self.greedy), 1), start, device=device)  # of the greedy captions
 
     @contextmanager
     def in_passes_of(self, model: Any) -> Iterator[None]:
-        """While `generate` searches with this as its cache."""
-        still_searching = getattr(model, "_check_early_stop_heuristic", None)  # no part of transformers' public face
+        """Select rows while `generate` searches with this cache."""
+        still_searching = getattr(model, "_check_early_stop_heuristic", None)  # private in transformers
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             found = still_searching(*args, **kwargs)  # type: ignore[misc]
@@ -71,14 +70,14 @@ class BeamRows(ImageCache):
             vars(model).pop("_check_early_stop_heuristic", None)
 
     def choose(self, tokens: Tensor) -> Tensor:
-        """Those of beams that count, then those of greedy captions."""
+        """Return the tokens of active beams, followed by those of active greedy captions."""
         if self.get_seq_length() > 0:
             self._choose_rows()
         return torch.cat([tokens[self.beams], self.tokens[self.greedy, -tokens.shape[1] :]])
 
     def _choose_rows(self) -> None:
-        """Let those rows into the pass that matter, each with the past of the beam that it continues."""
-        past = self.rows.new_empty(self.captions)  # of each caption its row so far
+        """Select the rows of the next pass and reorder the cache, so that each beam continues its parent."""
+        past = self.rows.new_empty(self.captions)  # current row of each caption
         past[self.rows] = torch.arange(len(self.rows), device=past.device)
         self.beams = self.searching.repeat_interleave(len(self.parents) // self.images).nonzero().squeeze(1)
         self.greedy = (~self._ended()).nonzero().squeeze(1)
@@ -87,12 +86,12 @@ class BeamRows(ImageCache):
         self.rows = torch.cat([beams[self.beams], greedy[self.greedy]])
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Keep what greedy captions say next; zero for beams that do not count."""
+        """Store the next tokens of greedy captions, and fill in zeros for inactive beams."""
         beams, greedy = logits.tensor_split([len(self.beams)])
         scores = greedy[:, -1]
         if self.limits:
             scores = self.limits(self.tokens[self.greedy], scores.float())
-        tokens = self.ends[:1].repeat(len(self.tokens), 1)  # of those that have ended before
+        tokens = self.ends[:1].repeat(len(self.tokens), 1)  # for captions that have already ended
         tokens[self.greedy] = scores.argmax(dim=-1, keepdim=True)
         self.tokens = torch.cat([self.tokens, tokens], dim=1)
         if len(beams) == len(self.parents):
@@ -100,20 +99,20 @@ class BeamRows(ImageCache):
         return beams.new_zeros(len(self.parents), *beams.shape[1:]).index_copy_(0, self.beams, beams)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Give beams the past of those they continue: not before the next pass, when it is known which matter."""
+        """Remember the beams to continue. The cache is reordered in the next pass, when the active rows are known."""
         self.parents = beam_idx
 
     def _ended(self) -> Tensor:
-        """Which greedy captions have: ``(B,)`` bool."""
+        """Return which greedy captions have ended: ``(B,)`` bool."""
         return torch.isin(self.tokens[:, -1], self.ends)
 
     @torch.no_grad()
     def finish(self, model: Any, limit: int) -> Tensor:
-        """Write on where the search has ended and greedy captions have not: their tokens ``(B, 1 + L)``.
+        """Complete the greedy captions after the search has ended, and return their tokens ``(B, 1 + L)``.
 
         Args:
             model: the captioner.
-            limit: the most tokens of a caption, without the one it starts with.
+            limit: maximum number of tokens per caption, without the start token.
         """
         self.searching = torch.zeros_like(self.searching)
         unused = self.parents[:, None]
@@ -130,7 +129,7 @@ def may_choose_beams() -> bool:
 
 def _trial() -> bool:
     states = trial_states_of_all_kinds()
-    alone, beside = (BeamRows(states, 3, greedy, START, [END]) for greedy in (False, True))
-    same = all(same_captions(cache, states, num_beams=3, num_return_sequences=2) for cache in (alone, beside))
-    watched = not bool(alone.searching.all())  # else the search does not say which images it is done with
-    return same and watched and beside.finish(trial_captioner(), 12).shape[0] == len(states)
+    alone, with_greedy = (BeamRows(states, 3, greedy, START, [END]) for greedy in (False, True))
+    same = all(same_captions(cache, states, num_beams=3, num_return_sequences=2) for cache in (alone, with_greedy))
+    watched = not bool(alone.searching.all())  # otherwise the search does not report which images are finished
+    return same and watched and with_greedy.finish(trial_captioner(), 12).shape[0] == len(states)

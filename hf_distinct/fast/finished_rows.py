@@ -1,4 +1,4 @@
-"""Captions that have ended take no part in the passes in which others are still written."""
+"""Finished captions leave the decoder's batch while others are still being written."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from hf_distinct.fast import usable
 from hf_distinct.fast.shared_cross_attention import ImageCache, same_captions
 from hf_distinct.fast.trial_model import END, trial_states_of_all_kinds
 
-SHRINK = 0.8  # of the rows: a pass with as many or fewer that are not finished is worth copying what is kept of them
+SHRINK = 0.8  # copying the cache pays off if at most this fraction of the rows is unfinished
 
 
 class DropFinished(ImageCache):
-    """Leaves captions out of the decoder's passes once they have ended, greedy ones or samples.
+    """Leaves finished captions, greedy ones or samples, out of the decoder's passes.
 
-    `generate` does not see it: rows are taken from what goes into the decoder, and what comes out is zero in their
-    place, where it writes padding. Tokens are those that it would write otherwise.
+    `generate` does not notice: rows are removed from the decoder's input, and their logits are filled with zeros,
+    where `generate` writes padding. The tokens do not change.
 
     Args:
         encoder_hidden_states: ``(B, S, H)``.
-        ends: the tokens that captions end with.
+        ends: the end tokens.
     """
 
     def __init__(self, encoder_hidden_states: Tensor, ends: list[int]) -> None:
         super().__init__(encoder_hidden_states)
         self.ends = torch.tensor(ends, device=self.states.device)
-        self.finished = torch.empty(0)  # whether, of all captions
+        self.finished = torch.empty(0)  # bool, one per caption
 
     def choose(self, tokens: Tensor) -> Tensor:
-        """Those of captions that go on, once enough have ended."""
-        if self.get_seq_length() == 0:  # the start token, which may be the end token, too
+        """Return the tokens of unfinished captions, once enough captions have ended."""
+        if self.get_seq_length() == 0:  # the start token may also be the end token
             self.captions = len(tokens)
             self.finished = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         else:
@@ -43,7 +43,7 @@ class DropFinished(ImageCache):
         return self.pick(tokens)
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Zero for captions that have ended."""
+        """Fill in zeros for captions that have ended."""
         return self.spread(logits)
 
 

@@ -1,4 +1,4 @@
-"""The tanh approximation of GELU as one operation of torch, instead of the seven that transformers writes it in."""
+"""The tanh approximation of GELU as one torch operation, instead of the seven operations of transformers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hf_distinct.fast import usable
 
 
 def fuse_gelu(model: nn.Module) -> None:
-    """Replace every ``gelu_new`` in a model, as GPT-2 has them, by ``torch.nn.GELU(approximate="tanh")``.
+    """Replace every ``gelu_new`` activation in a model, as in GPT-2, by ``torch.nn.GELU(approximate="tanh")``.
 
-    It is the same function up to the last bits of rounding. For the backward pass it keeps its input alone, where the
-    seven operations keep four tensors of that size, the widest of a decoder's layer. Weights and config stay as they
-    are, so that a checkpoint does not know of it.
+    It is the same function up to rounding. The backward pass stores only its input, where the seven operations store
+    four tensors of that size, the largest in a decoder layer. Weights and config do not change, so checkpoints are not
+    affected.
     """
     if not usable("gelu", _trial):
         return

@@ -1,4 +1,4 @@
-"""Matrix products of few rows, as writing captions token by token asks for them, by oneDNN on CPUs."""
+"""Use oneDNN on CPUs for matrix products with few rows, as in token-by-token generation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_distinct.fast import usable
 
-WIDE = 2**18  # weights of a layer: with as many or fewer, a call of oneDNN costs more than it saves
+WIDE = 2**18  # for layers with at most this many weights, a call of oneDNN costs more than it saves
 
 
 @contextmanager
 def narrow_products(model: nn.Module) -> Iterator[None]:
-    """Let the wide layers of a model multiply by oneDNN for a while, on a CPU and in float32, without gradients.
+    """Let the wide linear layers of a model multiply by oneDNN inside this context: on CPU, float32, no gradients.
 
-    A product is what it was, up to rounding. torch gives those in float32 to MKL, which prepares the weights anew for
-    each call and so is slow where they are many and the rows few; oneDNN, which torch carries as well, is about twice
-    as fast there (`recipes/benchmarks/step.py --size base`, on an AMD EPYC).
+    Products are the same up to rounding. torch uses MKL for float32, which prepares the weights again in each call and
+    is slow for many weights and few rows; oneDNN, which is part of torch, is about twice as fast (on an AMD EPYC).
     """
     layers: list[Any] = []
     if not torch.is_autocast_enabled("cpu") and usable("narrow_products", _trial):
@@ -37,14 +36,14 @@ def narrow_products(model: nn.Module) -> Iterator[None]:
 
 
 def _is_wide(layer: Any) -> bool:
-    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):  # somebody else's
+    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):  # patched by someone else
         return False
     weight = layer.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > WIDE
 
 
 def _multiply(layer: Any, hidden: Tensor) -> Tensor:
-    """``(..., in)`` become ``(..., out)``."""
+    """Map ``(..., in)`` to ``(..., out)``."""
     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight  # (out, in)
     return torch.ops.mkldnn._linear_pointwise(hidden, weight, layer.bias, "none", [], "")
 

@@ -1,4 +1,4 @@
-"""Captions of different lengths are scored without computing their padding: it is there for attention alone."""
+"""Score captions of different lengths without computing their padding; only attention sees the padded form."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from hf_distinct.fast.trial_model import PER_IMAGE, same, trial_captioner, trial
 
 
 class Packing:
-    """The real tokens of captions ``(N, L)``: T rows of one token each, but where tokens attend to one another.
+    """The real tokens of captions ``(N, L)`` as T rows of one token each; attention still sees whole captions.
 
     Args:
-        real: ``(N, L)`` bool. What is not stands behind what is.
+        real: ``(N, L)`` bool, True for real tokens. Padding must come last.
     """
 
     def __init__(self, real: Tensor) -> None:
         self.shape = real.shape
         self.places = real.flatten().nonzero().squeeze(1)
-        self.positions = self.places[:, None] % real.shape[1]  # (T, 1), in their captions
+        self.positions = self.places[:, None] % real.shape[1]  # (T, 1), position within the caption
 
     def spread(self, hidden: Tensor) -> Tensor:
-        """Tokens ``(T, 1, H)`` become captions ``(N, L, H)``, 0 where there is no token."""
+        """Turn tokens ``(T, 1, H)`` into captions ``(N, L, H)``, with zeros where there is no token."""
         captions = hidden.new_zeros(self.shape.numel(), hidden.shape[-1])
         return captions.index_copy(0, self.places, hidden.squeeze(1)).unflatten(0, self.shape)
 
     def pick(self, hidden: Tensor) -> Tensor:
-        """And back again."""
+        """Undo `spread`: turn captions ``(N, L, H)`` into tokens ``(T, 1, H)``."""
         return hidden.flatten(0, 1).index_select(0, self.places).unsqueeze(1)
 
     @contextmanager
     def in_passes_of(self, decoder: nn.Module) -> Iterator[None]:
-        """While a GPT-2, which shares its images, reads tokens ``(T, 1)``; its attention does what it always does."""
+        """Let a GPT-2 that shares its images read tokens ``(T, 1)``; its attention works as usual."""
         layers: list[Any] = [layer for layer in decoder.modules() if isinstance(layer, GPT2Attention)]
         hooks: list[Any] = []
         for layer in layers:

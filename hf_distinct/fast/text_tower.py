@@ -1,4 +1,4 @@
-"""CLIP reads texts to their end and not to the full context, where that gives the same features."""
+"""CLIP reads texts up to their end token instead of the full context, if this gives the same features."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hf_distinct.fast.trial_model import same
 
 
 def encode_token_ids(model: Any, token_ids: Tensor, bucket: int = 128) -> Tensor:
-    """Text features of a CLIP model, without computing what follows each text's end.
+    """Compute text features of a CLIP model, without computing what follows each text's end token.
 
-    open_clip pads every text to the full context. Under causal attention and pooling at the end token (OpenAI's text
-    tower) nothing after that token reaches the features, and a Hugging Face tower masks its padding. There, texts are
-    sorted by length, and each bucket is cut to its longest. Other towers get the padded batch.
+    open_clip pads every text to the full context. With causal attention and pooling at the end token (OpenAI's text
+    tower), tokens after it do not affect the features; a Hugging Face tower masks padding. For these, texts are sorted
+    by length, and each bucket is cut to its longest text. Other towers get the padded batch.
 
     Args:
         model: an open_clip model.
-        token_ids: ``(n, context)``, on any device. Leave them on the CPU: there their lengths are known without
-            waiting for the model's device.
-        bucket: number of texts that are computed together.
+        token_ids: ``(n, context)``, on any device. On the CPU their lengths are known without waiting for the model's
+            device, which is faster.
+        bucket: number of texts per forward pass.
 
     Returns:
         Features ``(n, d)``, not normalised, on the model's device.
@@ -60,7 +60,7 @@ def _reads_only_to_the_end(tower: Any) -> bool:
 
 
 def _ends(tower: Any, token_ids: Tensor) -> Tensor:
-    """The place that a text tower pools at: ``(n,)``."""
+    """Return the position that a text tower pools at: ``(n,)``."""
     if _pooling(tower) == "argmax":
         return token_ids.argmax(dim=-1)
     end = tower.text_eos_id if isinstance(tower, open_clip.CLIP) else tower.eos_id
@@ -68,7 +68,7 @@ def _ends(tower: Any, token_ids: Tensor) -> Tensor:
 
 
 def _causal_features(tower: Any, token_ids: Tensor) -> Tensor:
-    """Features of texts ``(n, length)`` under a causal text tower, which may be cut to any length."""
+    """Compute features of texts ``(n, length)`` with a causal text tower; texts may be cut to any length."""
     length = token_ids.shape[1]
     hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
     hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])

@@ -1,4 +1,4 @@
-"""A captioner of a few numbers, on which accelerations are tried."""
+"""A tiny captioner on which accelerations are tried."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START, END = 1, 2
 
 @lru_cache(maxsize=1)
 def trial_captioner() -> VisionEncoderDecoderModel:
-    """An untrained captioner in double precision, in eval mode, with weights so large that it prefers some words."""
+    """Return an untrained captioner in double precision and eval mode, with weights large enough to prefer words."""
     torch.manual_seed(0)
     encoder = ViTConfig(
         hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=1, intermediate_size=WIDTH, image_size=4,
@@ -33,20 +33,20 @@ def trial_captioner() -> VisionEncoderDecoderModel:
 
 
 def trial_states() -> Tensor:
-    """Encoded images ``(B, S, H)``."""
+    """Return encoded images ``(B, S, H)``."""
     return torch.randn(IMAGES, 3, WIDTH, dtype=torch.float64)
 
 
 def trial_states_of_all_kinds() -> Tensor:
-    """Of more images, whose captions end sooner or later."""
+    """Return more images, whose captions have different lengths."""
     return torch.cat([trial_states() * scale for scale in (0.2, 1, 2, 4, 8)])
 
 
 def trial_tokens() -> Tensor:
-    """Captions ``(B * K, L)``, those of an image in a row."""
+    """Return captions ``(B * K, L)``; captions of an image are adjacent."""
     return torch.randint(3, WORDS, (IMAGES * PER_IMAGE, 6))
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors in double precision differ by rounding alone."""
+    """Whether two double-precision tensors are equal up to rounding."""
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=1e-9)

@@ -1,1 +1,1 @@
-"""Files: which paths are inside, what may be loaded, what is whole, and whether there is room."""
+"""Files: permitted paths, safe loading, complete writing, digests, locks and disk space."""

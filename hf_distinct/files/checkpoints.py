@@ -1,4 +1,4 @@
-"""Checkpoints that show whether they are complete: a seal, written last, lists size and digest of every file."""
+"""Checkpoints that can be verified: a file written last lists size and digest of every other file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ RL_STATE = "rl_state.pt"
 
 
 def seal(folder: Path, processes: int) -> None:
-    """Declare a checkpoint whole. Call it in one process, when every process has written all of its files.
+    """Mark a checkpoint as complete. Call this in one process after every process has written all of its files.
 
     Args:
         folder: the checkpoint.
-        processes: how many wrote it; see `processes_of`.
+        processes: how many processes wrote it; see `processes_of`.
 
     Raises:
-        OSError: if what was written does not reach the disk.
+        OSError: if the files do not reach the disk.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-    for path in files:  # some file systems tell only now that there was no room
+    for path in files:  # some file systems report a full disk only now
         with path.open("rb") as file:
             os.fsync(file.fileno())
     found = seals.describe(folder, files)
@@ -48,7 +48,7 @@ def seal(folder: Path, processes: int) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """The reason why a checkpoint is not whole, with the name of the file; None if it is whole."""
+    """Return why a checkpoint is not complete, with the name of the file; None if it is complete."""
     try:
         found = json.loads((folder / SEAL).read_text())
         if reason := seals.altered(found, ("processes", "files")):
@@ -60,20 +60,20 @@ def damage(folder: Path) -> str | None:
 
 
 def processes_of(folder: Path) -> int | None:
-    """How many processes wrote a checkpoint; None if it does not say."""
+    """Return how many processes wrote a checkpoint; None if it is not recorded."""
     return json.loads((folder / SEAL).read_text())["processes"] if (folder / SEAL).is_file() else None
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint was saved after, by its name; None if it is named otherwise."""
+    """Return the step after which a checkpoint was saved, from its name; None for other names."""
     match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
     return int(match[1]) if match else None
 
 
 def newest_whole(folder: Path, before: int | None = None) -> Path | None:
-    """The whole checkpoint of the most steps in a folder (of fewer steps than ``before``); None if there is none.
+    """Return the complete checkpoint with the highest step (below ``before``) in a folder, or None if there is none.
 
-    Each torn one that is passed over is named in a warning.
+    Each incomplete checkpoint that is skipped is named in a warning.
     """
     found = {step: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := step_of(path)) is not None}
     for step in sorted(found, reverse=True):
@@ -82,23 +82,23 @@ def newest_whole(folder: Path, before: int | None = None) -> Path | None:
         reason = damage(found[step])
         if reason is None:
             return found[step]
-        logger.warning("%s is torn and is not used: %s", found[step], reason)
+        logger.warning("%s is incomplete and is skipped: %s", found[step], reason)
     return None
 
 
 def remove_oldest(newest: Path, limit: int | None, best: str | None) -> None:
-    """Remove checkpoints of a run, the oldest first, until there are no more than it may keep.
+    """Remove checkpoints of a run, the oldest first, until the limit is met.
 
     Args:
-        newest: the checkpoint just saved, which stays.
+        newest: the checkpoint just saved; it is kept.
         limit: ``save_total_limit``; None or 0 for no limit.
-        best: ``best_model_checkpoint``, which stays too.
+        best: ``best_model_checkpoint``; it is kept, too.
     """
-    # By number: a folder such as "checkpoint-notes" is the user's.
+    # Only numbered ones: a folder such as "checkpoint-notes" belongs to the user.
     found = {path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step_of(path) is not None}
     found = {path for path in found if path.is_dir() and not path.is_symlink()}
-    kept = {newest.resolve(), Path(best or newest).resolve()}  # whichever way each of them is spelled
-    # By age before step: the folder may hold a longer run of earlier times.
+    kept = {newest.resolve(), Path(best or newest).resolve()}
+    # By age, then by step: the folder may contain an earlier and longer run.
     old = [path for path in found if path.resolve() not in kept]
     old.sort(key=lambda path: (path.stat().st_mtime, step_of(path) or 0))
     for path in old[: max(len(found) - limit, 0) if limit else 0]:
@@ -106,10 +106,10 @@ def remove_oldest(newest: Path, limit: int | None, best: str | None) -> None:
 
 
 def located(named: str | None, run: Path) -> str | None:
-    """Where a checkpoint is that an earlier run has named, for ``output_dir`` may have moved since.
+    """Find a checkpoint that an earlier run named, even if ``output_dir`` has been moved since.
 
     Args:
-        named: its path as it was then; None stays None.
+        named: its path in the earlier run; None stays None.
         run: where the checkpoints of this run are.
     """
     if named is None or Path(named).is_dir():
@@ -119,26 +119,26 @@ def located(named: str | None, run: Path) -> str | None:
 
 
 def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
-    """The checkpoint that a run is taken up from.
+    """Return the checkpoint to resume from.
 
     Args:
-        setting: ``resume_from_checkpoint``: true for the newest whole checkpoint of ``output_dir``, if there is any
-            (the same command then starts a run and takes it up); the path of a checkpoint, in whose place the whole
-            one before it is taken if it is torn; or false or None.
+        setting: ``resume_from_checkpoint``. True selects the newest complete checkpoint of ``output_dir``, if there
+            is one, so that the same command starts a run and resumes it. A path selects this checkpoint; if it is
+            incomplete, the last complete one before it is used. False or None starts from the beginning.
         output_dir: where this run writes its checkpoints.
 
     Returns:
-        The path of a checkpoint, or None to begin anew.
+        The path of a checkpoint, or None to start from the beginning.
 
     Raises:
-        ValueError: if the named checkpoint is torn, or none, and there is no whole one before it.
+        ValueError: if the named checkpoint does not exist, or is incomplete with no complete one before it.
     """
     if setting is None or str(setting).lower() in ("", "false", "none"):
         return None
     if str(setting).lower() == "true":
         newest = newest_whole(Path(output_dir))
         if newest is None:
-            logger.warning("%s holds no whole checkpoint: training starts from the beginning", output_dir)
+            logger.warning("%s has no complete checkpoint: training starts from the beginning", output_dir)
         return None if newest is None else str(newest)
     named = Path(str(setting))
     if not named.is_dir():
@@ -149,28 +149,28 @@ def choose(setting: str | bool | None, output_dir: str | Path) -> str | None:
     step = step_of(named)
     before = None if step is None else newest_whole(named.parent, step)
     if before is None:
-        raise ValueError(f"{named} is torn: {reason}. There is no whole checkpoint before it.")
-    logger.warning("%s is torn: %s. Training continues from %s, the checkpoint before it", named, reason, before)
+        raise ValueError(f"{named} is incomplete: {reason}. There is no complete checkpoint before it.")
+    logger.warning("%s is incomplete: %s. Training continues from the checkpoint before it, %s", named, reason, before)
     return str(before)
 
 
 @contextmanager
 def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
-    """Around the writing of a folder: whatever keeps it from being written is one kind of error that names it.
+    """Raise every failure to write a folder as one type of error that names the folder.
 
     Args:
-        folder: what is written.
-        output_dir: where the checkpoints are, the newest of which the error names.
+        folder: the folder to write.
+        output_dir: where the checkpoints are; the error names the newest complete one.
 
     Raises:
-        OSError: torch and safetensors tell of a disk's errors in kinds of error of their own. Errors that no disk
-            makes pass as they are.
+        OSError: the disk failed; torch and safetensors have their own error types for this. Other errors are raised
+            unchanged.
     """
     try:
         yield
     except Exception as error:
         whole = newest_whole(Path(output_dir))
-        left = f"{whole} is whole" if whole else "there is no whole checkpoint yet"
+        left = f"the newest complete checkpoint is {whole}" if whole else "there is no complete checkpoint yet"
         advice = remedy(error)
         if advice is None:
             logger.error("%s was not written: %s: %s; %s", folder, type(error).__name__, error, left)
@@ -182,6 +182,6 @@ def written_to(folder: str | Path, output_dir: str | Path) -> Iterator[None]:
 
 
 def _is_of_another_trainer(folder: Path) -> bool:
-    """Whether a plain Trainer finished it: it has what is written last there, and nothing of what is ours."""
+    """Whether a plain Trainer wrote this checkpoint completely: it has the Trainer's last file and none of ours."""
     files = {path.name for path in folder.iterdir()}
     return TRAINER_STATE_NAME in files and not files & {SEAL, RL_STATE}

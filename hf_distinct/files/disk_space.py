@@ -1,4 +1,4 @@
-"""Room on the disk, looked for before long work instead of missed at its end; and what to do where it ends."""
+"""Check for free disk space before long work, and explain disk errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 
 from hf_distinct.text.problems import one_line
 
-# What torch's RuntimeErrors say when a file cannot be written, without a word on why.
+# Parts of torch's RuntimeErrors when a file cannot be written; they do not give the cause.
 TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error", "Parent directory")
 
 
 def check_room(folder: str | os.PathLike[str], wanted: int, what: str) -> None:
-    """Raise OSError if a folder's disk has less room than is wanted; quotas are not seen.
+    """Raise OSError if a folder's disk has less free space than needed. Quotas are not checked.
 
     Args:
-        folder: where it will be written; need not exist yet.
-        wanted: bytes.
+        folder: where files will be written; it need not exist yet.
+        wanted: needed space in bytes.
         what: the subject of the message, as in "The final model and one checkpoint".
 
     Raises:
@@ -33,31 +33,31 @@ def check_room(folder: str | os.PathLike[str], wanted: int, what: str) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < wanted:
-        sizes = f"will take about {readable_size(wanted)}, and the disk has {readable_size(free)} free"
-        advice = "Make room, or choose a folder on another disk"
+        sizes = f"will need about {readable_size(wanted)}, but the disk has only {readable_size(free)} free"
+        advice = "Free some space, or choose a folder on another disk"
         raise OSError(errno.ENOSPC, f"No space left: {what} {sizes}. {advice}", str(folder))
 
 
 def readable_size(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def remedy(error: Exception) -> str | None:
-    """What to do about a disk's error, of whatever kind a library makes of it; None if it is none."""
+    """Return what to do about a disk error, whatever its type; None for other errors."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return "The disk is full: make room"
+        return "The disk is full: free some space"
     if isinstance(error, RuntimeError) and any(said in str(error) for said in TORCH_CANNOT_WRITE):
-        return "Torch does not say why, but the disk may be full: make room"
-    return "Mend that" if isinstance(error, (OSError, SafetensorError)) else None
+        return "Torch does not give the cause, but the disk may be full: free some space"
+    return "Fix this" if isinstance(error, (OSError, SafetensorError)) else None
 
 
 @contextmanager
 def named_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Around the writing of a folder: the error of a disk, of whatever kind, is an OSError that names the folder.
+    """Raise a disk error of any type as an OSError that names the folder being written.
 
     Raises:
-        OSError: the folder could not be written. Errors that no disk makes pass as they are.
+        OSError: the folder could not be written. Errors not caused by the disk are raised unchanged.
     """
     try:
         yield

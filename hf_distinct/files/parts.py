@@ -1,4 +1,4 @@
-"""Long work in numbered parts, each a file that is there whole or not at all: a killed run goes on where it was."""
+"""Long work in numbered parts. Each part is written completely or not at all, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hf_distinct.files.seals import ALGORITHM, digest_of_tensors
 
 UNFINISHED = ".unfinished"
 OF_ALL = f"{ALGORITHM} of all"
-"""The tensor that holds the digest of the others and of the metadata."""
+"""Name of the tensor with the digest of all other tensors and the metadata."""
 
 
 class Parts:
     """Numbered safetensors files in a folder.
 
-    Several processes, of one run or of several, may write at once: a part appears under its name in one move, and
-    whoever writes it writes the same.
+    Several processes, of one run or of several, may write at the same time: a file is moved into place when it is
+    complete, and all of them write the same content.
 
     Args:
-        folder: Where they lie; made with the first part.
-        count: How many there will be, numbered from 0.
+        folder: the folder of the files; created with the first part.
+        count: the number of parts; numbering starts at 0.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -37,27 +37,27 @@ class Parts:
         self.count = count
 
     def path(self, number: int) -> Path:
-        """Return where part `number` lies, or will."""
+        """Return the path of part `number`, whether it exists or not."""
         return self.folder / f"{number:06d}.safetensors"
 
     def missing(self, numbers: Iterable[int] | None = None) -> list[int]:
-        """Return which of the numbers (by default all) are not there yet."""
-        # One listing instead of a look at each: a folder may hold ten thousand.
+        """Return the numbers (by default of all parts) whose files do not exist yet."""
+        # One listing is faster than a check per file: a folder may contain ten thousand.
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [
             each for each in (range(self.count) if numbers is None else numbers) if self.path(each).name not in there
         ]
 
     def write(self, number: int, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        """Write a part, whole or not at all."""
+        """Write a part, completely or not at all."""
         write_tensors(self.path(number), tensors, metadata)
 
     def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Read a part: its tensors and its metadata.
 
         Raises:
-            FileNotFoundError: It is not there.
-            ValueError: The file is broken; it is removed, so that the part is missing from now on.
+            FileNotFoundError: the part does not exist.
+            ValueError: the file is broken. It is removed, so that the part counts as missing.
         """
         try:
             return read_tensors(self.path(number))
@@ -66,16 +66,16 @@ class Parts:
             raise
 
     def remove(self) -> None:
-        """Remove all parts, and what killed writers left."""
+        """Remove all parts, and incomplete files of killed writers."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, scratch: Path | None = None
 ) -> None:
-    """Write a safetensors file with a digest of what it holds, whole or not at all; see `written_whole`."""
+    """Write a safetensors file with a digest of its content, completely or not at all; see `written_whole`."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    # A tensor, since safetensors writes several metadata in any order, and equal contents are to be equal files.
+    # A tensor, because safetensors orders metadata randomly, and equal content must give equal files.
     tensors[OF_ALL] = torch.tensor(list(bytes.fromhex(digest_of_tensors(tensors, metadata))), dtype=torch.uint8)
     with written_whole(path, scratch) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -83,18 +83,18 @@ def write_tensors(
 
 @contextmanager
 def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Give a file its name only when all of it is written, and is on the disk.
+    """Write a file to a temporary name, and move it into place once it is complete and on the disk.
 
     Args:
-        path: The name; its folder is made if needed.
-        scratch: Folder, on the same disk, in which it grows; the file's own by default. What a killed writer leaves
-            stays there.
+        path: the final path; its folder is created if needed.
+        scratch: folder for the temporary file, on the same disk; by default the file's own. A killed writer leaves its
+            temporary file there.
 
     Yields:
-        Where to write.
+        The temporary path to write to.
 
     Raises:
-        OSError: What keeps it from being written, with the file's name.
+        OSError: the file cannot be written; the message names it.
     """
     folder = scratch or path.parent
     for each in (folder, path.parent):
@@ -105,7 +105,7 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileNotFoundError:  # a faster run has taken the folder away, which callers expect
+    except FileNotFoundError:  # a faster run has removed the folder; callers expect this
         raise
     except (OSError, SafetensorError) as error:
         raise OSError(f"{str(path)!r} could not be written: {error}") from error
@@ -115,19 +115,19 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def written_together(folder: Path) -> Iterator[Path]:
-    """Give files their names in a folder only when all of them are written, and are on the disk.
+    """Write several files, and move them into place once all of them are complete and on the disk.
 
-    A writer that is killed, or finds no room, leaves the files that stand there as they were. Files of other names
-    stay. One writer at a time.
+    If the writer is killed or the disk is full, existing files stay unchanged. Files with other names are kept. Only
+    one writer may be active.
 
     Args:
-        folder: Made if needed.
+        folder: the destination; created if needed.
 
     Yields:
-        The folder to write to, below it.
+        A folder inside it to write to.
     """
     unfinished = folder / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed writer left
+    shutil.rmtree(unfinished, ignore_errors=True)  # from a killed writer
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -144,11 +144,11 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_tensors` wrote.
+    """Read a file that `write_tensors` wrote.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no safetensors file, a broken one, or its bytes have changed; the message names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a safetensors file, is broken, or its bytes have changed; the message names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -157,9 +157,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        # A header that safetensors reads may still name a type that torch has not, or have no end.
+        # A header that safetensors accepts may still name a dtype that torch lacks, or be truncated.
         raise ValueError(f"{str(path)!r} is broken: {error}") from error
-    of_tensors = tensors.pop(ALGORITHM, None)  # of earlier versions; those of the first have none
+    of_tensors = tensors.pop(ALGORITHM, None)  # from earlier versions; the first version had none
     of_all = tensors.pop(OF_ALL, None)
     wanted, found = (of_tensors, digest_of_tensors(tensors)) if of_all is None else (
         of_all, digest_of_tensors(tensors, metadata)
@@ -174,7 +174,7 @@ def _hex(digest: Tensor) -> str:
 
 
 def this_process() -> tuple[int, int]:
-    """Return the number of this process, from 0, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

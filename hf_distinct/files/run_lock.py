@@ -1,4 +1,4 @@
-"""One run a folder: a second one that would write into the folder of a first is refused by name."""
+"""Lock a run's folder, so that a second run cannot write into it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class _Claim:
-    """An open folder that is locked, and how many in this process hold it."""
+    """An open, locked folder, and how often this process has claimed it."""
 
     descriptor: int
     holders: int = 1
@@ -28,14 +28,14 @@ _claims: dict[str, _Claim] = {}
 
 
 def claim(folder: str | os.PathLike[str]) -> None:
-    """Keep a folder for this process until `release`, or until the process ends, however it ends.
+    """Lock a folder for this process until `release`, or until the process ends in any way.
 
-    The folder itself is locked (`flock`), so nothing is left in it. A process may claim a folder several times. File
-    systems without locks give no protection.
+    The folder itself is locked (`flock`), so no lock file is left. A process may claim a folder several times. File
+    systems without locks are not protected.
 
     Raises:
-        ValueError: another process has claimed the folder.
-        OSError: the folder cannot be made.
+        ValueError: another process has locked the folder.
+        OSError: the folder cannot be created.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     place = os.path.realpath(folder)
@@ -50,8 +50,7 @@ def claim(folder: str | os.PathLike[str]) -> None:
     except BlockingIOError as error:
         os.close(descriptor)
         raise ValueError(
-            f"output_dir {folder}: another run is at work in this folder, and two would mix their files. Wait for its "
-            "end, or set another output_dir."
+            f"output_dir {folder}: another run is using this folder. Wait until it ends, or set another output_dir."
         ) from error
     except OSError as error:
         os.close(descriptor)
@@ -61,7 +60,7 @@ def claim(folder: str | os.PathLike[str]) -> None:
 
 
 def release(folder: str | os.PathLike[str]) -> None:
-    """Take back one `claim`; the last one frees the folder for other processes."""
+    """Undo one `claim`; the last one unlocks the folder."""
     place = os.path.realpath(folder)
     held = _claims.get(place)
     if held is None:

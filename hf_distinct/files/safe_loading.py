@@ -1,8 +1,8 @@
-"""Nothing that is loaded runs code: what the files of a model must not hold, and what their settings must not name.
+"""Reject models whose files or settings would run code when they are loaded.
 
-transformers asks "Do you wish to run the custom code?" wherever ``trust_remote_code`` cannot be passed on (the parts
-of an encoder-decoder, the text tower of a CLIP), and runs the ``custom_generate/generate.py`` of a local folder
-without asking. So models are looked at before they are loaded.
+transformers asks "Do you wish to run the custom code?" where ``trust_remote_code`` cannot be passed on (the parts of
+an encoder-decoder, the text tower of a CLIP), and runs ``custom_generate/generate.py`` of a local folder without
+asking. So models are checked before they are loaded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
 
 
 def code_problems(settings: Any, source: str) -> Iterator[str]:
-    """Name each setting, however deeply nested, that makes a library fetch or run code.
+    """Yield each setting, at any depth, that makes a library download or run code.
 
     Args:
-        settings: what a JSON file holds.
+        settings: the content of a JSON file.
         source: the file, for the message.
     """
     if isinstance(settings, list):
@@ -36,25 +36,25 @@ def code_problems(settings: Any, source: str) -> Iterator[str]:
         named = json.dumps({key: value}, default=str)[1:-1][:200]
         if (key in CODE_KEYS and value) or (key == "trust_remote_code" and value):
             yield (
-                f"{source} asks for code of its own ({named}), which hf_distinct never runs "
-                "(trust_remote_code=False). Remove this setting if the library knows the model without it."
+                f"{source} requires custom code ({named}), which hf_distinct never runs "
+                "(trust_remote_code=False). Remove this setting if transformers supports the model without it."
             )
         elif key in ATTENTION_KEYS and "/" in json.dumps(value, default=str):
-            yield f"{source} asks for code from the Hub ({named}), which hf_distinct never runs. Remove this setting."
+            yield f"{source} requires code from the Hub ({named}), which hf_distinct never runs. Remove this setting."
         else:
             yield from code_problems(value, source)
 
 
 def refuse_code(source: str | os.PathLike[str]) -> None:
-    """Refuse a model that brings code along. Call it before the model, its tokenizer or its processor is loaded.
+    """Reject a model that contains code. Call this before loading the model, its tokenizer or its processor.
 
     Args:
-        source: a folder, a JSON file, or the Hub id of a transformers model. Of a folder, every ``*config.json`` at
-            its top is read; of a Hub id ``config.json``, so pass ``trust_remote_code=False`` where it can be passed.
+        source: a folder, a JSON file, or the Hub id of a transformers model. In a folder, every ``*config.json`` at
+            the top level is read; for a Hub id, ``config.json``, so pass ``trust_remote_code=False`` as well.
 
     Raises:
         ValueError: if a file is code that would run, or a setting names code. The message names file and setting.
-        OSError: if there is no such model.
+        OSError: if the model does not exist.
     """
     folder = Path(source)
     if folder.is_file():
@@ -74,5 +74,5 @@ def _problems_of_file(path: Path) -> Iterator[str]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return  # whoever reads it next says what is wrong with it
+        return  # loading it later reports the error
     yield from code_problems(settings, str(path))

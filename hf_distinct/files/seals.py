@@ -1,6 +1,6 @@
-"""Digests by which files are known to be what was written: the one place that says whether bytes have changed.
+"""Digests of files, to detect changed bytes.
 
-XXH3 finds accidents (a bad disk, a torn copy), at the speed of the disk; it is no defence against a forger.
+XXH3 detects accidents (a bad disk, an incomplete copy) at the speed of the disk. It does not protect against forgery.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hf_distinct.files.fence import Fence
 ALGORITHM = "xxh3_128"
 BLOCK = 1 << 20
 DIGEST = "digest"
-"""The key of a JSON object under which `sealed` puts a digest of all the others."""
+"""The key under which `sealed` stores the digest of a JSON object."""
 
 
 def digest(path: Path) -> str:
-    """The digest of a file, as 32 hexadecimal digits."""
+    """Return the digest of a file, as 32 hexadecimal digits."""
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -32,7 +32,7 @@ def digest(path: Path) -> str:
 
 
 def digest_of_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """The digest of names, shapes and values, and of what is said beside them."""
+    """Return the digest of the names, dtypes, shapes and values of tensors, and of metadata."""
     state = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode() if metadata else b"")
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -41,16 +41,16 @@ def digest_of_tensors(tensors: dict[str, Tensor], metadata: Mapping[str, str] | 
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with a digest of itself, in the place of an earlier one."""
+    """Add to a JSON object a digest of its content, or replace an earlier one."""
     return value | {DIGEST: _digest_of_json(value)}
 
 
 def altered(value: dict[str, Any], first: Collection[str]) -> str | None:
-    """The reason why an object is not what `sealed` made; None if it is.
+    """Return why an object is not what `sealed` returned; None if it is unchanged.
 
     Args:
-        value: what a JSON file holds.
-        first: the keys of the first version of such a file, which has no digest.
+        value: the content of a JSON file.
+        first: the keys of the first version of the file, which had no digest.
     """
     if value.get(DIGEST) == _digest_of_json(value):
         return None
@@ -63,17 +63,17 @@ def _digest_of_json(value: dict[str, Any]) -> str:
 
 
 def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of files by their path below a folder, as `changed` compares them; plain JSON."""
+    """Return size and digest of files by relative path, for `changed`, as JSON values."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, ALGORITHM: digest(path)} for path in files
     }
 
 
 def changed(folder: Path, described: dict[str, Any]) -> str | None:
-    """The first file that is not what `describe` saw, and how it differs; None if all are the same."""
+    """Return the first file that differs from what `describe` recorded, and how; None if none does."""
     fence = Fence([folder])
     for name, written in described.items():
-        # Seals of the first version hold sizes alone.
+        # The first version recorded sizes only.
         size, wanted = written, None
         if isinstance(written, dict):
             if set(written) != {"bytes", ALGORITHM}:
@@ -81,14 +81,14 @@ def changed(folder: Path, described: dict[str, Any]) -> str | None:
             size, wanted = written["bytes"], written[ALGORITHM]
         path = folder / name
         if path not in fence:
-            return f"{name} lies outside of {folder}"
+            return f"{name} is outside of {folder}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         try:
             if wanted is not None and digest(path) != wanted:
-                return f"{name} is not as it was written: its bytes have changed"
+                return f"{name} has changed since it was written"
         except OSError as error:
             return f"{name} cannot be read: {error}"
     return None

@@ -1,1 +1,1 @@
-"""Writing captions: rollouts by samples or beams, greedy captions beside them, and logits processors."""
+"""Writing captions: rollouts by sampling or beam search, greedy captions, and logits processors."""

@@ -1,4 +1,4 @@
-"""Greedy captions beside sampled or searched ones: rows of the same batch instead of passes of their own."""
+"""Write greedy captions in the same batch as samples or beams, instead of in separate passes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def generate_with_greedy(
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList,
 ) -> tuple[Tensor, Tensor]:
-    """Captions as [`generate_labels`] writes them, and the greedy caption of each image.
+    """Write captions like [`generate_labels`], and a greedy caption of each image.
 
-    What the generation config forbids and forces (see `hf_distinct.generation.word_limits`) holds for both.
+    The generation config's word limits (see `hf_distinct.generation.word_limits`) apply to both.
 
     Args:
         model: the captioner, unwrapped, in eval mode.
         encoder_hidden_states: ``(B, S, H)``.
-        generation_config: beams, or K samples an image.
-        logits_processor: for the beams or samples alone.
+        generation_config: beams, or K samples per image.
+        logits_processor: for the beams or samples only.
 
     Returns:
-        Labels ``(B * K, L)``, and those of the greedy captions, ``(B, M)``.
+        Labels ``(B * K, L)``, and labels of the greedy captions, ``(B, M)``.
     """
     images, beams = len(encoder_hidden_states), int(generation_config.num_beams or 1)
     write = (model, encoder_hidden_states)
@@ -50,17 +50,17 @@ def generate_with_greedy(
         return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
     start = token_id(model, "decoder_start_token_id")
     limits = word_limits(generation_config, encoder_hidden_states.device)
-    beside = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
-    labels = generate_labels(*write, generation_config, logits_processor, beside)
-    return labels, to_labels(model, beside.finish(model, longest))
+    search = BeamRows(encoder_hidden_states, beams, True, start, end_ids(model), limits)
+    labels = generate_labels(*write, generation_config, logits_processor, search)
+    return labels, to_labels(model, search.finish(model, longest))
 
 
 class GreedyRows(LogitsProcessor):
-    """Make the last of every image's rows a greedy caption; the others stay samples.
+    """Make the last row of every image a greedy caption; the other rows remain samples.
 
     Args:
-        per_image: rows of an image, the greedy one included.
-        others: what the other rows are processed by.
+        per_image: rows per image, including the greedy one.
+        others: logits processors for the other rows.
     """
 
     def __init__(self, per_image: int, others: LogitsProcessorList) -> None:
@@ -68,7 +68,7 @@ class GreedyRows(LogitsProcessor):
         self.others = others
 
     def __call__(self, input_ids: Any, scores: Any) -> Tensor:
-        """Scores ``(N, V)``, those of greedy rows minus infinity but for the largest."""
+        """Process scores ``(N, V)``; in greedy rows, all but the largest become minus infinity."""
         best = scores[self.per_image - 1 :: self.per_image].argmax(dim=1, keepdim=True)
         scores = self.others(input_ids, scores.clone())
         scores[self.per_image - 1 :: self.per_image].fill_(-torch.inf).scatter_(1, best, 0.0)

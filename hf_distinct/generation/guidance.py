@@ -1,4 +1,4 @@
-"""Guidance: at decoding, captions that say more of their picture than the captioner by itself would."""
+"""Classifier-free guidance: decode captions that are more specific to their image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 def drop_images(encoder_hidden_states: Tensor, share: float) -> Tensor:
-    """Teach a captioner to write without its picture, too: replace a share of the pictures by nothing.
+    """Train a captioner to write without an image as well: replace a fraction of the images by zeros.
 
     Args:
         encoder_hidden_states: ``(N, S, H)``.
-        share: the probability of each, from 0 to 1.
+        share: probability that an image is replaced, from 0 to 1.
 
     Returns:
-        The same with zeros in the place of those drawn, ``(N, S, H)``.
+        ``(N, S, H)``, with zeros for the replaced images.
     """
     kept = torch.rand(len(encoder_hidden_states), 1, 1, device=encoder_hidden_states.device) >= share
     return encoder_hidden_states * kept
@@ -27,18 +27,18 @@ def drop_images(encoder_hidden_states: Tensor, share: float) -> Tensor:
 class ImageGuidance(LogitsProcessor):
     """Classifier-free guidance for a ``VisionEncoderDecoderModel`` (Kornblith et al., arXiv 2307.16686).
 
-    The logits of the next word with the picture, ``l_cond``, and without, ``l_uncond``, become
+    The logits of the next word with the image, ``l_cond``, and without it, ``l_uncond``, are combined:
 
         l = l_uncond + gamma (l_cond - l_uncond),    p(w) ~ p_uncond(w) (p_cond(w) / p_uncond(w))^gamma
 
-    which for gamma above 1 prefers what the picture makes likelier. Without a picture the decoder attends to zeros; it
-    must have learnt to (`drop_images`, or ``recipes/warm_up.py --drop_images 0.5``). What is returned is normalised,
-    so that beams of different lengths compare. Each word costs one more pass of the decoder over the words before it:
-    there is no cache that a beam search would have to reorder.
+    With gamma above 1, words that the image makes more likely are preferred. Without an image the decoder attends to
+    zeros, which the captioner must have seen in training (`drop_images`, or ``hf-distinct warm-up --drop_images
+    0.5``). The result is normalised, so that beams of different lengths are comparable. Each token costs one more
+    decoder pass over all tokens before it, because there is no cache that a beam search could reorder.
 
     Args:
         model: the captioner, in eval mode.
-        gamma: above 0; 1 changes nothing.
+        gamma: above 0; 1 has no effect.
 
     Raises:
         ValueError: if gamma is not positive.
@@ -49,13 +49,13 @@ class ImageGuidance(LogitsProcessor):
 
     def __init__(self, model: Any, gamma: float) -> None:
         if not gamma > 0:
-            raise ValueError(f"guidance={gamma} must be positive; 1 is none.")
+            raise ValueError(f"guidance={gamma} must be positive; 1 turns it off.")
         self.model, self.gamma = model, gamma
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Guide the scores ``(N, V)`` of the word behind ``input_ids (N, L)``; log-probabilities come back."""
-        # One zero vector is attended to as any number of them: all are alike, and the weights sum to one.
+        """Guide the scores ``(N, V)`` of the token after ``input_ids (N, L)``; returns log-probabilities."""
+        # One zero vector is enough: attention weights sum to one, so the number of equal vectors does not matter.
         nothing = scores.new_zeros(len(input_ids), 1, self.model.encoder.config.hidden_size, dtype=self.model.dtype)
         blind = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=nothing),  # type: ignore[arg-type]

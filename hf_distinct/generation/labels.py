@@ -1,4 +1,4 @@
-"""Captions as labels: token ids with -100 after the end; how they are joined, read as text, and measured."""
+"""Captions as labels, that is token ids with -100 after the end: join them, decode them, and measure them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hf_distinct.losses import IGNORED_LABEL
 
 
 def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
-    """What follows the start token in captions ``(N, 1 + L)``, as labels ``(N, L)``: -100 after the end token."""
+    """Turn captions with a start token ``(N, 1 + L)`` into labels ``(N, L)``, with -100 after the end token."""
     tokens = sequences[:, 1:]
     ends = are_ends(tokens, end_ids(model))
-    # The first end token counts 1 on its own place; everything behind it is padding, even where pad equals eos.
+    # The cumulative sum is 1 at the first end token, which is kept. Later tokens are padding, even if pad equals eos.
     return tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, IGNORED_LABEL)
 
 
 def are_ends(tokens: Tensor, ends: list[int]) -> Tensor:
-    """Which tokens end a caption: a bool for each."""
+    """Return which tokens end a caption: one bool per token."""
     return torch.isin(tokens, torch.tensor(ends, device=tokens.device))
 
 
@@ -34,7 +34,7 @@ def join_labels(*labels: Tensor) -> Tensor:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
-    """Captions as text, special tokens left out."""
+    """Decode captions to text, without special tokens."""
     rows = [[token for token in row if token != IGNORED_LABEL] for row in labels.tolist()]
     if not rows:  # transformers 5 reads no rows as one empty caption
         return []
@@ -44,16 +44,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[str]:
 def rollout_figures(
     labels: Tensor, captions: list[str], ends: list[int], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """How long the rollouts of all processes are, and which shares of them end by themselves and are not repeated.
+    """Compute the mean length of the rollouts of all processes, and how many are finished, repetitive and unique.
 
     Args:
-        labels: ``(N, L)`` of this process; those after the captions belong to a stand-in.
+        labels: ``(N, L)`` of this process. Rows beyond the number of captions belong to a placeholder image.
         captions: their texts, at most N.
         ends: the end tokens.
-        accelerator: knows the other processes.
+        accelerator: gives access to the other processes.
 
     Returns:
-        ``length`` in tokens; ``ended``; ``repeated``, the share with the same three tokens twice; and ``unique``, the
+        ``length`` in tokens; ``ended``, the fraction with an end token; ``repeated``, the fraction that contains the
+        same three tokens twice; and ``unique``, the number of distinct captions divided by the number of captions.
         number of different captions over that of captions.
     """
     labels = labels[: len(captions)]
@@ -67,7 +68,7 @@ def rollout_figures(
 
 
 def repeats(labels: Tensor, n: int = 3) -> Tensor:
-    """Whether each caption has the same n tokens in a row twice: ``(N,)`` bool, of labels ``(N, L)``."""
+    """Return whether each caption contains the same n-gram twice: ``(N,)`` bool, for labels ``(N, L)``."""
     grams = F.pad(labels, (0, n - 1), value=IGNORED_LABEL).unfold(1, n, 1)  # (N, L, n)
     real = (grams != IGNORED_LABEL).all(dim=2)
     same = (grams[:, :, None] == grams[:, None]).all(dim=3) & real[:, None]

@@ -1,4 +1,4 @@
-"""What rollouts ask of `generate` in ways of their own: no n-gram twice, and samples by one random number each."""
+"""Logits processors for rollouts: no repeated n-grams, and sampling with one random number per caption."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers import LogitsProcessor
 
 
 class NoRepeatNGrams(LogitsProcessor):
-    """Forbid tokens that would end an n-gram which the caption has already.
+    """Forbid tokens that would repeat an n-gram of the caption.
 
-    It does what ``no_repeat_ngram_size`` does, without the loops over tokens on the host that take an eighth of a step
-    of the shipped captioner.
+    Same results as ``no_repeat_ngram_size``, without its loops over tokens on the host, which take an eighth of a
+    training step with the shipped captioner.
 
     Args:
         size: n.
@@ -21,7 +21,7 @@ class NoRepeatNGrams(LogitsProcessor):
         self.size = size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``(N, V)``, minus infinity where forbidden, of captions that so far are ``(N, L)``."""
+        """Set forbidden scores ``(N, V)`` to minus infinity, for captions ``(N, L)`` so far."""
         length = input_ids.shape[1]
         if length < self.size:
             return scores
@@ -32,17 +32,17 @@ class NoRepeatNGrams(LogitsProcessor):
 
 
 class MultinomialSampling(LogitsProcessor):
-    """Make of greedy decoding a draw from the softmax, by one random number a caption.
+    """Turn greedy decoding into sampling from the softmax, with one random number per caption.
 
-    ``do_sample`` draws by ``torch.multinomial``, which takes a random number for every token of the vocabulary. Here
-    the number is looked up among the cumulated probabilities. Both draw from the same distribution.
+    ``do_sample`` uses ``torch.multinomial``, which draws a random number for every token of the vocabulary. Here one
+    number is looked up in the cumulative probabilities. Both sample from the same distribution.
     """
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``(N, V)``, logits or log-probabilities, become minus infinity but for the token drawn."""
-        wide = torch.float32 if scores.device.type == "mps" else torch.float64  # which that device has not
+        """Set scores ``(N, V)``, logits or log-probabilities, to minus infinity except for the sampled token."""
+        wide = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
         cumulated = scores.softmax(dim=-1).cumsum(dim=-1, dtype=wide)
-        # Above 0 and at most the sum of all: the first token that reaches it has a probability above 0.
+        # Above 0 and at most the total: the first token that reaches it has a probability above 0.
         above_zero = 1 - torch.rand(len(scores), 1, dtype=wide, device=scores.device)
         drawn = torch.searchsorted(cumulated, above_zero * cumulated[:, -1:])
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)

@@ -1,4 +1,4 @@
-"""The policy: what rollouts are drawn from, and the log-probabilities of captions under it."""
+"""The policy: the distribution that rollouts are sampled from, and log-probabilities of captions under it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hf_distinct.generation.word_limits import forbidden_tokens
 
 
 def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
-    """Make of a captioner what the settings ask for: a frozen encoder, a fused GELU."""
+    """Prepare a captioner as the settings say: freeze the encoder, fuse GELU."""
     if args.freeze_encoder:
         model.encoder.requires_grad_(False)
     with fast_paths(args.fast_paths):
@@ -34,12 +34,12 @@ def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
 
 
 class Rollouts(NamedTuple):
-    """What the captioner wrote for B images.
+    """Captions written for B images.
 
     Attributes:
-        labels: ``(B * K, L)``, those of an image in a row; -100 after the end.
+        labels: ``(B * K, L)``, -100 after the end token; captions of an image are adjacent.
         texts: the B * K captions.
-        greedy: the B greedy captions; none where they were not asked for.
+        greedy: the B greedy captions; empty if they were not requested.
     """
 
     labels: Tensor
@@ -49,15 +49,15 @@ class Rollouts(NamedTuple):
 
 @dataclass
 class Scores:
-    """Log-probabilities of K rollouts and G references an image, and what the divergence needs of the rollouts.
+    """Log-probabilities of K rollouts and G references per image, and what the KL divergence needs.
 
     Attributes:
         rollouts: ``(B * K,)``, of whole captions.
         references: ``(B * G,)``.
-        logits: ``(T, V)`` of the policy, one row a real token.
-        of_rollouts: ``(T,)`` bool, which of them are a rollout's.
+        logits: ``(T, V)`` of the policy, one row per real token.
+        of_rollouts: ``(T,)`` bool, which rows belong to rollouts.
         rollout_labels: ``(B * K, L)``.
-        forbidden: what was forbidden where the rollouts' tokens were drawn; see `forbidden_tokens`.
+        forbidden: tokens that were forbidden when the rollouts were sampled; see `forbidden_tokens`.
     """
 
     rollouts: Tensor
@@ -69,15 +69,15 @@ class Scores:
 
 
 class Policy:
-    """Writes rollouts and scores captions, both at the same temperature and with the same tokens forbidden.
+    """Writes rollouts and scores them with the same temperature and the same forbidden tokens.
 
-    A person may have said just what is forbidden, so references are scored among all tokens.
+    References are scored with no token forbidden, since people may use forbidden tokens.
 
     Args:
         args: the settings.
-        accelerator: knows the wrappers of a model, and its precision.
+        accelerator: unwraps models, and sets the precision.
         tokenizer: the captioner's.
-        autocast: makes the context in which the model is called (the Trainer's own).
+        autocast: creates the context in which the model is called (the Trainer's own).
     """
 
     def __init__(
@@ -94,25 +94,25 @@ class Policy:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by: the temperature of samples; 1 for beams."""
+        """Temperature that logits are divided by: that of the samples, or 1 for beams."""
         return self.args.temperature if self.args.rollouts == "sample" else 1.0
 
     def encode(self, model: Any, pixel_values: Tensor) -> Tensor:
-        """Encoder output ``(B, S, H)``, with gradient unless the encoder is frozen."""
+        """Encode images to ``(B, S, H)``, with gradient unless the encoder is frozen."""
         encoder = captioner_in(model, self.accelerator).encoder
         learns = torch.is_grad_enabled() and not self.args.freeze_encoder
         with torch.set_grad_enabled(learns), checkpointing(encoder), self.autocast():
             return encode(encoder, pixel_values, self.accelerator)
 
     def roll_out(self, model: Any, hidden: Tensor, images: int, greedy: bool) -> Rollouts:
-        """Write K captions an image.
+        """Write K captions per image.
 
         Args:
             model: the captioner, wrapped or not.
-            hidden: ``(B, S, H)``, what `encode` gave.
-            images: B, or 0 where B = 1 is a stand-in (see `hf_distinct.distributed.gathering.own_rows`): its caption
-                has no token and no text.
-            greedy: whether the greedy captions are wanted, too.
+            hidden: ``(B, S, H)``, the output of `encode`.
+            images: B, or 0 if the batch is one placeholder image (see
+                `hf_distinct.distributed.gathering.own_rows`), whose caption has no token and no text.
+            greedy: also write the greedy captions.
         """
         a = self.args
         with generation_ready(model, self.accelerator) as captioner, self.autocast(), self.accelerator.autocast():
@@ -129,7 +129,7 @@ class Policy:
         return Rollouts(labels, texts[: images * a.num_rollouts], greedy_texts[:images])
 
     def generation_config(self, captioner: VisionEncoderDecoderModel) -> GenerationConfig:
-        """By which the rollouts of a captioner are written."""
+        """Return the generation config for the rollouts of a captioner."""
         a = self.args
         how: dict[str, Any] = {"num_return_sequences": a.num_rollouts, "max_new_tokens": a.max_new_tokens}
         if a.rollouts == "beam":
@@ -137,21 +137,21 @@ class Policy:
         return rollout_config(captioner, do_sample=True, temperature=a.temperature, **how)
 
     def score(self, model: Any, hidden: Tensor, rollouts: Tensor, references: Tensor) -> Scores:
-        """Log-probabilities of all captions in one decoder pass.
+        """Compute log-probabilities of all captions in one decoder pass.
 
         Args:
-            model: the captioner, wrapped where gradients are wanted.
+            model: the captioner; pass the wrapped model if you need gradients.
             hidden: ``(B, S, H)``.
             rollouts: labels ``(B * K, L)``.
             references: labels ``(B * G, M)``; G may be 0.
         """
         a = self.args
-        # Captions of an image in a row, as the decoder pass wants them: its rollouts, then its references.
+        # The decoder pass needs the captions of an image in adjacent rows: its rollouts, then its references.
         parts = join_labels(rollouts, references).tensor_split([len(rollouts)])
         joined = torch.cat([part.unflatten(0, (len(hidden), -1)) for part in parts], dim=1)  # (B, K + G, L)
         flat, own = joined.flatten(0, 1), joined[:, : a.num_rollouts].flatten(0, 1)
         real = flat != losses.IGNORED_LABEL
-        # What the host must know of the device comes first: the decoder's pass, the loss and its gradient do not wait.
+        # Copy what the host needs first, so that the decoder pass, the loss and its gradient need not wait.
         tokens = flat[real]  # (T,)
         rolled_out = torch.arange(joined.shape[1], device=flat.device) < a.num_rollouts
         of_rollouts = rolled_out.repeat(len(hidden))[:, None].expand_as(real)[real]  # (T,)
@@ -171,11 +171,11 @@ class Policy:
         return Scores(first, others, logits, of_rollouts, own, forbidden)
 
     def divergence(self, scores: Scores, reference_model: Any, pixel_values: Tensor) -> Tensor:
-        """KL of the policy from another captioner, the other's encoder included, on the rollouts: a scalar.
+        """Compute the KL divergence of the policy from another captioner (its encoder included): a scalar.
 
         Args:
-            scores: of the rollouts.
-            reference_model: the captioner that training began with.
+            scores: the log-probabilities of the rollouts.
+            reference_model: the captioner before training.
             pixel_values: ``(B, 3, H, W)``.
         """
         reference_model.to(pixel_values.device)

@@ -1,4 +1,4 @@
-"""Write captions from encoded images: rollouts by samples or beams, and what their generation config is."""
+"""Write captions from encoded images: rollouts by sampling or beam search, and their generation config."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from hf_distinct.generation.logits_processors import MultinomialSampling
 from hf_distinct.generation.word_limits import WORD_LIMITS
 
 ONE_CAPTION = {"num_return_sequences": 1, "return_dict_in_generate": False}
-"""Arguments of ``generate`` by which it gives one row of tokens a picture, whatever a generation config asks for."""
+"""Arguments that make ``generate`` return one row of tokens per image, whatever the generation config says."""
 
 
 def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> GenerationConfig:
-    """A generation config of the model's special tokens, length and word limits, with ``settings`` and nothing else.
+    """Create a generation config with the model's special tokens, length and word limits, and ``settings``.
 
-    ``generate`` would otherwise mix in what the checkpoint prefers (``top_k=50`` and the like), and samples would not
-    come from the policy whose log-probabilities the loss takes. What the checkpoint forbids and forces
-    ([`hf_distinct.generation.word_limits.WORD_LIMITS`]) is part of that policy.
+    Other preferences of the checkpoint (such as ``top_k=50``) are left out: with them, samples would not come from the
+    policy whose log-probabilities the loss uses. The checkpoint's word limits
+    ([`hf_distinct.generation.word_limits.WORD_LIMITS`]) are part of that policy.
     """
     own, ends = model.generation_config or GenerationConfig(), end_ids(model)
     base: dict[str, Any] = {
@@ -46,7 +46,7 @@ def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> Generat
 
 
 def longest_caption(config: GenerationConfig) -> int:
-    """The maximum number of tokens after the start token: as in `generate`, 20 if no other number is set."""
+    """Return the maximum number of tokens after the start token; the default is 20, as in `generate`."""
     if config.max_new_tokens:
         return config.max_new_tokens
     return 20 if config.max_length in (None, GenerationConfig().max_length) else config.max_length - 1
@@ -59,18 +59,18 @@ def generate_labels(
     logits_processor: LogitsProcessorList | None = None,
     cache: ImageCache | None = None,
 ) -> Tensor:
-    """Write captions from encoded images; the encoder is not called.
+    """Write captions from encoded images, without calling the encoder.
 
     Args:
         model: the captioner, unwrapped, in eval mode.
         encoder_hidden_states: ``(B, S, H)``.
-        generation_config: ``num_return_sequences`` K captions an image; with ``do_sample`` drawn at ``temperature``
-            from the whole vocabulary, by [`MultinomialSampling`].
-        logits_processor: as `generate` takes it.
-        cache: a new one; None: the usual one.
+        generation_config: ``num_return_sequences`` is K, the captions per image. With ``do_sample``, they are sampled
+            at ``temperature`` from the whole vocabulary, by [`MultinomialSampling`].
+        logits_processor: additional logits processors.
+        cache: a new cache; by default the standard one.
 
     Returns:
-        Token ids ``(B * K, L)``, with the end token, and -100 after it.
+        Token ids ``(B * K, L)``, including the end token, and -100 after it.
     """
     states = encoder_hidden_states.detach()
     if cache is None and share_images(model.decoder):
@@ -80,14 +80,14 @@ def generate_labels(
             cache = DropFinished(states, ends) if may_drop_finished() else ImageCache(states)
         else:
             cache = BeamRows(states, beams, False, start, ends) if may_choose_beams() else ImageCache(states)
-    given = states if cache is None else states[:, :1]  # of which `generate` takes the number of images
+    given = states if cache is None else states[:, :1]  # `generate` only reads the number of images from it
     if generation_config.do_sample:
         given = given.repeat_interleave(generation_config.num_return_sequences or 1, dim=0)
         generation_config, logits_processor = _drawn(generation_config, logits_processor or [])
-    # `generate` fills what stands at its default from the model's own config: num_beams=4 there would turn samples
-    # into beam samples. `use_model_defaults=False` says no to it, but not in every version.
+    # `generate` takes unset values from the model's own config: num_beams=4 there would turn samples into beam
+    # samples. `use_model_defaults=False` prevents this, but not in every version.
     own, model.generation_config = model.generation_config, generation_config
-    writer: Any = model  # transformers 5 types `generate` for a mixin that this class, to mypy, is not
+    writer: Any = model  # mypy: transformers 5 types `generate` for a mixin that this class does not have
     try:
         passes = nullcontext() if cache is None else cache.in_passes_of(model)
         with torch.no_grad(), narrow_products(model), passes:
@@ -104,7 +104,7 @@ def generate_labels(
 
 
 def _drawn(config: GenerationConfig, processors: Iterable[Any]) -> tuple[GenerationConfig, LogitsProcessorList]:
-    """Samples as greedy captions of processed logits."""
+    """Turn sampling into greedy decoding with a sampling logits processor."""
     usual, greedy = GenerationConfig(), copy.deepcopy(config)
     greedy.update(do_sample=False, num_return_sequences=1, temperature=usual.temperature, top_k=usual.top_k)
     return greedy, LogitsProcessorList(

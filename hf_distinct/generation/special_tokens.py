@@ -1,4 +1,4 @@
-"""The tokens by which captions begin, end and are padded, for tokenizers of every family of language models."""
+"""Start, end and padding tokens of captions, for tokenizers of all families of language models."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a language model's tokenizer the end, start and padding token of a captioner's, from those that it has.
+    """Set a tokenizer's start, end and padding token for captions, from the special tokens it has.
 
-    - GPT-2: captions start and end with ``<|endoftext|>``, which also pads;
-    - BERT: ``[SEP]`` ends captions and ``[CLS]`` starts them;
-    - T5, Marian: there is no start token, and the padding token starts captions, as in their own training;
-    - RoBERTa, BART, XGLM and others have all three.
+    - GPT-2: ``<|endoftext|>`` starts, ends and pads captions;
+    - BERT: ``[CLS]`` starts and ``[SEP]`` ends captions;
+    - T5, Marian: there is no start token, so the padding token starts captions, as in their own training;
+    - RoBERTa, BART, XGLM and others already have all three.
 
     Raises:
-        ValueError: no token can end captions.
+        ValueError: the tokenizer has no token that can end captions.
     """
     if tokenizer.eos_token is None:
         if tokenizer.sep_token is None:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has neither an end token (eos_token) nor a separator "
-                "(sep_token), so that captions could never end. Set its eos_token and save it."
+                "(sep_token), so captions could never end. Set its eos_token and save it."
             )
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token is None:
@@ -32,7 +32,7 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def set_special_tokens(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a complete tokenizer's tokens into both configs of a captioner: its own, and that of generation."""
+    """Write a tokenizer's special tokens into a captioner's model config and generation config."""
     part: Any
     for part in (model.config, model.generation_config):
         part.decoder_start_token_id = part.bos_token_id = tokenizer.bos_token_id

@@ -1,4 +1,4 @@
-"""What a saved generation config forbids and forces holds in rollouts, and in their log-probabilities."""
+"""Apply the word limits of a saved generation config to rollouts and to their log-probabilities."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WORD_LIMITS = (
     "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-"""Settings of a generation config that say which tokens are allowed, by the captions so far."""
+"""Generation config settings that restrict which tokens may come next."""
 
-# What rollouts have settings of their own for, and what decides nothing about words.
+# Settings that rollouts set themselves, or that do not affect the choice of tokens.
 _NO_WORDS = {
     "max_length", "max_new_tokens", "do_sample", "num_beams", "temperature", "num_return_sequences",
     "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "cache_implementation",
@@ -40,10 +40,10 @@ _OF_SAMPLES = {"top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff"
 
 
 def left_out(config: GenerationConfig | None, rollouts: str) -> dict[str, Any]:
-    """What a generation config asks for that rollouts do not do, by name.
+    """Return the settings of a generation config that rollouts do not apply, by name.
 
     Args:
-        config: the captioner's own.
+        config: the captioner's own generation config.
         rollouts: ``sample`` or ``beam``.
     """
     if config is None:
@@ -53,19 +53,19 @@ def left_out(config: GenerationConfig | None, rollouts: str) -> dict[str, Any]:
     asked = {name: value for name, value in config.to_diff_dict().items() if name not in neutral}
     found = {name: value for name, value in asked.items() if value is not None and value != getattr(usual, name, None)}
     if config.do_sample and rollouts == "sample" and config.top_k in (None, USUAL_TOP_K):
-        found["top_k"] = USUAL_TOP_K  # which `generate` takes where nobody says how many
+        found["top_k"] = USUAL_TOP_K  # the default of `generate`
     return found
 
 
 def word_limits(config: GenerationConfig, device: torch.device) -> Any:
-    """The `WORD_LIMITS` of a rollout's config as `generate` applies them, and in its order.
+    """Create the logits processors of a rollout's `WORD_LIMITS`, in the order in which `generate` applies them.
 
     Args:
-        config: made by `rollout_config`.
+        config: from `rollout_config`.
         device: of the logits.
 
     Returns:
-        A ``LogitsProcessorList``, which takes captions so far and scores, whatever its type hints say.
+        A ``LogitsProcessorList``, called with captions so far and scores (its type hints are too narrow).
     """
     c, limits = config, LogitsProcessorList()
     ends = torch.tensor(c.eos_token_id).flatten().tolist()
@@ -89,21 +89,21 @@ def word_limits(config: GenerationConfig, device: torch.device) -> Any:
 
 @torch.no_grad()
 def forbidden_tokens(config: GenerationConfig, labels: Tensor, vocabulary: int) -> Tensor | None:
-    """Which tokens were forbidden where each token of the captions was written.
+    """Return which tokens were forbidden when each token of the captions was written.
 
     Args:
-        config: made by `rollout_config`; its word limits count.
-        labels: captions ``(N, L)``, -100 after the end.
+        config: from `rollout_config`, with the word limits.
+        labels: captions ``(N, L)``, -100 after the end token.
         vocabulary: V.
 
     Returns:
-        ``(T, V)`` bool, in the order of ``labels[labels != -100]``; None if nothing ever is forbidden.
+        ``(T, V)`` bool, in the order of ``labels[labels != -100]``; None if nothing is ever forbidden.
     """
     limits = word_limits(config, labels.device)
     if not limits:
         return None
     real = labels != IGNORED_LABEL
-    places = (real.flatten().cumsum(dim=0) - 1).view(real.shape)  # of real tokens among themselves
+    places = (real.flatten().cumsum(dim=0) - 1).view(real.shape)  # index among real tokens
     written = torch.nn.functional.pad(labels, (1, 0), value=config.decoder_start_token_id)
     found = torch.zeros(int(real.sum()), vocabulary, dtype=torch.bool, device=labels.device)
     for place in range(labels.shape[1]):

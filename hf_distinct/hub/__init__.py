@@ -1,4 +1,4 @@
-"""To the Hub and back: pushes, downloads and model cards."""
+"""The Hugging Face Hub: pushes, downloads and model cards."""
 
 from __future__ import annotations
 

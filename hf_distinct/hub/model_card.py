@@ -1,4 +1,4 @@
-"""Model cards that write themselves, and say nothing of the machine they were written on."""
+"""Generate model cards, without private information about the machine they were written on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ TAGS = {
     "captioner": ["image-captioning", "vision-encoder-decoder"],
     "clip": ["clip"],
 }
-ABOUT = """An image captioner whose captions are meant to single out their image: to say what sets it apart from \
-similar ones.
+ABOUT = """An image captioner trained to write distinctive captions, which tell their image apart from similar ones.
 It was trained by CLIP-guided reinforcement learning with `hf_distinct`, after
 [Distinctive Image Captioning: Leveraging Ground Truth Captions in CLIP Guided Reinforcement
 Learning](https://arxiv.org/abs/2402.13936) (Chaffin, Kijak and Claveau, 2024)."""
@@ -53,41 +52,41 @@ clip = ClipScorer("hf-hub:...")  # the id of this repository; or a local folder
 """,
 }  # fmt: skip
 LIMITS = (
-    "The reward is what CLIP sees in a caption. What CLIP cannot tell apart (relations, counts, word order) is where "
-    "a captioner trained so may invent; compare the captions with their images before relying on them.",
-    "It speaks the language, and sees the kind of pictures, that it was trained on.",
+    "The reward comes from CLIP. The captioner may invent what CLIP cannot distinguish (relations, counts, word "
+    "order): compare captions with their images before you rely on them.",
+    "It writes in the language of its training captions, and suits images like its training images.",
 )
 SYSTEMS = {
-    "before": "the captioner that training started from",
+    "before": "the captioner before training",
     "after": "this model",
-    "people": "captions that people wrote, one of each picture held against the others of it",
-    "ceiling": "captions that say everything, truly",
+    "people": "captions that people wrote, each compared with the other captions of its image",
+    "ceiling": "captions that state every fact correctly",
 }
 METRICS = {
-    "t2i_R@1": "how often a caption finds its picture first among all of the gallery",
-    "t2i_R@5": "among the first five",
-    "i2t_R@1": "how often a picture finds its caption first",
-    "CIDEr-D": "CIDEr-D in its own unit: 1.0 is what papers print as 100",
-    "vocabulary": "different words",
-    "mean_length": "words of a caption",
-    "unique": "share of captions that no other picture has",
-    "repeats": "share of captions that say a word twice in a row, or two words in a row twice",
-    "bad_endings": "share of captions that stop where something must follow",
-    "well_formed": "share of captions that the grammar allows",
-    "true": "share of captions with every fact true",
+    "t2i_R@1": "text-to-image retrieval: how often a caption ranks its image first in the gallery",
+    "t2i_R@5": "how often a caption ranks its image among the first five",
+    "i2t_R@1": "image-to-text retrieval: how often an image ranks its caption first",
+    "CIDEr-D": "CIDEr-D in its own unit: papers print 1.0 as 100",
+    "vocabulary": "number of different words",
+    "mean_length": "words per caption",
+    "unique": "fraction of captions that are written for one image only",
+    "repeats": "fraction of captions that repeat a word, or two words, in a row",
+    "bad_endings": "fraction of captions that stop in mid-phrase",
+    "well_formed": "fraction of captions that the grammar accepts",
+    "true": "fraction of captions whose every fact is true",
     "details": "facts stated, of six",
-    "relation": "the relation flipped",
-    "size": "one size flipped",
+    "relation": "a reversed relation",
+    "size": "a reversed size",
     "swap": "two content words exchanged",
-    "shuffle": "its words shuffled",
-    "drop": "function words left out",
-    "cut": "cut off in mid-phrase",
+    "shuffle": "shuffled words",
+    "drop": "missing function words",
+    "cut": "a missing end",
 }
 GALLERIES = {
-    "scorer": "under the CLIP that gave the reward",
-    "judge": "under a CLIP that training never saw",
-    "twins": "in a gallery of near twins",
-    "prefers_truth": "how often a picture is nearer to its true caption than to a false or broken one, that has",
+    "scorer": "measured with the CLIP that gave the reward",
+    "judge": "measured with a CLIP that was not used in training",
+    "twins": "measured in a gallery of very similar images",
+    "prefers_truth": "how often an image is more similar to its true caption than to a corrupted one, by kind",
 }
 
 _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^(hub_|push_to_hub)")
@@ -95,11 +94,11 @@ _PRIVATE_SETTING = re.compile(r"(^|_)(token|key|password|secret|dir|run_name)$|^
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of the card, and what was said of it.
+    """An image of the card and its captions.
 
     Args:
         image: of any mode and size.
-        captions: by who said them, e.g. ``{"before": ..., "after": ..., "a person": ...}``.
+        captions: by author, e.g. ``{"before": ..., "after": ..., "a person": ...}``.
     """
 
     image: Image.Image
@@ -129,45 +128,46 @@ def write_model_card(
     limits: Sequence[str] = LIMITS,
     file_name: str = "README.md",
 ) -> Path:
-    """Write the model card of a captioner or of a CLIP, with its pictures beside it, into a folder.
+    """Write the model card of a captioner or of a CLIP model into a folder, with its images.
 
-    If there is a card already and somebody edited it, their text before and after ours, and their metadata, stay in
-    the new card. If they edited the part that we wrote, or wrote it all, their card stays, and the new one is
+    If the folder has a card that somebody edited, their text before and after the generated part, and their metadata,
+    are kept. If they edited the generated part, or wrote the whole card, their card is kept and the new one is named
     `model_card.md`.
 
-    The card is meant to be published: settings that name folders, tokens or accounts are left out, of every local path
-    only the last part is kept, and of an address neither password nor signature. What others wrote (names, licences,
-    captions, alarms, settings) is shown as text and is never markup. What is not given is not spoken of.
+    The card is meant to be published: settings that name folders, tokens or accounts are left out, local paths are
+    reduced to their last part, and URLs lose passwords and signatures. Text from others (names, licences, captions,
+    alarms, settings) is escaped. Parts without information are left out.
 
     Args:
-        output_dir: The folder of the model; made if it does not exist.
-        model_name: Title of the card.
-        data: What it was trained on, in a few words, or the id of a data set; a path is fine.
-        kind: What it is; decides library, task and tags.
-        about: The first paragraph, as Markdown.
-        scorer: Which CLIP gave the reward: its open_clip name or path, and what else is known of it.
-        reward: The formula, as Markdown: see `hf_distinct.reporting.reward_formula`.
-        base_model: The model that the training started from: a Hub id or a path.
-        model_license: Its licence, as the Hub calls it: `apache-2.0`.
-        data_license: That of the data, in words.
-        settings: What the training was told, by name; see `hf_distinct.settings.changed_settings`.
-        metrics: Measured values by system and name, as in `metrics.json`: `{"before": {...}, "after": {...}, ...}`.
-            Those of `"after"`, or of the last system, also become the card's `model-index`, which the Hub shows.
-        samples: Pictures with captions.
-        log_history: What the Trainer logged, as in `trainer_state.json`, for the training curve.
-        alarms: What `hf_distinct.training.alarms` told during the training, a sentence each.
-        emissions: Grams of CO2 equivalents of the training. None: what CodeCarbon left in `output_dir`, if it did.
-        loading: The two lines that load it; none: those for whoever has it from the Hub.
-        made_by: The commands that made it.
-        limits: What to beware of, each one a sentence or two.
-        file_name: That of the card; pictures of a card that is not the `README.md` carry its name.
+        output_dir: the folder of the model; created if it does not exist.
+        model_name: title of the card.
+        data: short description or id of the training dataset; a path is fine.
+        kind: captioner or CLIP model; determines library, task and tags.
+        about: the first paragraph, as Markdown.
+        scorer: name or path of the CLIP that gave the reward, and further information about it.
+        reward: the formula, as Markdown; see `hf_distinct.reporting.reward_formula`.
+        base_model: the model that training started from: a Hub id or a path.
+        model_license: its licence, as the Hub calls it: `apache-2.0`.
+        data_license: licence of the data, in words.
+        settings: training settings by name; see `hf_distinct.settings.changed_settings`.
+        metrics: measured values by system and name, as in `metrics.json`: `{"before": {...}, "after": {...}, ...}`.
+            Those of `"after"`, or of the last system, also become the card's `model-index`, which the Hub displays.
+        samples: images with captions.
+        log_history: the Trainer's log, as in `trainer_state.json`, for the training curve.
+        alarms: messages of `hf_distinct.training.alarms` during training, one sentence each.
+        emissions: CO2 equivalents of the training in grams. By default read from CodeCarbon's file in `output_dir`, if
+            there is one.
+        loading: code that loads the model; by default for loading it from the Hub.
+        made_by: the commands that produced the model.
+        limits: limitations, one or two sentences each.
+        file_name: name of the card; if it is not `README.md`, the names of its images contain it.
 
     Returns:
         The path of the card.
 
     Raises:
-        OSError: The folder cannot be written.
-        ValueError: A hundred cards beside it were edited by hand.
+        OSError: the folder cannot be written.
+        ValueError: the folder already has a hundred cards that were edited by hand.
     """
     path = Path(output_dir) / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def write_model_card(
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     data_id = data if "/" in data and _is_hub_id(data) else None
     data = plain(portable(data))
-    emissions, emissions_source = (emissions, "told by who trained it") if emissions is not None else _codecarbon(path)
+    emissions, emissions_source = (emissions, "reported by its author") if emissions is not None else _codecarbon(path)
     carbon = None if emissions is None else {"emissions": emissions, "source": emissions_source}
     reported = metrics.get("after") or (list(metrics.values())[-1] if metrics else {})
     card = ModelCard.from_template(
@@ -224,7 +224,7 @@ def write_model_card(
 
 
 def _save(card: str, path: Path) -> Path:
-    """Write a card without losing what somebody wrote into the one that stands in its place."""
+    """Write a card, but keep what somebody has written into an existing one."""
     stem, ending = os.path.splitext(BESIDE)
     names = [path.name, BESIDE, *(f"{stem}.{number}{ending}" for number in range(1, 100))]
     for place in map(path.with_name, names):
@@ -233,18 +233,18 @@ def _save(card: str, path: Path) -> Path:
         if merged is not None:
             break
     else:
-        raise ValueError(f"{path.parent} holds {len(names)} cards that were edited by hand: move some of them.")
+        raise ValueError(f"{path.parent} has {len(names)} cards that were edited by hand: move some of them.")
     if place != path:
         logger.warning(
-            "%s was written or edited by hand. It stays as it is, and the new card is %s beside it. To get the new "
-            "one, delete the old one and write the card again.", path, place.name
+            "%s was written or edited by hand, so it is kept, and the new card is saved as %s in the same folder. To "
+            "replace the old card, delete it and write the card again.", path, place.name
         )  # fmt: skip
     place.write_text(merged, encoding="utf-8")
     return place
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """Plain numbers only: NaN and infinity have no place in the card's metadata."""
+    """Keep finite numbers only: NaN and infinity are not allowed in the card's metadata."""
     return {
         name: value if isinstance(value, int) else float(value)
         for name, value in values.items()
@@ -253,7 +253,7 @@ def _finite(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _transposed(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """A row for each metric: there are many of them, and few systems."""
+    """Turn metrics into rows, because there are many metrics and few systems."""
     names = dict.fromkeys(name for values in metrics.values() for name in values)
     return {name: {system: values[name] for system, values in metrics.items() if name in values} for name in names}
 
@@ -274,7 +274,7 @@ def _eval_results(values: Mapping[str, float], data: str, task: str) -> list[Eva
 
 
 def _glossary(systems: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """What the columns and the rows of the table mean, as far as their names are known."""
+    """Return the meanings of the table's known columns and rows."""
     parts = [part for name in names for part in name.split("/")]
     meanings = {
         **{system: SYSTEMS[system] for system in systems if system in SYSTEMS},
@@ -297,9 +297,9 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _codecarbon(card: Path) -> tuple[float | None, str | None]:
-    """Grams that CodeCarbon measured, by the last line of its file (in kilograms) beside the card; and the source.
+    """Return grams of CO2 from the last row of CodeCarbon's file (in kilograms) in the card's folder, and the source.
 
-    A file without a figure, of a run that was killed for instance, is told in a warning.
+    If the file has no value, for example after a killed run, a warning is logged.
     """
     file = card.with_name("emissions.csv")
     if not file.is_file():
@@ -311,7 +311,7 @@ def _codecarbon(card: Path) -> tuple[float | None, str | None]:
         if not math.isfinite(emissions):
             raise ValueError(last["emissions"])
     except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
-        logger.warning("%s has no figure in its last row (%s): the card does not tell emissions", file, error)
+        logger.warning("%s has no value in its last row (%s): emissions are left out of the card", file, error)
         return None, None
     return emissions, "measured by CodeCarbon"
 

@@ -1,4 +1,4 @@
-"""The card of a training: what the trainer knows of it, in the words of a model card."""
+"""Write a model card from the state of a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_distinct.text.portable import portable
 
 
 def scorer_id(scorer: ClipScorer) -> str:
-    """How cards and discriminators name a scorer: by a name that means something elsewhere, and its fingerprint."""
+    """Return a scorer's public name and its fingerprint, as cards and discriminators record it."""
     return f"{portable(scorer.name)} (fingerprint {scorer.fingerprint})"
 
 
@@ -32,17 +32,17 @@ def write_training_card(
     alarms: Sequence[str],
     **facts: Any,
 ) -> Path:
-    """Write the card of a training as it stands.
+    """Write the card of the training so far.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         args: the settings.
-        appraiser: holds the rewards.
-        dataset: that of the training.
-        base_model: what the captioner was loaded from.
-        log_history: of the Trainer.
-        alarms: what was reported.
-        facts: further arguments of [`hf_distinct.hub.model_card.write_model_card`], or in the place of these.
+        appraiser: has the rewards.
+        dataset: the training dataset.
+        base_model: where the captioner was loaded from.
+        log_history: the Trainer's log.
+        alarms: alarms so far.
+        facts: further arguments of [`hf_distinct.hub.model_card.write_model_card`]; they override the above.
 
     Returns:
         The path of the card.
@@ -53,7 +53,7 @@ def write_training_card(
     clip = scorer_id(appraiser.scorer)
     known: dict[str, Any] = {
         "model_name": (args.hub_model_id or Path(str(args.output_dir)).absolute().name).split("/")[-1],
-        "data": dataset.info.dataset_name or "captioned pictures",
+        "data": dataset.info.dataset_name or "captioned images",
         "data_license": dataset.info.license or None,
         "scorer": clip,
         "reward": describe_reward(rewards, appraiser.baseline, clip, args, documented),

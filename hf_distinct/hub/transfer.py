@@ -1,4 +1,4 @@
-"""To the Hub and back: which files go, how they get there on a bad line, and what is fetched."""
+"""Upload to and download from the Hub: choose the files, and retry on a bad connection."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ logger = logging.get_logger(__name__)
 RepoType = Literal["model", "dataset"]
 Result = TypeVar("Result")
 
-# What a captioner needs to be loaded. `generation_config.json` is among it: without one, the pipeline's own
-# `max_new_tokens=256` runs past the positions of a short decoder.
+# The files that loading a captioner needs. Without `generation_config.json`, the pipeline's default
+# `max_new_tokens=256` would exceed the positions of a short decoder.
 README = "README.md"
 REQUIRED_FILES = (
     README,
@@ -37,8 +37,8 @@ REQUIRED_FILES = (
     "tokenizer_config.json",
 )
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-"""What `save_pretrained` calls weights; `model.fp16.safetensors`, or those in a folder of the Hub, are not ours."""
-# Of every tokenizer of transformers: what its `vocab_files_names` say, and what `save_pretrained` adds.
+"""File names of weights from `save_pretrained`; others, such as `model.fp16.safetensors`, are not ours."""
+# For every tokenizer of transformers: the names in `vocab_files_names`, and what `save_pretrained` adds.
 TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json", "chat_template.jinja", "vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json",
@@ -48,8 +48,8 @@ TOKENIZER = (
     "word_pronunciation.json",
 )  # fmt: skip
 
-# Lists of what may be uploaded, not of what may not: a training leaves optimisers, pickled arguments and logs behind,
-# and those hold paths and names of the machine.
+# Lists of allowed files, not of forbidden ones: training also writes optimisers, pickled arguments and logs, which
+# contain local paths and names.
 MODEL_FILES = (
     *REQUIRED_FILES, *TOKENIZER,
     BESIDE, "metrics.json", "contrast.html", "contrast.png", "samples.png", "training_curve.png",
@@ -57,29 +57,29 @@ MODEL_FILES = (
 SCORER_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "text_config.json", *TOKENIZER)
 
 NAMED = 20
-"""So many files that stay are named."""
+"""Maximum number of files named that are not pushed."""
 PASSING = (408, 412, 429, 500, 502, 503, 504)
-"""HTTP statuses that pass by themselves: too slow, another commit came first, too many requests, a Hub in trouble."""
+"""HTTP statuses worth a retry: timeout, a concurrent commit, too many requests, a server error."""
 WAITS = (1, 2, 4, 8, 16)
-"""Seconds between one try and the next, where the connection broke or the Hub was in trouble."""
+"""Seconds between retries after a connection or server error."""
 
 
 def hub_token(token: str | None = None) -> str:
-    """Return the token to write to the Hub with.
+    """Return the token for pushing to the Hub.
 
-    Worth calling before a long training, so that a missing token is known at its start.
+    Call this before a long training, so that a missing token is reported early.
 
     Args:
-        token: The token itself; by default that of `HF_TOKEN` or of an earlier `hf auth login`.
+        token: the token itself; by default from `HF_TOKEN` or an earlier `hf auth login`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is no token.
     """
     token = token or get_token()
     if not token:
         raise ValueError(
-            "To push to the Hub a token with write access is needed, and there is none: run `hf auth login`, or set "
-            "the environment variable HF_TOKEN (make one under Settings > Access Tokens on the Hub)."
+            "Pushing to the Hub needs a token with write access, and there is none: run `hf auth login`, or set the "
+            "environment variable HF_TOKEN (create a token under Settings > Access Tokens on the Hub)."
         )
     return token
 
@@ -96,35 +96,35 @@ def push_folder(
     token: str | None = None,
     commit_message: str = "Upload by hf_distinct",
 ) -> str:
-    """Push what a recipe left behind to the Hub, at whatever endpoint `HF_ENDPOINT` names.
+    """Push the output of a training or of `hf-distinct mine` to the Hub, or to the endpoint in `HF_ENDPOINT`.
 
-    Of a captioner there go up model, tokenizer, image processor, generation config, card, `metrics.json` and pictures;
-    checkpoints, optimisers, pickled arguments and logs stay. Of a folder of `recipes/mine.py` (a data set) there go up
-    embeddings and neighbours, in a form that another machine finds again; its sheet of pictures stays. Links that lead
-    out of the folder stay, too. A line of the log names what was left out. In settings, of paths of this machine only
-    the last part goes up; see `hf_distinct.text.portable`.
+    For a captioner, the push contains model, tokenizer, image processor, generation config, card, `metrics.json` and
+    images, but not checkpoints, optimisers, pickled arguments or logs. For an output folder of `hf-distinct mine` (a
+    dataset), it contains embeddings and neighbours in a portable form, but not the sheet of images. Links to files
+    outside of the folder are left out. The log names the files that were left out. Local paths in settings are reduced
+    to their last part; see `hf_distinct.text.portable`.
 
-    It is one commit: a push that is cut off leaves the repository as it was. What the repository holds already is not
-    sent again.
+    A push is a single commit, so an interrupted push leaves the repository unchanged. Files that the repository
+    already has are not sent again.
 
     Args:
-        output_dir: The folder that `recipes/train.py` left behind, or for a data set `recipes/mine.py`.
-        repo_id: `name` or `account/name`; made if it does not exist.
+        output_dir: the output folder of `hf-distinct train`, or for a dataset of `hf-distinct mine`.
+        repo_id: `name` or `account/name`; created if it does not exist.
         repo_type: `"model"` for a captioner, `"dataset"` for mined neighbours.
-        private: Whether nobody else may see it.
-        revision: The branch to push to; made if it does not exist. None: `main`.
-        include_discriminator: Whether the trained discriminator goes along.
-        include_scorer: A folder with the open_clip model that gave the rewards, whose weights go along, as `scorer/`.
-        token: See `hub_token`.
-        commit_message: Message of the commit.
+        private: create a private repository.
+        revision: the branch to push to; created if it does not exist. By default `main`.
+        include_discriminator: also push the trained discriminator.
+        include_scorer: a folder with the open_clip model that gave the rewards; it is pushed as `scorer/`.
+        token: see `hub_token`.
+        commit_message: message of the commit.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
-        ValueError: A file is missing, there is no token, the card's metadata is invalid, the Hub does not let the
-            token write there, or `private` is asked for and the repository exists and is public.
-        ConnectionError: The Hub cannot be reached, or breaks off again and again.
+        ValueError: a file is missing, there is no token, the card's metadata are invalid, the token may not write
+            there, or `private` is set but the repository exists and is public.
+        ConnectionError: the Hub cannot be reached, or keeps failing.
     """
     folder = Path(output_dir)
     if repo_type == "dataset":
@@ -151,10 +151,10 @@ def push_folder(
 
 
 def model_files(folder: Path, required: tuple[str, ...] = REQUIRED_FILES) -> dict[str, Path]:
-    """The files of a captioner that may be uploaded, by their name there.
+    """Return the files of a captioner that may be uploaded, by their name in the repository.
 
     Raises:
-        ValueError: One that is needed to load it is missing.
+        ValueError: a file that loading needs is missing.
     """
     weights = tuple(sorted(path.name for path in folder.glob("*") if WEIGHTS.fullmatch(path.name)))
     if not any(name.endswith(".safetensors") for name in weights):
@@ -163,15 +163,15 @@ def model_files(folder: Path, required: tuple[str, ...] = REQUIRED_FILES) -> dic
 
 
 def _all_of(folder: Path, names: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder that are on a list, by their name; links that lead out of it are none of its files."""
+    """Return the existing files among ``names``; links to files outside of the folder are ignored."""
     inside = folder.resolve()
     files = {name: folder / name for name in names if (folder / name).resolve().is_relative_to(inside)}
     files = {name: path for name, path in files.items() if path.is_file()}
     if missing := [name for name in required if name not in files]:
         raise ValueError(
-            f"{str(folder)!r} cannot be pushed, for it lacks {', '.join(missing)}: take the folder that a recipe left "
-            "behind when it was done, or save what is missing into it (the card: `hf_distinct.write_model_card`). "
-            "Links that lead out of the folder do not count."
+            f"{str(folder)!r} cannot be pushed, because it lacks {', '.join(missing)}: use the output folder of a "
+            "finished training, or save the missing files into it (the card: `hf_distinct.write_model_card`). "
+            "Links to files outside of the folder are ignored."
         )
     return files
 
@@ -180,7 +180,7 @@ def _name_what_stays(folder: Path, pushed: Collection[str]) -> None:
     stay = sorted(path.name for path in folder.iterdir() if path.name not in pushed and not path.name.startswith("."))
     if stay:
         more = f" and {len(stay) - NAMED} more" if len(stay) > NAMED else ""
-        logger.info("of %s these stay here: %s%s", folder, ", ".join(map(plain, stay[:NAMED])), more)
+        logger.info("not pushed from %s: %s%s", folder, ", ".join(map(plain, stay[:NAMED])), more)
 
 
 def prepare_repo(
@@ -191,10 +191,10 @@ def prepare_repo(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Make a repository and a branch of it, where they do not exist; see `push_folder`.
+    """Create a repository and a branch, if they do not exist; see `push_folder`.
 
     Returns:
-        The whole name of the repository, `account/name`.
+        The full name of the repository, `account/name`.
     """
     api = HfApi(token=hub_token(token))
 
@@ -221,26 +221,26 @@ def commit_files(
     token: str | None = None,
     commit_message: str = "Upload by hf_distinct",
 ) -> str:
-    """Upload files in one commit; those that the repository holds already are not sent.
+    """Upload files in a single commit; those that the repository already has are not sent.
 
-    Weights that a push left there under names that are no longer used (shards, after a model in one file) are removed:
-    whoever loads the repository would mix them up. Nothing else is, nor any file in a folder. A README that somebody
-    edited there is merged with the new one; where it cannot be, it stays, and the new one goes beside it as
+    Weights from earlier pushes under names that are no longer used (such as shards) are removed, because loading could
+    mix them up. Other files are not removed, and neither are files in folders. A README that somebody edited on the
+    Hub is merged with the new one. If that is not possible, it is kept, and the new one is uploaded as
     `model_card.md`: see `hf_distinct.text.card_merge`.
 
     Args:
-        files: Where each file lies, by its name in the repository.
+        files: local path of each file, by its name in the repository.
         repo_id: `account/name`.
-        repo_type: See `push_folder`.
-        revision: The branch.
-        token: See `hub_token`.
-        commit_message: Message of the commit.
+        repo_type: see `push_folder`.
+        revision: the branch.
+        token: see `hub_token`.
+        commit_message: message of the commit.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
-        ValueError, ConnectionError: See `push_folder`; or a file of text holds the token.
+        ValueError, ConnectionError: see `push_folder`; also if a text file contains the token.
     """
     api = HfApi(token=hub_token(token))
     ready: dict[str, Path | bytes] = {name: portable_file(path) or path for name, path in files.items()}
@@ -255,9 +255,9 @@ def commit_files(
             with TemporaryDirectory() as cache:
                 old = api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision, cache_dir=cache)
                 sent |= _beside_edits(card, Path(old), repo_id)
-        # Made anew at each try: huggingface_hub notes in them how far it came.
+        # New objects for each try, because huggingface_hub stores its progress in them.
         additions = [CommitOperationAdd(name, content) for name, content in sent.items()]
-        # huggingface_hub 0.36 finds out what has not changed, and sends it all the same.
+        # huggingface_hub 0.36 detects unchanged files but sends them anyway.
         changed = [each for each in additions if not _is_there(each, there.get(each.path_in_repo))]
         stale = []
         if any(map(WEIGHTS.fullmatch, files)):
@@ -275,12 +275,12 @@ def commit_files(
 
 
 def _beside_edits(new: Path, old: Path, repo_id: str) -> dict[str, bytes]:
-    """What goes up of a new README, by its name there: nothing is lost that somebody wrote into the old one."""
+    """Return what to upload for a new README, by file name, so that nobody's edits are lost."""
     ours, theirs = new.read_text(encoding="utf-8"), old.read_text(encoding="utf-8")
     merged = merge(ours, theirs)
     if merged is not None:
         return {README: merged.encode()}
-    if edited(ours):  # a person wrote the new one, too
+    if edited(ours):  # a person also wrote the new one
         if edited(theirs):
             logger.warning(
                 "%s: %s was edited there and is replaced by the one of this folder, which was edited too. The earlier "
@@ -288,23 +288,23 @@ def _beside_edits(new: Path, old: Path, repo_id: str) -> dict[str, bytes]:
             )  # fmt: skip
         return {README: ours.encode()}
     logger.warning(
-        "%s: somebody edited %s there in a part that hf_distinct wrote. It stays as it is, and the new card is %s "
-        "beside it. To get the new one, delete the old one there and push again.", repo_id, README, BESIDE
+        "%s: somebody edited the generated part of %s there, so it is kept, and the new card is uploaded as %s. To "
+        "replace the old card, delete it there and push again.", repo_id, README, BESIDE
     )  # fmt: skip
     return {README: theirs.encode(), BESIDE: ours.encode()}
 
 
 def _refuse_token(files: Mapping[str, Path | bytes], token: str) -> None:
-    """Refuse to publish the very token that writes; weights, pictures and arrays hold no text of anybody's."""
+    """Refuse to publish the Hub token itself. Weights, images and arrays are not searched."""
     for name, content in files.items():
         if not name.endswith((".safetensors", ".png", ".npy", ".pt", ".pth")):
             text = content if isinstance(content, bytes) else content.read_bytes()
             if token.encode() in text:
-                raise ValueError(f"{name} holds your Hub token, so nothing was pushed: take it out of the file.")
+                raise ValueError(f"{name} contains your Hub token, so nothing was pushed: remove it from the file.")
 
 
 def _is_there(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
-    """Whether the repository holds this very content under this name."""
+    """Whether the repository already has this content under this name."""
     if entry is None or entry.size != addition.upload_info.size:
         return False
     if entry.lfs is not None:
@@ -314,19 +314,19 @@ def _is_there(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
 
 
 def pull(repo_id: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a pushed folder of `recipes/mine.py`; what was fetched before is not fetched again.
+    """Download a pushed output folder of `hf-distinct mine`; files in the cache are not downloaded again.
 
     Args:
-        repo_id: `account/name` of a data set on the Hub; or the path of a folder, which is returned as it is.
-        revision: Its branch, tag or commit.
-        token: To read a private one; by default that of `HF_TOKEN` or of an earlier `hf auth login`.
+        repo_id: `account/name` of a dataset on the Hub; or the path of a folder, which is returned unchanged.
+        revision: its branch, tag or commit.
+        token: token to read a private repository; by default from `HF_TOKEN` or an earlier `hf auth login`.
 
     Returns:
-        A folder, in the cache of huggingface_hub.
+        A folder in the cache of huggingface_hub.
 
     Raises:
-        ValueError: There is neither such a folder nor such a repository, or the token may not read it.
-        ConnectionError: The Hub cannot be reached, and nothing of it is in the cache.
+        ValueError: there is no such folder or repository, or the token may not read it.
+        ConnectionError: the Hub cannot be reached, and the dataset is not in the cache.
     """
     if Path(repo_id).is_dir():
         return Path(repo_id)
@@ -339,21 +339,21 @@ def pull(repo_id: str | os.PathLike[str], *, revision: str | None = None, token:
             return snapshot_download(
                 name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(PORTABLE_FILES)
             )
-        except LocalEntryNotFoundError as error:  # it stands before what kept huggingface_hub from the Hub
+        except LocalEntryNotFoundError as error:  # it hides why huggingface_hub could not reach the Hub
             raise error.__cause__ or error from None
 
     try:
         return Path(_insist(fetch, name, "read"))
     except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise ValueError(
-            f"{name!r} is neither a folder nor a data set on {constants.ENDPOINT} that this token may read."
+            f"{name!r} is neither a folder nor a dataset on {constants.ENDPOINT} that this token may read."
         ) from error
 
 
 def _insist(action: Callable[[], Result], repo_id: str, purpose: str) -> Result:
-    """Do something with the Hub, again and again where it may go better the next time.
+    """Call a function that uses the Hub, and retry after temporary errors.
 
-    huggingface_hub by itself repeats downloads and the upload of a large file, but not what comes before and after it.
+    huggingface_hub retries downloads and the upload of large files, but not the requests before and after them.
     """
     for wait in (*WAITS, None):
         try:
@@ -365,8 +365,8 @@ def _insist(action: Callable[[], Result], repo_id: str, purpose: str) -> Result:
                 raise
             if wait is None:
                 raise ConnectionError(
-                    f"{constants.ENDPOINT} cannot be reached, or breaks off again and again ({trouble}): what "
-                    f"{repo_id!r} held before stands. Try again later, with the same command."
+                    f"{constants.ENDPOINT} cannot be reached, or keeps failing ({trouble}). {repo_id!r} is unchanged. "
+                    "Run the same command again later."
                 ) from error
             logger.warning("%s: %s; trying again in %d s", repo_id, trouble, wait)
             time.sleep(wait)
@@ -374,13 +374,12 @@ def _insist(action: Callable[[], Result], repo_id: str, purpose: str) -> Result:
 
 
 def _passing_trouble(error: BaseException | None) -> str | None:
-    """What went wrong, if that may pass by itself: a broken connection, or a Hub in trouble; else None."""
+    """Describe an error that may be temporary (a broken connection, a server error); None for other errors."""
     while error is not None and not isinstance(error, OfflineModeIsEnabled):
         response = getattr(error, "response", None)
         if response is not None:
             return f"HTTP {response.status_code}" if response.status_code in PASSING else None
-        # huggingface_hub speaks by requests, from version 1 on by httpx; whichever it is tells what it met by an error
-        # of its own, which others may wrap.
+        # huggingface_hub uses requests, from version 1 on httpx. Both have their own errors, which others may wrap.
         if type(error).__module__.partition(".")[0] in ("requests", "httpx"):
             return " ".join(str(error).split()) or type(error).__name__
         error = error.__cause__ or error.__context__
@@ -388,10 +387,10 @@ def _passing_trouble(error: BaseException | None) -> str | None:
 
 
 def _explain(error: Exception, repo_id: str, purpose: str) -> None:
-    """Raise an error that says what to do, where the Hub's answer means that the token does not do."""
+    """Raise an error that says what to do, if the Hub rejects the token."""
     response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
     if response is not None and response.status_code in (401, 403):
         raise ValueError(
             f"{constants.ENDPOINT} does not let this token {purpose} {repo_id!r} (HTTP {response.status_code}): check "
-            f"the name, and take a token that may {purpose} it, by `hf auth login` or HF_TOKEN."
+            f"the name, and use a token that may {purpose} it, by `hf auth login` or HF_TOKEN."
         ) from error

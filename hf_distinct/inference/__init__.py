@@ -1,1 +1,1 @@
-"""Captions for pictures: loading a captioner, and writing captions for files and data sets."""
+"""Captioning images: load a captioner, and write captions for files and datasets."""

@@ -1,4 +1,4 @@
-"""Whether captioner, tokenizer and image processor fit together, and the captioner can caption at all."""
+"""Check that captioner, tokenizer and image processor fit together, and that the captioner can write captions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMED_TOKENS = (
     *SPECIAL_TOKENS, "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
     "bad_words_ids",
 )  # fmt: skip
-TRIAL_SIZES = (64, 48), (48, 64)  # width and height of the pictures that are tried: photographs lie and stand
+TRIAL_SIZES = (64, 48), (48, 64)  # width and height of the trial images: one landscape, one portrait
 
 
 def check_fit(
@@ -43,63 +43,62 @@ def check_fit(
     args: TrainingArguments | None = None,
     *further: Iterable[str],
 ) -> None:
-    """Check that all parts of a captioner fit together, and what it is used for.
+    """Check that all parts of a captioner fit together and suit its use.
 
-    It costs one pass of the captioner over two small pictures, and the first two words about them.
+    This costs one forward pass over two small images, and generating two tokens for them.
 
     Args:
         model: the captioner, adapters included.
         tokenizer: its tokenizer.
         image_processor: its image processor.
-        args: how it will be trained, by reinforcement learning or not; None: it will only write captions.
-        further: sentences about other things that do not fit, e.g. those of `training_problems`.
+        args: the training arguments, for reinforcement learning or not; None if it only writes captions.
+        further: messages about other problems, such as those of `training_problems`.
 
     Raises:
-        ValueError: something does not fit. The message lists everything that was found.
+        ValueError: something does not fit. The message lists all problems.
     """
-    if lacks := list(captioner_problems(model, tokenizer)):  # without these nothing else of it can be looked at
+    if lacks := list(captioner_problems(model, tokenizer)):  # nothing else can be checked without these
         refuse(lacks, *further)
     captioner = without_adapters(model)
     found = [token_problems(captioner, tokenizer), length_problems(captioner, args)]
     if args is not None:
         found += [launch_problems(args), generation_problems(captioner)]
     problems = list(chain(*found, *further))
-    # A pass with tokens that the decoder has not would fail for that, and say it less well.
+    # With tokens that the decoder lacks, a forward pass would fail with a less helpful message.
     with fast_paths(getattr(args, "fast_paths", True)):
         refuse(problems, picture_problems(captioner, image_processor) if not problems else ())
 
 
 def launch_problems(args: TrainingArguments) -> Iterator[str]:
-    """One process with several GPUs, for which the Trainer would take nn.DataParallel."""
+    """Yield an error if one process has several GPUs, for which the Trainer would use nn.DataParallel."""
     if args.n_gpu > 1:
         yield (
-            f"This process sees {args.n_gpu} GPUs, and the Trainer would split each batch among them by "
-            "nn.DataParallel, which hf_distinct does not support. Start one process for each GPU: `accelerate launch "
-            f"--multi_gpu --num_processes {args.n_gpu} SCRIPT ...`; or make only one visible: "
-            "`CUDA_VISIBLE_DEVICES=0`."
+            f"This process sees {args.n_gpu} GPUs, so the Trainer would use nn.DataParallel, which hf_distinct does "
+            "not support. Start one process per GPU: `accelerate launch --multi_gpu --num_processes "
+            f"{args.n_gpu} SCRIPT ...`; or make only one GPU visible: `CUDA_VISIBLE_DEVICES=0`."
         )
 
 
 def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
-    """What keeps a model from being a captioner at all."""
+    """Yield reasons why a model cannot be used as a captioner at all."""
     model = without_adapters(model)
     if not isinstance(model, VisionEncoderDecoderModel):
         yield f"The captioner must be a VisionEncoderDecoderModel, not a {type(model).__name__}."
         return
     if tokenizer is None or tokenizer.eos_token_id is None:
         yield "The captioner needs a tokenizer with an end token: pass it as processing_class."
-    elif tokenizer.pad_token_id is None:  # the Trainer would take the captioner's from it, too
+    elif tokenizer.pad_token_id is None:  # the Trainer would also copy it to the captioner
         yield "The captioner's tokenizer has no padding token. Set one: tokenizer.pad_token = tokenizer.eos_token."
     for name in SPECIAL_TOKENS:
         if getattr(model.generation_config, name, None) is None and getattr(model.config, name, None) is None:
             yield (
                 f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
-                "the tokenizer's; without it no caption begins or ends."
+                "the tokenizer's; captions cannot begin or end without it."
             )
 
 
 def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator[str]:
-    """Tokens that one of tokenizer, decoder and generation config knows and another does not."""
+    """Yield mismatches between the tokens of tokenizer, decoder and generation config."""
     ends = end_ids(model)
     if tokenizer.eos_token_id not in ends:
         yield (
@@ -110,20 +109,19 @@ def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator
     known, rows = max(tokenizer.get_vocab().values()) + 1, _rows(decoder.get_input_embeddings())
     if known > rows:
         yield (
-            f"The tokenizer has {len(tokenizer)} tokens (the last is {known - 1}), but the decoder has embeddings of "
-            f"{rows}. Call model.decoder.resize_token_embeddings({known}), or load the tokenizer that belongs to the "
-            "model."
+            f"The tokenizer has {len(tokenizer)} tokens (the last id is {known - 1}), but the decoder has embeddings "
+            f"for {rows}. Call model.decoder.resize_token_embeddings({known}), or load the model's own tokenizer."
         )
     head = decoder.get_output_embeddings()
     if head is not None and _rows(head) != rows:
         yield (
-            f"The decoder reads {rows} tokens (rows of its embedding) and writes {_rows(head)} (rows of its head). "
+            f"The decoder's embedding has {rows} tokens, but its output head {_rows(head)}. "
             f"Call model.decoder.resize_token_embeddings({max(known, rows)})."
         )
     if decoder.config.vocab_size != rows:
         yield (
-            f"model.config.decoder.vocab_size is {decoder.config.vocab_size}, but the decoder has embeddings of "
-            f"{rows} tokens: once saved, it could not be loaded. Set vocab_size to the number of embeddings."
+            f"model.config.decoder.vocab_size is {decoder.config.vocab_size}, but the decoder has embeddings for "
+            f"{rows} tokens, so a saved model could not be loaded. Set vocab_size to the number of embeddings."
         )
     for name in NAMED_TOKENS:
         value = getattr(model.generation_config, name, None)
@@ -131,25 +129,25 @@ def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator
         if beyond := sorted({token for token in _flat(value) if not 0 <= token < min(known, rows)}):
             named = ", ".join([*map(str, beyond[:NAMES_SHOWN]), *(["..."] if len(beyond) > NAMES_SHOWN else [])])
             yield (
-                f"{name} of the captioner names {named}, but its tokenizer has tokens up to "
-                f"{known - 1} and its decoder embeddings up to {rows - 1}. Correct model.generation_config.{name}."
+                f"The captioner's {name} contains {named}, but its tokenizer has ids up to {known - 1} "
+                f"and its decoder embeddings up to {rows - 1}. Correct model.generation_config.{name}."
             )
     forbidden = {*_flat(getattr(model.generation_config, "suppress_tokens", None))}
     if forbidden.issuperset(ends):
         yield (
-            f"The captioner's generation config suppresses its end token ({', '.join(map(str, ends))}), so that no "
-            "caption could end. Take it out of model.generation_config.suppress_tokens."
+            f"The captioner's generation config suppresses its end token ({', '.join(map(str, ends))}), so no caption "
+            "could end. Remove it from model.generation_config.suppress_tokens."
         )
 
 
 def _rows(layer: Any) -> int:
-    """Rows of a layer's weight, which ZeRO-3 may have split."""
+    """Return the number of rows of a layer's weight, even if ZeRO-3 has partitioned it."""
     weight = layer.weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def _flat(value: Any) -> Iterator[int]:
-    """The numbers in nested lists."""
+    """Yield the numbers in nested lists."""
     if isinstance(value, (list, tuple)):
         for each in value:
             yield from _flat(each)
@@ -158,11 +156,11 @@ def _flat(value: Any) -> Iterator[int]:
 
 
 def decoder_positions(model: VisionEncoderDecoderModel) -> int:
-    """The longest caption, in tokens, that the decoder has positions for.
+    """Return the maximum caption length, in tokens, for which the decoder has positions.
 
-    The start token is read in the place of the last token, which is only written, so that a caption needs as many
-    positions as it has tokens. Not all rows of a table of positions are for use: RoBERTa begins behind the one of its
-    padding, BART with the third. Without a table (rotary positions and the like) it is what the config says.
+    The start token takes a position, but the last token is never an input, so a caption needs as many positions as it
+    has tokens. Some position tables reserve rows: RoBERTa starts after its padding row, BART at the third row. Without
+    a table (rotary positions and the like), the config gives the length.
     """
     decoder: Any = model.decoder
     found = [
@@ -181,11 +179,11 @@ def _is_of_positions(name: str) -> bool:
 
 
 def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | None = None) -> Iterator[str]:
-    """Captions that are asked for and are longer than the decoder has positions.
+    """Yield length settings that exceed the decoder's positions.
 
     Args:
         model: the captioner.
-        args: those of reinforcement learning may have a ``max_new_tokens`` of their own.
+        args: the training arguments; those for reinforcement learning have their own ``max_new_tokens``.
     """
     positions, generation = decoder_positions(model), model.generation_config or GenerationConfig()
     has = f"but the decoder has only {positions} positions"
@@ -195,7 +193,7 @@ def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | 
     of_evaluations = getattr(args, "generation_max_length", None)
     if of_evaluations is not None and not 2 <= of_evaluations <= positions + 1:
         yield (
-            f"generation_max_length={of_evaluations} must lie between 2 and {positions + 1}: the decoder has "
+            f"generation_max_length={of_evaluations} must be between 2 and {positions + 1}: the decoder has "
             f"{positions} positions, and the start token counts too."
         )
     longest = longest_caption(generation)
@@ -212,28 +210,29 @@ def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | 
     allowed = min(longest, of_rollouts or longest)
     if least > allowed:
         yield (
-            f"The captioner's generation config asks for captions of at least {least} tokens (min_length, "
-            f"min_new_tokens) but allows only {allowed}: no caption could end. Lower the one, or raise max_length."
+            f"The captioner's generation config requires at least {least} tokens per caption (min_length, "
+            f"min_new_tokens) but allows only {allowed}, so no caption could end. Lower the minimum or raise "
+            "max_length."
         )
 
 
 def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
-    """Why the captioner's generation config could not be saved, which would else be found out after the training."""
-    shell = copy.copy(model)  # with the same weights, and configs of its own: saving changes them
+    """Yield the reason if the generation config cannot be saved, which would otherwise only fail after training."""
+    shell = copy.copy(model)  # shares the weights; the configs are copied, because saving changes them
     shell.config, shell.generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     try:
         with tempfile.TemporaryDirectory() as folder:
             shell.save_pretrained(folder, state_dict={})
     except (ValueError, TypeError) as error:
-        told = " ".join(str(error).split())
-        yield f"The captioner cannot be saved as it is configured: {told} (see model.generation_config.)"
+        reason = " ".join(str(error).split())
+        yield f"The captioner cannot be saved with its generation config: {reason} (see model.generation_config.)"
 
 
 @torch.no_grad()
 def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImageProcessor) -> Iterator[str]:
-    """What keeps pictures from passing from the image processor to the first words.
+    """Yield problems between the image processor, the encoder and the decoder.
 
-    Tried on two small pictures: errors of image processors and models are many, and theirs to word.
+    They are found by trying two small images, since errors of image processors and models are too many to predict.
     """
     if image_processor is None:
         yield "The captioner needs an image processor: pass it as image_processor."
@@ -243,7 +242,7 @@ def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImag
         pixels = to_pixel_values(grey, image_processor)
     except Exception as error:
         yield (
-            "The image processor cannot make one batch of a wide and a tall picture (it may lack a size of both "
+            "The image processor cannot make one batch of a wide and a tall image (it may need a size with both "
             f"height and width, or do_center_crop): {error}"
         )
         return
@@ -264,20 +263,20 @@ def _encoder_problems(model: VisionEncoderDecoderModel, encoder: Any, pixels: Te
         hidden = encoder(pixels).last_hidden_state
     except Exception as error:
         yield (
-            f"The encoder cannot read what the image processor makes of a picture ({shape}): {error} Set the image "
-            "processor's size (and crop_size) to the encoder's image_size, or load the one that belongs to it."
+            f"The encoder cannot process the output of the image processor ({shape}): {error} Set the image "
+            "processor's size (and crop_size) to the encoder's image_size, or load the encoder's own processor."
         )
         return
     if hidden.dim() != 3:
         yield (
-            f"The encoder turns a picture into {tuple(hidden.shape[1:])}, but the decoder reads a sequence of vectors "
-            "(positions, width). Flatten the encoder's feature map."
+            f"The encoder's output for an image has the shape {tuple(hidden.shape[1:])}, but the decoder needs a "
+            "sequence of vectors (positions, width). Flatten the encoder's feature map."
         )
         return
     width = model.config.encoder.hidden_size
     if hidden.shape[2] != width:
         yield (
-            f"The encoder gives vectors of {hidden.shape[2]} numbers, but the decoder is built for "
+            f"The encoder's vectors have {hidden.shape[2]} numbers, but the decoder is built for "
             f"model.config.encoder.hidden_size={width}."
         )
         return
@@ -285,7 +284,7 @@ def _encoder_problems(model: VisionEncoderDecoderModel, encoder: Any, pixels: Te
 
 
 def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Iterator[str]:
-    """One picture and an empty one, with two captions each that differ in their first word."""
+    """Try one image and an empty one, with two captions each that differ in their first token."""
     pad = model.config.pad_token_id
     one, other = [token for token in range(3) if token != pad][:2]
     labels = torch.tensor([[one, one], [other, one]] * 2, device=hidden.device)
@@ -293,37 +292,37 @@ def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Itera
         logits = caption_logits(model, torch.cat([hidden, torch.zeros_like(hidden)]), labels).float()
     except Exception as error:
         yield (
-            f"The decoder cannot read what the encoder makes of a picture {tuple(hidden.shape[1:])}: {error} It needs "
-            "cross-attention (add_cross_attention=True in its config) of a width that fits."
+            f"The decoder cannot process the encoder's output of shape {tuple(hidden.shape[1:])}: {error} It needs "
+            "cross-attention (add_cross_attention=True in its config) of a matching width."
         )
         return
     unlike = 1e-6 * logits.abs().max()
     if (logits[0] - logits[2]).abs().max() <= unlike:
         yield (
-            "The decoder does not look at pictures: its logits are the same with and without one. Set is_decoder and "
+            "The decoder ignores images: its logits are the same with and without one. Set is_decoder and "
             "add_cross_attention to True in its config before you build it."
         )
     if (logits[0, 0] - logits[1, 0]).abs().max() > 1e3 * unlike:
         yield (
-            "The decoder looks ahead: its logits for the first token depend on the second. Set is_decoder=True in its "
-            "config."
+            "The decoder is not causal: its logits for the first token depend on the second. Set is_decoder=True in "
+            "its config."
         )
 
 
 def _writing_problems(model: VisionEncoderDecoderModel, pixels: Tensor) -> Iterator[str]:
-    """What of the generation config `generate` cannot do with several pictures: found out by two words about each."""
+    """Yield what `generate` cannot do with this generation config, by generating two tokens for several images."""
     writer: Any = model
     try:
         with torch.random.fork_rng(enabled=bool(getattr(model.generation_config, "do_sample", False))):
             writer.generate(pixels, **ONE_CAPTION, max_new_tokens=2, min_length=0, min_new_tokens=None)
     except Exception as error:
         yield (
-            f"The captioner cannot write by its generation config: {' '.join(str(error).split())} (see "
-            f"model.generation_config, which asks for {_asked(writer.generation_config)}.)"
+            f"The captioner cannot generate with its generation config: {' '.join(str(error).split())} (see "
+            f"model.generation_config, which sets {_asked(writer.generation_config)}.)"
         )
 
 
 def _asked(config: GenerationConfig) -> str:
-    """What a generation config says beside the special tokens."""
+    """Return the settings of a generation config without the special tokens, as text."""
     said, left_out = config.to_diff_dict(), ("transformers_version", "_from_model_config", *SPECIAL_TOKENS)
     return ", ".join(f"{name}={value}" for name, value in said.items() if name not in left_out)

@@ -1,4 +1,4 @@
-"""Captions for pictures: what a trained captioner is for."""
+"""Write captions for images with a trained captioner."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ Picture = Image.Image | str | os.PathLike[str]
 
 
 class Captioner:
-    """A trained captioner with its tokenizer and image processor, ready to write.
+    """A trained captioner with its tokenizer and image processor, ready to use.
 
     Args:
-        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
-        rerank_with: the CLIP that chooses among samples: a [`ClipScorer`], or what it takes as its name.
-        device: where it runs; none: a GPU if there is one.
+        model: a Hub id, the output folder of a training, or ``"captioner"`` for the shipped model.
+        rerank_with: CLIP model that selects among samples: a [`ClipScorer`] or the name of one.
+        device: the device to use; by default a GPU if there is one.
 
     Raises:
-        ValueError: if either cannot be loaded, or would run code, or the model is no captioner.
+        ValueError: if a model cannot be loaded, would run code, or is not a captioner.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Captioner:
     def __call__(
         self, images: Sequence[Picture], num_samples: int = 0, **settings: Any
     ) -> list[str] | list[list[str]]:
-        """Caption images, as :meth:`stream` does, which tells the ``settings``.
+        """Caption images; ``settings`` are those of :meth:`stream`.
 
         Returns:
-            One caption an image if there are no samples, or if CLIP chooses the sample nearest to its image; else the
+            One caption per image without samples, or if a CLIP model selects the best sample; otherwise the list of
             samples of each image, duplicates included.
 
         Raises:
-            ValueError: an image cannot be decoded (it is named), or CLIP has nothing to choose from.
+            ValueError: an image cannot be decoded (the message names it), or ``rerank_with`` has no samples.
         """
         captions: list[Any] = []
         for said in self.stream(images, num_samples, **settings):
@@ -95,36 +95,35 @@ class Captioner:
         num_workers: int = 0,
         progress: bool = False,
     ) -> Iterator[str | list[str] | ImageError]:
-        """Caption images one after the other; one that cannot be decoded gives its error in its place.
+        """Yield captions one image at a time; an image that cannot be decoded yields its error instead.
 
-        What is said of an image depends on that image alone, not on the order, the company or the size of the batch it
-        comes in; but where two words are equally likely to within the rounding of float32, a batch of another shape
-        may round to the other one.
+        The caption of an image does not depend on the other images, their order or the batch size. One exception: if
+        two tokens are equally likely up to float32 rounding, another batch shape may choose the other one.
 
         Args:
-            images: PIL pictures or paths of files, of any size and mode.
-            num_samples: 0: one caption an image, greedy or by beam search as the model's generation config says. K: as
-                many samples of each, from the whole of the model's distribution at ``temperature``.
-            batch_size: images at a time.
-            guidance: gamma of [`hf_distinct.generation.guidance.ImageGuidance`]: above 1, captions say more of their
-                picture. For captioners that were taught by ``recipes/warm_up.py --drop_images 0.5``; 1: none.
-            num_beams: of the one caption, in place of what the generation config says; 1: greedy.
-            temperature: of the samples: logits are divided by it.
-            seed: decides the samples, together with the image and with nothing else.
-            num_workers: processes that read images while others are captioned; 0: it waits for them.
-            progress: show a bar.
+            images: PIL images or file paths, of any size and mode.
+            num_samples: 0 for one caption per image, by greedy or beam search as the model's generation config says.
+                K for K samples per image from the model's whole distribution, at ``temperature``.
+            batch_size: images per batch.
+            guidance: gamma of [`hf_distinct.generation.guidance.ImageGuidance`]. Above 1, captions are more specific
+                to their image; 1 turns it off. For captioners trained with ``hf-distinct warm-up --drop_images 0.5``.
+            num_beams: number of beams without samples, instead of the generation config's; 1 for greedy search.
+            temperature: temperature of the samples.
+            seed: seed of the samples; they depend on the seed and the image only.
+            num_workers: processes that load images in the background; 0 loads them in this process.
+            progress: show a progress bar.
 
         Raises:
-            ValueError: CLIP has nothing to choose from, or a number is out of its range.
+            ValueError: ``rerank_with`` has no samples to choose from, or a number is out of range.
         """
         if num_samples < 0 or batch_size < 1:
             raise ValueError(f"num_samples={num_samples} must not be negative, batch_size={batch_size} be at least 1")
         if num_beams is not None and (num_beams < 1 or num_samples):
-            raise ValueError(f"num_beams={num_beams} must be at least 1, and is for captions that are not sampled.")
+            raise ValueError(f"num_beams={num_beams} must be at least 1, and cannot be used with num_samples.")
         if not temperature > 0 or (temperature != 1 and not num_samples):
-            raise ValueError(f"temperature={temperature} must be positive, and is for samples: give num_samples.")
+            raise ValueError(f"temperature={temperature} must be positive, and needs num_samples.")
         if self.scorer is not None and not num_samples:
-            raise ValueError("rerank_with chooses among samples: give num_samples, 10 for instance.")
+            raise ValueError("rerank_with chooses among samples: set num_samples, e.g. to 10.")
         batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
         prepared = _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform)
         if workers := min(num_workers, len(batches)):
@@ -135,7 +134,7 @@ class Captioner:
             batch_size=None,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # otherwise it would draw from the global one
         )
         processors: list[LogitsProcessor] = [] if guidance == 1 else [ImageGuidance(self.model, guidance)]
         if temperature != 1:
@@ -160,7 +159,7 @@ class Captioner:
     def _write(
         self, batch: _Batch, num_samples: int, num_beams: int | None, seed: int, processors: list[LogitsProcessor]
     ) -> list[str] | list[list[str]]:
-        """What is said of the images of a batch that could be decoded."""
+        """Return the captions of the images in a batch that could be decoded."""
         if batch.pixel_values is None:
             return []
         if not num_samples:
@@ -177,7 +176,7 @@ class Captioner:
         return samples if batch.clip_pixels is None else self._choose(batch.clip_pixels, samples)
 
     def _sample(self, pixels: Tensor, count: int, seed: int, processors: list[LogitsProcessor]) -> list[list[str]]:
-        """Samples of each image, ``count`` of them."""
+        """Draw ``count`` samples of each image."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
         hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state
@@ -188,7 +187,7 @@ class Captioner:
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def _choose(self, clip_pixels: Tensor, samples: list[list[str]]) -> list[str]:
-        """The sample of each image that CLIP finds nearest to it."""
+        """Return the sample of each image that CLIP finds most similar to it."""
         assert self.scorer is not None
         seen = self.scorer.encode_images(clip_pixels)
         said = self.scorer.encode_texts([text for texts in samples for text in texts]).unflatten(0, (len(seen), -1))
@@ -197,13 +196,13 @@ class Captioner:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Makes of greedy decoding a sample: the largest of logits plus Gumbel noise is a draw from their softmax.
+    """Turn greedy decoding into sampling: the argmax of logits plus Gumbel noise is a draw from their softmax.
 
-    `generate`'s own samples come from one stream of random numbers, so that a picture's captions would depend on the
-    pictures beside it. Here each row has its own.
+    `generate` draws its samples from one random stream, so an image's captions would depend on the other images of the
+    batch. Here each row has its own random generator.
 
     Args:
-        seeds: one a row, any 64-bit integers.
+        seeds: one per row, any 64-bit integers.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -223,18 +222,18 @@ def caption(
     rerank_with: str | os.PathLike[str] | ClipScorer | None = None,
     **settings: Any,
 ) -> Any:
-    """Caption pictures; [`Captioner`], which does it, loads its models once for many calls.
+    """Caption images. For repeated calls use [`Captioner`], which loads its models once.
 
     Args:
-        images: one picture or several, as PIL pictures or paths.
-        model: a Hub id, the folder that a training wrote, or ``"captioner"``, the shipped one.
-        num_samples: 0: one caption of each; K: as many samples of each.
-        rerank_with: the CLIP that chooses among the samples: a [`ClipScorer`], or what it takes as its name.
+        images: one image or several, as PIL images or paths.
+        model: a Hub id, the output folder of a training, or ``"captioner"`` for the shipped model.
+        num_samples: 0 for one caption per image, K for K samples per image.
+        rerank_with: CLIP model that selects among samples: a [`ClipScorer`] or the name of one.
         settings: ``batch_size``, ``guidance``, ``num_beams``, ``temperature``, ``seed``, ``num_workers``,
-            ``progress``.
+            ``progress``; see [`Captioner.stream`].
 
     Returns:
-        For one picture its caption (or its samples), for several a list of those.
+        The caption (or the samples) of a single image; a list of these for several images.
 
     Raises:
         ValueError: see [`Captioner`].
@@ -251,13 +250,13 @@ def caption(
 
 @dataclass
 class _Batch:
-    """Images that are ready for the captioner.
+    """Images prepared for the captioner.
 
     Attributes:
-        errors: for each image why it could not be decoded, or None.
-        losses: name of each image that loses something in RGB, and what.
-        pixel_values: the others as the captioner wants them, ``(N, 3, H, W)``; None where there are none.
-        clip_pixels: and as CLIP does; None where it has nothing to choose.
+        errors: for each image the reason why it could not be decoded, or None.
+        losses: name of each image that loses information when converted to RGB, and what it loses.
+        pixel_values: the other images for the captioner, ``(N, 3, H, W)``; None if there are none.
+        clip_pixels: the same images for CLIP; None if there is no reranking.
     """
 
     errors: list[ImageError | None]
@@ -266,7 +265,7 @@ class _Batch:
     clip_pixels: Tensor | None = None
 
     def pin_memory(self) -> _Batch:
-        """Pin the pixels, as a DataLoader asks a batch to: their copy to a GPU then takes no time of the host."""
+        """Pin the pixels in memory (called by the DataLoader), so that they are copied to a GPU asynchronously."""
         self.pixel_values, self.clip_pixels = (
             each if each is None else each.pin_memory() for each in (self.pixel_values, self.clip_pixels)
         )
@@ -274,7 +273,7 @@ class _Batch:
 
 
 class _PreparedBatches(torch.utils.data.Dataset):
-    """Ranges of images, decoded and scaled; in another process, if there is one."""
+    """Decoded and preprocessed ranges of images; worker processes may load them."""
 
     def __init__(self, images: Sequence[Picture], image_processor: Any, transform: Any) -> None:
         self.images, self.image_processor, self.transform = images, image_processor, transform
@@ -284,7 +283,7 @@ class _PreparedBatches(torch.utils.data.Dataset):
         found = decode_images(self._encoded(rows, names), self._prepared)
         errors = [ImageError(found.failures[place]) if place in found.failures else None for place in range(len(rows))]
         for place, error in enumerate(errors):
-            if error is not None and names[place] not in str(error):  # which names files itself
+            if error is not None and names[place] not in str(error):  # errors about files already contain the name
                 errors[place] = ImageError(f"{names[place]}: {error}")
         batch = _Batch(errors, [(names[place], lost) for place, lost in found.losses.items()])
         if found.images:
@@ -295,16 +294,16 @@ class _PreparedBatches(torch.utils.data.Dataset):
         return batch
 
     def bytes_of_one(self) -> int:
-        """The size of a picture when it is prepared."""
+        """Return the size of a preprocessed image in bytes."""
         return sum(each.nbytes for each in self._prepared(TRIAL) if each is not None)
 
     def _prepared(self, image: Image.Image) -> tuple[Tensor, Tensor | None]:
-        """What captioner and CLIP see of a picture."""
+        """Preprocess an image for the captioner and for CLIP."""
         seen = to_pixel_values([image], self.image_processor)[0]
         return seen, None if self.transform is None else self.transform(image)
 
     def _encoded(self, rows: range, names: list[str]) -> Iterator[Any]:
-        """What `decode_images` takes, one at a time: a list may read its pictures when it is asked for them."""
+        """Yield the input of `decode_images` one by one, because a list may load its images when indexed."""
         for row in rows:
             image = self.images[row]
             if isinstance(image, (str, os.PathLike)):

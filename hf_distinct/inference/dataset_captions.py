@@ -1,4 +1,4 @@
-"""Captions for the rows of a dataset, as `pipeline("image-to-text")` writes them."""
+"""Write captions for the rows of a dataset, as `pipeline("image-to-text")` would."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def write_captions(
     dataset: Dataset,
     batch_size: int,
 ) -> list[str | ImageError]:
-    """Caption a dataset as ``pipeline("image-to-text")`` does: from its pixels, by the model's own generation config.
+    """Caption a dataset as ``pipeline("image-to-text")`` does: from its images, with the model's generation config.
 
     Args:
         model: the captioner, unwrapped, in eval mode.
         tokenizer: its tokenizer.
         image_processor: its image processor.
-        dataset: has ``image``.
-        batch_size: images at a time.
+        dataset: has a column ``image``.
+        batch_size: images per batch.
 
     Returns:
-        One caption a row, in order; in the place of a picture that cannot be decoded its error.
+        One caption per row, in order; the error for an image that cannot be decoded.
     """
     written = write_sequences(model, image_processor, dataset, batch_size)
     return captions_of(written, tokenizer, token_id(model, "pad_token_id"))
@@ -44,7 +44,7 @@ def write_captions(
 def captions_of(
     written: Sequence[Tensor | ImageError], tokenizer: PreTrainedTokenizerBase, pad: int
 ) -> list[str | ImageError]:
-    """The texts of what [`write_sequences`] gave; errors stay where they are."""
+    """Decode the output of [`write_sequences`]; errors are kept."""
     texts = iter(decode(tokenizer, pad_sequences([each for each in written if isinstance(each, Tensor)], pad)))
     return [next(texts) if isinstance(each, Tensor) else each for each in written]
 
@@ -57,22 +57,22 @@ def write_sequences(
     batch_size: int,
     **generation: Any,
 ) -> list[Tensor | ImageError]:
-    """As [`write_captions`], in tokens.
+    """Like [`write_captions`], but return tokens.
 
     Args:
-        model: see there.
-        image_processor: see there.
-        dataset: see there.
-        batch_size: see there.
-        generation: arguments of ``generate``, which override the model's own generation config; none of `ONE_CAPTION`.
+        model: see [`write_captions`].
+        image_processor: see [`write_captions`].
+        dataset: see [`write_captions`].
+        batch_size: see [`write_captions`].
+        generation: arguments of ``generate``, which override the model's generation config; none of `ONE_CAPTION`.
 
     Returns:
-        ``(1 + L,)`` for each row, in order, on the CPU: the start token first, padded as its batch was. In the place
-        of a picture that cannot be decoded its error.
+        ``(1 + L,)`` per row, in order, on the CPU, starting with the start token and padded like its batch; the error
+        for an image that cannot be decoded.
     """
     written: list[Tensor | ImageError] = []
     writer: Any = model
-    # decode=False: datasets would fail on the whole batch.
+    # decode=False: otherwise datasets would fail on the whole batch.
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
     for start in range(0, len(encoded), batch_size):
         values = encoded[start : start + batch_size]["image"]
@@ -87,26 +87,26 @@ def write_sequences(
 
 
 def pad_sequences(rows: Sequence[Tensor], pad: int) -> Tensor:
-    """Rows of tokens, each as long as it is, as one tensor ``(N, L)``; of no rows ``(0, 0)``."""
+    """Pad rows of tokens to one tensor ``(N, L)``; ``(0, 0)`` without rows."""
     return pad_sequence(list(rows), batch_first=True, padding_value=pad) if rows else torch.empty(0, 0).long()
 
 
 def without_errors(said: Sequence[str | ImageError], names: Sequence[str]) -> list[str | None]:
-    """What `write_captions` gave, with None in the place of each error; a warning counts and names those.
+    """Replace errors in the output of `write_captions` by None; a warning counts and names them.
 
     Args:
         said: captions and errors.
-        names: what messages call the rows.
+        names: names of the rows for the messages.
 
     Raises:
-        ValueError: there is no caption at all.
+        ValueError: every row is an error.
     """
-    skips = Skips(f"captions of {len(said)} pictures")
+    skips = Skips(f"captions of {len(said)} images")
     for name, each in zip(names, said, strict=True):
         if isinstance(each, ImageError):
-            skips.add("picture that cannot be read", f"{name}: {each}")
+            skips.add("image that cannot be read", f"{name}: {each}")
     captions = [None if isinstance(each, ImageError) else each for each in said]
     if captions and not any(caption is not None for caption in captions):
-        raise ValueError(f"None of {len(said)} pictures can be read: {skips.summary()}")
+        raise ValueError(f"None of {len(said)} images can be read: {skips.summary()}")
     skips.warn()
     return captions

@@ -1,4 +1,4 @@
-"""Captioners loaded alike by transformers 4.57 and 5: `pipeline("image-to-text")`, and image processors."""
+"""Load captioners on transformers 4.57 and 5 alike: `pipeline("image-to-text")`, and image processors."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from hf_distinct.files.safe_loading import refuse_code
 
 TASK = "image-to-text"
 EXACT_SEGFORMER = "hf_distinct_segformer"
-# Where neither the call nor the model says how long a caption may be, as in transformers 4.57. Up to there a
-# `max_length` of 20 is what every model has of which nobody said anything.
+# Used if neither the call nor the model sets a length, as in transformers 4.57, where a `max_length` of 20 is the
+# default and counts as unset.
 MAX_NEW_TOKENS, UNSET_LENGTHS, LENGTHS = 256, (None, 20), ("max_length", "max_new_tokens")
 
 
 def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **settings: Any) -> Pipeline:
-    """Load a captioner for use, by the same call and with the same captions on transformers 4.57 and 5.
+    """Load a captioner as a pipeline, with the same call and the same captions on transformers 4.57 and 5.
 
-    On 4.57 this is `transformers.pipeline`. transformers 5 took the task `"image-to-text"` away; what it puts in its
-    place (`"image-text-to-text"`) wants a prompt, and cannot run a `VisionEncoderDecoderModel`.
+    On 4.57 this is `transformers.pipeline`. transformers 5 removed the task `"image-to-text"`; its replacement
+    (`"image-text-to-text"`) needs a prompt and cannot run a `VisionEncoderDecoderModel`.
 
         captioner = hf_distinct.pipeline("image-to-text", model="user/name")
         captioner("picture.png")                         # [{"generated_text": "a red kite over a beach"}]
@@ -45,19 +45,20 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 
     Args:
         task: `"image-to-text"`.
-        model: Id on the Hub, folder, `"captioner"` (the one that the package ships), or a `VisionEncoderDecoderModel`
-            with `tokenizer=` and `image_processor=`.
-        settings: Those of `transformers.pipeline`: `device`, `dtype`, `batch_size`, `revision`, `token` ...; and those
-            of `generate`, for all calls: `max_new_tokens`, `num_beams` ...
+        model: a Hub id, a folder, `"captioner"` for the shipped model, or a `VisionEncoderDecoderModel` with
+            `tokenizer=` and `image_processor=`.
+        settings: arguments of `transformers.pipeline`: `device`, `dtype`, `batch_size`, `revision`, `token` ...; and
+            arguments of `generate` for all calls: `max_new_tokens`, `num_beams` ...
 
     Returns:
-        A pipeline. It takes a path, a URL or a PIL picture, and gives `[{"generated_text": ...}]`; for a list of them
-        a list of such lists, for a `torch.utils.data.Dataset` or a generator an iterator over them. A call may say
-        `max_new_tokens`, `generate_kwargs`, `batch_size`, `num_workers` and `timeout` (seconds, for URLs).
+        A pipeline. It takes a path, a URL or a PIL image and returns `[{"generated_text": ...}]`. For a list of images
+        it returns a list of such lists, and for a `torch.utils.data.Dataset` or a generator an iterator over them.
+        Each call accepts `max_new_tokens`, `generate_kwargs`, `batch_size`, `num_workers` and `timeout` (seconds, for
+        URLs).
 
     Raises:
-        ValueError: Another task, or a model that brings code along, unless `trust_remote_code` says so.
-        OSError: There is no such model.
+        ValueError: another task, or a model with custom code unless `trust_remote_code` is set.
+        OSError: the model does not exist.
     """
     if task != TASK:
         raise ValueError(
@@ -67,13 +68,13 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
         model = shipped_or_named(model)
         if not settings.setdefault("trust_remote_code", False):
             refuse_code(model)
-    make: Any = transformers.pipeline  # whose overloads are other ones in each version
+    make: Any = transformers.pipeline  # its overloads differ between versions
     if TASK in get_supported_tasks():
         return make(TASK, model=model, **settings)
     if isinstance(model, str) and "image_processor" not in settings:
         place = {name: settings[name] for name in ("revision", "token", "trust_remote_code") if name in settings}
         settings["image_processor"] = load_image_processor(model, **place)
-    # The other task's name makes transformers find models of this kind; the class does the work.
+    # The task name makes transformers look for this kind of model; our class runs it.
     found = make("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
     encoder = getattr(found.model, "encoder", None)
     if encoder is not None and encoder.config.model_type == "segformer":
@@ -85,13 +86,13 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 def load_captioner(
     source: str | os.PathLike[str],
 ) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerBase, BaseImageProcessor]:
-    """Load a captioner with its tokenizer and its image processor; code that it brings along is refused, never run.
+    """Load a captioner with its tokenizer and image processor. Custom code is rejected, never run.
 
     Args:
-        source: Id on the Hub, folder, or `"captioner"` (the one that the package ships).
+        source: a Hub id, a folder, or `"captioner"` for the shipped model.
 
     Raises:
-        ValueError: There is no such model, a part of it is missing or damaged, or it brings code along. The message
+        ValueError: the model does not exist, a part is missing or damaged, or it contains custom code. The message
             names it.
     """
     source = shipped_or_named(source)
@@ -100,28 +101,28 @@ def load_captioner(
         model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         return model, tokenizer, load_image_processor(source)
-    except Exception as error:  # transformers and safetensors raise many kinds; each means that there is no captioner
+    except Exception as error:  # transformers and safetensors raise many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"Captioner {source!r} cannot be loaded: {reason}") from error
 
 
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:
-    """Load a captioner's image processor, such that every transformers makes the same pixels of a picture.
+    """Load a captioner's image processor so that all versions of transformers compute the same pixels.
 
-    They are those of `pipeline("image-to-text")` of transformers 4.57: scaled by Pillow, or by torchvision where the
+    They equal those of `pipeline("image-to-text")` in transformers 4.57: resized by Pillow, or by torchvision if the
     processor was saved as a fast one.
 
     Args:
-        source: Id on the Hub, or folder.
-        place: What else `AutoImageProcessor.from_pretrained` takes: `revision`, `token` ... Code that a download
-            brings along is not run, unless `trust_remote_code` says so.
+        source: a Hub id or a folder.
+        place: further arguments of `AutoImageProcessor.from_pretrained`: `revision`, `token` ... Custom code is not
+            run unless `trust_remote_code` is set.
 
     Raises:
-        OSError: There is none.
+        OSError: there is no image processor.
     """
     saved, _ = BaseImageProcessor.get_image_processor_dict(source, **place)
     fast = str(saved.get("image_processor_type")).endswith("Fast")
-    # transformers 5 always takes torchvision unless told, whose pixels are not quite Pillow's, and renamed the switch.
+    # transformers 5 uses torchvision by default, whose pixels differ slightly from Pillow's, and renamed the argument.
     if find_spec("transformers.image_processing_backends"):
         choice: dict[str, Any] = {"backend": "torchvision" if fast else "pil"}
     else:
@@ -130,12 +131,12 @@ def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseIm
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
-    """Save a tokenizer, such that every transformers loads it.
+    """Save a tokenizer so that all versions of transformers can load it.
 
-    transformers 5 gave `PreTrainedTokenizerFast` another name, which it writes down, and 4.57 looks for in vain.
+    transformers 5 renamed `PreTrainedTokenizerFast` and writes the new name, which 4.57 does not know.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: the folder cannot be written.
     """
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
@@ -146,27 +147,27 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
 def save_processors(
     tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor, folder: str | os.PathLike[str]
 ) -> None:
-    """Save both processors of a captioner beside it, so that ``pipeline("image-to-text")`` loads it.
+    """Save both processors into a captioner's folder, so that ``pipeline("image-to-text")`` can load it.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: the folder cannot be written.
     """
     save_tokenizer(tokenizer, folder)
     image_processor.save_pretrained(folder)
 
 
 def _exact_segformer(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    """A SegFormer's attention as it is rounded in transformers 4.57; for use, not for training: without dropout.
+    """Compute SegFormer attention with the rounding of transformers 4.57; for inference only, without dropout.
 
-    5 multiplies by a reciprocal, or leaves it to torch, where 4.57 divided: another last bit, which may decide between
-    two words. Query, key and value are `(batch, heads, positions, width)`.
+    transformers 5 multiplies by a reciprocal, or uses torch's attention, where 4.57 divided. The last bit differs, and
+    may decide between two words. Query, key and value are `(batch, heads, positions, width)`.
     """
     weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class ImageToTextPipeline(Pipeline):
-    """Captions of pictures, where transformers has no such class (any more). Made by `pipeline`."""
+    """Captions images, for versions of transformers without this pipeline. Created by `pipeline`."""
 
     model: Any
     tokenizer: Any
@@ -186,25 +187,25 @@ class ImageToTextPipeline(Pipeline):
         generate_kwargs: dict[str, Any] | None = None,
         **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """What a step is told: loading, generating, decoding."""
+        """Split keyword arguments by step: loading, generating, decoding."""
         twice = generation.keys() & (generate_kwargs or {}).keys()
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))}: given both as an argument and inside generate_kwargs.")
         return {} if timeout is None else {"timeout": timeout}, {**generation, **(generate_kwargs or {})}, {}
 
     def preprocess(self, image: str | Image.Image, timeout: float | None = None) -> Any:  # type: ignore[override]
-        """Pixels of one picture, `pixel_values` `(1, 3, height, width)`."""
+        """Load one image as `pixel_values` `(1, 3, height, width)`."""
         pixels = self.image_processor(images=load_image(image, timeout=timeout), return_tensors="pt")
         return pixels.to(self.model.dtype)
 
     def _forward(self, model_inputs: Any, **generation: Any) -> Tensor:  # type: ignore[override]
-        """Token ids `(captions, length)`, the start token first."""
-        saved, told = self.model.generation_config, generation.keys() & {*LENGTHS, "generation_config"}
-        if not told and all(getattr(saved, name) in UNSET_LENGTHS for name in LENGTHS):
+        """Generate token ids `(captions, length)`, starting with the start token."""
+        saved, given = self.model.generation_config, generation.keys() & {*LENGTHS, "generation_config"}
+        if not given and all(getattr(saved, name) in UNSET_LENGTHS for name in LENGTHS):
             generation["max_new_tokens"] = MAX_NEW_TOKENS
         return self.model.generate(**model_inputs, **generation)
 
     def postprocess(self, model_outputs: Tensor) -> list[dict[str, str]]:  # type: ignore[override]
-        """The texts, without special tokens."""
+        """Decode the captions, without special tokens."""
         texts = (self.tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids in model_outputs)
         return [{"generated_text": text} for text in texts]

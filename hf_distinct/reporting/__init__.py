@@ -1,4 +1,4 @@
-"""What people look at after a training: contrast sheets and tables."""
+"""Reports on a training: contrast sheets, plots and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sheet of pictures with the captions that were written for them."""
+"""An HTML sheet of images with their captions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hf_distinct.reporting.picture import embedded_image
 from hf_distinct.text.escaping import as_html
 
 PICTURE_SIZE = 256
-"""Longer side of a picture that the file holds, in pixels."""
+"""Longer side of an image that is stored in the sheet, in pixels."""
 THUMBNAIL_SIZE, THUMBNAIL_QUALITY = 200, 70
-"""The same of the small copy of a file, and its quality as a JPEG."""
+"""Longer side and JPEG quality of the small copy of an image file."""
 
 _STYLE = """
 body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff; margin: 2em auto;
@@ -38,21 +38,21 @@ def write_caption_sheet(
     root: str | os.PathLike[str] = "",
     remark: str = "",
 ) -> None:
-    """Write one HTML file, which holds its pictures and so can be moved, sent and opened anywhere.
+    """Write one HTML file that contains its images, so that it can be moved, sent and opened anywhere.
 
     Args:
-        rows: each picture and what is said of it: a caption, several, or one by each speaker. Of a picture that is
-            given by its file, the sheet holds a small copy (about 5 KB) and the name.
+        rows: each image and its captions: one, several, or one per author. For an image file, the sheet contains a
+            small copy (about 5 KB) and the file name.
         path: the file to write.
         title: the heading.
-        root: the folder that names of files are relative to.
+        root: the folder that file names are shown relative to.
         remark: a sentence below the heading.
 
     Raises:
         ValueError: there are no rows, or a file cannot be decoded.
     """
     if not rows:
-        raise ValueError("a sheet of captions needs at least one picture.")
+        raise ValueError("a sheet of captions needs at least one image.")
     figures = "\n".join(_figure(picture, said, Path(root)) for picture, said in rows)
     below = f"<p>{as_html(remark)}</p>\n" if remark else ""
     Path(path).write_text(

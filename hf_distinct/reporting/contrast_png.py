@@ -1,4 +1,4 @@
-"""The contrast sheet as a picture: what goes where, in pixels."""
+"""Draw the contrast sheet as a PNG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODY_HEIGHT = max(IMAGE_SIZE, SIMILAR_IN_COLUMN * (SIMILAR_SIZE + SIMILAR_GAP) -
 
 
 def paint(rows: Sequence[ContrastRow], title: str, subtitle: str) -> Image.Image:
-    """Return the sheet as an RGB picture `WIDTH` pixels wide and as high as the rows need."""
+    """Return the sheet as an RGB image, `WIDTH` pixels wide and as high as the rows need."""
     columns = -(-max(len(row.similar) for row in rows) // SIMILAR_IN_COLUMN)
     text_left = similar_left = MARGIN + IMAGE_SIZE + GAP
     if columns:
@@ -69,13 +69,13 @@ def paint(rows: Sequence[ContrastRow], title: str, subtitle: str) -> Image.Image
 def _captions(captions: list[Caption], width: int) -> _Text:
     text = _Text(width)
     for caption in captions:
-        text.add(caption.speaker, 20, bold=True, colour=GREY, beside=caption.verdict, beside_colour=caption.colour)
+        text.add(caption.speaker, 20, bold=True, colour=GREY, suffix=caption.verdict, suffix_colour=caption.colour)
         text.add(caption.text, 26, space=16)
     return text
 
 
 def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, size: int, frame: int, colour: str) -> None:
-    """Put a picture in the middle of its square, in a frame that surrounds the picture."""
+    """Paste an image into the middle of its square, with a frame around the image."""
     left += (size - image.width) // 2
     top += (size - image.height) // 2
     sheet.paste(image, (left, top))
@@ -84,7 +84,7 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, size: in
 
 
 class _Text:
-    """Lines of text, broken to a width, whose height is known before they are drawn."""
+    """Lines of wrapped text whose height is known before they are drawn."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -93,18 +93,18 @@ class _Text:
 
     def add(
         self, text: str, size: int, bold: bool = False, colour: str = INK, space: int = 4,
-        beside: str = "", beside_colour: str = INK,
+        suffix: str = "", suffix_colour: str = INK,
     ) -> None:  # fmt: skip
-        """Add a paragraph with `space` pixels after it; `beside` continues its last line in another colour."""
+        """Add a paragraph with `space` pixels after it; `suffix` continues its last line in another colour."""
         if not text:
             return
         font = dejavu(size, bold)
         for line in wrap(text, font, self.width):
             self.pieces.append((0, self.height, line, colour, font))
             self.height += round(size * 1.3)
-        if beside:
+        if suffix:
             left, top, line, _, _ = self.pieces[-1]
-            self.pieces.append((left + round(font.getlength(line + "  ")), top, beside, beside_colour, font))
+            self.pieces.append((left + round(font.getlength(line + "  ")), top, suffix, suffix_colour, font))
         self.height += space
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
@@ -114,7 +114,7 @@ class _Text:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels: between words, or within a word that alone is too long."""
+    """Wrap text to lines of at most `width` pixels: between words, or within a single word that is too long."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -132,6 +132,6 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 @cache
 def dejavu(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib and has the marks; Pillow's own font lacks them."""
+    """Return DejaVu Sans, which comes with matplotlib and has the check marks; Pillow's own font lacks them."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size)

@@ -1,4 +1,4 @@
-"""The rows of a contrast sheet: an image, those it is confused with, and its captions before and after."""
+"""The rows of a contrast sheet: an image, its most similar images, and its captions before and after training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ IMAGE_SIZE = 256
 SIMILAR_SIZE = 128
 """Longest side of a similar image, in pixels."""
 SIMILAR_IN_COLUMN = 2
-"""How many similar images stand below each other."""
-FOUND_COLOUR, MISSED_COLOUR = "#00508f", "#b03a00"  # blue and orange: told apart by colour-blind people too
+"""Number of similar images per column."""
+FOUND_COLOUR, MISSED_COLOUR = "#00508f", "#b03a00"  # blue and orange: distinguishable for colour-blind people
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class ContrastRow:
 
     Args:
         image: the image that the captions describe; any mode and size.
-        similar: the images it is most easily confused with, the most similar first; may be empty.
+        similar: the most similar images, the most similar first; may be empty.
         reference: a person's caption.
-        before: the caption of the captioner compared with.
-        before_rank: where the image comes, from 1, when a CLIP model orders the gallery by similarity to `before`.
+        before: the caption of the captioner before training.
+        before_rank: rank of the image, from 1, when a CLIP model orders the gallery by similarity to `before`.
         after: the caption of the trained captioner.
         after_rank: the same for `after`.
-        gallery_size: the number of images that are ordered; 0 if it is not to be shown.
+        gallery_size: the number of images in the gallery; 0 if it should not be shown.
 
     Raises:
         ValueError: a rank is below 1 or above the gallery size.
@@ -46,14 +46,14 @@ class ContrastRow:
     gallery_size: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse ranks that cannot be."""
+        """Check the ranks."""
         for name, rank in (("before_rank", self.before_rank), ("after_rank", self.after_rank)):
             if rank < 1 or (self.gallery_size and rank > self.gallery_size):
                 raise ValueError(f"{name} is {rank}: ranks go from 1 to the number of images ({self.gallery_size}).")
 
     @property
     def captions(self) -> list[Caption]:
-        """The three captions of the row in the order in which they are shown."""
+        """Return the three captions of the row in display order."""
         return [
             Caption("Person", self.reference),
             Caption("Before", self.before, self.before_rank, self.gallery_size),
@@ -63,7 +63,7 @@ class ContrastRow:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption as it is shown: who said it, what, and the rank it gives its image (0: not ranked)."""
+    """A caption to display: its author, its text, and the rank of its image (0: not ranked)."""
 
     speaker: str
     raw_text: str
@@ -72,12 +72,12 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The text on one line, without what would act instead of being seen."""
+        """Return the text on one line, without control characters."""
         return plain(self.raw_text) or "(no words)"
 
     @property
     def verdict(self) -> str:
-        """The rank in words after a mark, or an empty string."""
+        """Return the rank in words after a mark, or an empty string."""
         if not self.rank:
             return ""
         among = f" of {self.gallery_size}" if self.gallery_size else ""
@@ -85,11 +85,11 @@ class Caption:
 
     @property
     def colour(self) -> str:
-        """The colour that repeats the verdict."""
+        """Return the colour that goes with the verdict."""
         return FOUND_COLOUR if self.rank == 1 else MISSED_COLOUR
 
 
 LEGEND = (
-    "Rank: a CLIP model orders all images of the gallery by how well they fit the caption; the rank is the place of "
-    "the right one. ✓ rank 1: the caption singles out its image. ✗ rank 5: four other images fit it at least as well."
+    "Rank: a CLIP model orders all images of the gallery by similarity to the caption; the rank is the position of "
+    "the right one. ✓ rank 1: the caption identifies its image. ✗ rank 5: four other images fit it at least as well."
 )

@@ -1,7 +1,7 @@
-"""A contrast sheet: images beside the images they are confused with, and what a captioner said before and after.
+"""A contrast sheet: images, their most similar images, and a captioner's captions before and after training.
 
-Written twice from the same rows: an HTML file that needs no other file, and a PNG for a slide. Marks and words carry
-the message; colour only repeats it.
+It is written as an HTML file that contains its images, and as a PNG for a slide. Results are shown by marks and words;
+colour only repeats them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 from hf_distinct.reporting.contrast_rows import (
     FOUND_COLOUR,
@@ -34,17 +30,17 @@ def write_contrast_sheet(
     title: str = "Captions before and after",
     subtitle: str = "",
 ) -> None:
-    """Write a contrast sheet as one HTML file, images included, and as one PNG of 1600 pixels in width.
+    """Write a contrast sheet as one HTML file, images included, and as one PNG, 1600 pixels wide.
 
-    Texts are wrapped, never cut, and escaped in the HTML. The PNG is set in DejaVu Sans, which lacks the letters of
-    some scripts (Chinese among them); the HTML shows whatever the browser can.
+    Text is wrapped, never cut off, and escaped in the HTML. The PNG uses DejaVu Sans, which lacks some scripts (such
+    as Chinese); the HTML uses the browser's fonts.
 
     Args:
-        rows: the images, in the order in which they are shown; about four fill a slide.
-        html_path: the HTML file to write; its folder is made where it is missing.
-        png_path: the PNG file to write; its folder is made where it is missing.
+        rows: the images, in display order; about four fill a slide.
+        html_path: the HTML file to write; its folder is created if needed.
+        png_path: the PNG file to write; its folder is created if needed.
         title: the heading.
-        subtitle: a line under it, such as the data, the model and the scorer; may be empty.
+        subtitle: a line below it, such as the data, the model and the scorer; may be empty.
 
     Raises:
         ValueError: there are no rows.

@@ -1,4 +1,4 @@
-"""Systems on a frontier: retrieval against agreement with people, against language, against truth; as a picture."""
+"""Plot systems on frontiers: retrieval against agreement with people, grammar and truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_distinct.text.escaping import plain
 
 Kind = Literal["trained", "ours", "guidance", "best of n", "landmark"]
 
-# Marks say what is what; colour only repeats it.
+# Markers distinguish the kinds; colour only repeats them.
 MARKS: dict[Kind, dict[str, Any]] = {
     "ours": {"marker": "*", "markersize": 11, "color": "#00508f", "label": "ours"},
     "trained": {"marker": "o", "markersize": 6, "color": "#b03a00", "label": "other rewards"},
@@ -31,18 +31,18 @@ MARKS: dict[Kind, dict[str, Any]] = {
 Y = "judge/t2i_R@1"
 XS = {"CIDEr-D": "CIDEr-D", "well_formed": "well-formed", "true": "true"}
 LEAST = {"CIDEr-D": 0.6, "well_formed": 0.85, "true": 0.85}
-"""Where an axis begins, as a share of the best mean on it; what is less stands at its edge with its value, or the rest
-would be one dot."""
+"""Where an axis begins, as a fraction of the best mean on it. Lower values are drawn at the edge with their value,
+because otherwise the rest would be crowded together."""
 GALLERIES = {"": "gallery drawn at random", "twins/": "gallery of near twins"}
 
 
 @dataclass(frozen=True)
 class System:
-    """A system and what was measured of it.
+    """A system and its metrics.
 
     Args:
-        name: what it is called.
-        figures: for each figure its values, one a seed.
+        name: its name in the plot.
+        figures: the values of each metric, one per seed.
         kind: how it is drawn.
     """
 
@@ -51,28 +51,28 @@ class System:
     kind: Kind = "trained"
 
     def mean(self, figure: str) -> float:
-        """The mean over the seeds."""
+        """Return the mean over the seeds."""
         return statistics.fmean(self.figures[figure])
 
     def spread(self, figure: str) -> float:
-        """The standard deviation over the seeds; 0 of a single one."""
+        """Return the standard deviation over the seeds; 0 for a single one."""
         values = self.figures[figure]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str], title: str = "") -> None:
-    """Write a picture with a panel for each gallery and each figure that retrieval is paid with.
+    """Plot one panel for each gallery and each metric that is traded off against retrieval.
 
-    Systems are numbered, with a list of names beside the panels; bars are standard deviations over seeds. The line is
-    what all but ours and the landmarks reach together with their mixes.
+    Systems are numbered, with a list of names next to the panels. Error bars are standard deviations over seeds. The
+    line is the frontier of all systems except ours and the landmarks, mixtures of them included.
 
     Args:
-        systems: those to show, in the order of their numbers; each figure that is missing is left out.
-        path: the file to write; its ending (``.png``, ``.svg``, ``.pdf``) says how.
+        systems: the systems, in the order of their numbers; missing metrics are left out.
+        path: the file to write; its extension (``.png``, ``.svg``, ``.pdf``) determines the format.
         title: a heading.
 
     Raises:
-        ValueError: no system has both retrieval under the judge and one of the other figures.
+        ValueError: no system has both the judge's retrieval and one of the other metrics.
     """
     from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
@@ -80,7 +80,7 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
     galleries = [prefix for prefix in GALLERIES if prefix + Y in known]
     xs = [x for x in XS if x in known]
     if not galleries or not xs:
-        raise ValueError(f"no system has {Y} beside one of {', '.join(XS)}.")
+        raise ValueError(f"no system has both {Y} and one of {', '.join(XS)}.")
     figure = Figure(figsize=(4.6 * len(xs) + 3.4, 4.4 * len(galleries) + 0.4), layout="constrained")
     panels = figure.subplots(len(galleries), len(xs), squeeze=False)
     for row, prefix in zip(panels, galleries, strict=True):
@@ -107,12 +107,12 @@ def write_frontier_plot(systems: Sequence[System], path: str | os.PathLike[str],
 
 
 def _label(text: str) -> str:
-    """Text that matplotlib shows as it is, and does not read as a formula."""
+    """Escape text that matplotlib would read as a formula."""
     return plain(text).replace("$", "\\$")
 
 
 def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
-    """Draw the systems that have both figures, and the frontier of the others."""
+    """Draw the systems that have both metrics, and the frontier of the others."""
     shown = [each for each in systems if {x, y} <= set(each.figures)]
     if not shown:
         return
@@ -138,7 +138,7 @@ def _panel(axes: Any, systems: Sequence[System], x: str, y: str) -> None:
 
 
 def _labels(axes: Any, systems: Sequence[System], x: str, y: str) -> dict[str, Point]:
-    """Return the numbers of the systems that have both figures, with their values where they are off the axis."""
+    """Return the position of each system's label; systems off the axis get their value in the label."""
     found: dict[str, Point] = {}
     least = axes.get_xlim()[0]
     for number, each in enumerate(systems, start=1):
@@ -149,7 +149,7 @@ def _labels(axes: Any, systems: Sequence[System], x: str, y: str) -> dict[str, P
 
 
 def _number(axes: Any, points: Mapping[str, Point]) -> None:
-    """Write each point's label beside it, where there is most room."""
+    """Write each label next to its point, where there is most room."""
     dots = [axes.transData.transform(point) for point in points.values()]
     taken: list[Point] = [(float(dot[0]), float(dot[1])) for dot in dots]
     for label, dot in zip(points, dots, strict=True):
@@ -171,7 +171,7 @@ def _number(axes: Any, points: Mapping[str, Point]) -> None:
 
 
 _SCALE = 100 / 72
-"""Pixels in a point, at matplotlib's own resolution."""
+"""Pixels per point, at matplotlib's default resolution."""
 _DIRECTIONS = ((0.0, 1.0), (1.0, 0.0), (0.0, -1.0), (-1.0, 0.0), (0.7, 0.7), (0.7, -0.7), (-0.7, -0.7), (-0.7, 0.7))
 
 

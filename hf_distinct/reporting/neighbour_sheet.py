@@ -1,4 +1,4 @@
-"""A sheet of images beside their mined neighbours: people would rather look than read similarities."""
+"""An HTML sheet of images with their mined neighbours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_distinct.reporting.picture import embedded_image
 from hf_distinct.text.escaping import as_html
 
 SIZE = 160
-"""Longest side of a picture, in pixels."""
+"""Longest side of an image, in pixels."""
 
 _STYLE = """
 body { font: 16px/1.4 "DejaVu Sans", Verdana, sans-serif; color: #111; background: #fff;
@@ -27,12 +27,12 @@ pre { overflow-x: auto; }
 
 @dataclass(frozen=True)
 class SheetPicture:
-    """One picture of the sheet.
+    """One image of the sheet.
 
     Args:
         image: of any mode and size.
-        caption: what a person said of it.
-        label: a line under it: its image id, rank and similarity.
+        caption: a person's caption.
+        label: a line below it: its image id, rank and similarity.
     """
 
     image: Image.Image
@@ -46,13 +46,13 @@ def write_neighbour_sheet(
     title: str = "Images and their neighbours",
     summary: str = "",
 ) -> None:
-    """Write one HTML file, pictures included.
+    """Write one HTML file that contains its images.
 
     Args:
-        rows: for each image itself, then its neighbours, the most similar first.
-        path: the file to write; its folder is made where it is missing.
+        rows: for each image the image itself, followed by its neighbours, the most similar first.
+        path: the file to write; its folder is created if needed.
         title: the heading.
-        summary: text under it, shown line by line as it stands.
+        summary: text below it; its line breaks are kept.
 
     Raises:
         ValueError: there are no rows.

@@ -1,4 +1,4 @@
-"""Pictures inside of sheets: scaled, and written into the HTML so that the file needs no other."""
+"""Scale images and embed them in HTML, so that the file needs no other files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hf_distinct.text.escaping import as_html
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Return the picture in RGB, scaled so that its longer side is `size` pixels.
+    """Return the image in RGB, scaled so that its longer side is `size` pixels.
 
-    A small picture is first repeated pixel by pixel, so that it stays sharp where smooth scaling would blur it.
+    A small image is first enlarged by repeating pixels, so that it stays sharp.
     """
     image = to_rgb(image)
     longest = max(image.size)
@@ -29,7 +29,7 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def embedded_image(image: Image.Image, size: int, description: str, quality: int | None = None) -> str:
-    """Return an HTML image of `size` pixels on its longer side, with its data in it: exact, or JPEG of a `quality`."""
+    """Return an HTML image, `size` pixels on its longer side, with embedded data: lossless, or JPEG of a `quality`."""
     fitted = fit_image(image, size)
     buffer = BytesIO()
     kind = "png" if quality is None else "jpeg"

@@ -1,4 +1,4 @@
-"""A strip of numbered pictures, which a table of captions below it can speak of."""
+"""A strip of numbered images, for a table of captions below it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SIZE, GAP, IN_ROW, LINE = 192, 16, 6, 32
 
 
 def write_picture_strip(pictures: Sequence[Image.Image], path: str | os.PathLike[str]) -> None:
-    """Write pictures beside each other as one PNG, numbered from 1, in rows of six.
+    """Write images side by side as one PNG, numbered from 1, in rows of six.
 
     Args:
         pictures: of any mode and size.
-        path: the PNG file to write; its folder is made where it is missing.
+        path: the PNG file to write; its folder is created if needed.
 
     Raises:
-        ValueError: there are no pictures.
+        ValueError: there are no images.
     """
     if not pictures:
-        raise ValueError("a strip needs at least one picture.")
+        raise ValueError("a strip needs at least one image.")
     columns, rows = min(len(pictures), IN_ROW), -(-len(pictures) // IN_ROW)
     strip = Image.new("RGB", (GAP + columns * (SIZE + GAP), GAP + rows * (SIZE + LINE + GAP)), "white")
     draw = ImageDraw.Draw(strip)

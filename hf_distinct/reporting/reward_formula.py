@@ -1,4 +1,4 @@
-"""What a training rewarded, as text for a model card: the formula with its numbers, and what each part is."""
+"""Describe the reward of a training for a model card: the formula with its numbers, and the meaning of each part."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from hf_distinct.config import RLCaptionConfig
 
 PARTS = {
-    "contrastive": "how far the caption and its image single each other out: the mean of `contrastive_i2t` and "
+    "contrastive": "how clearly the caption and its image identify each other: the mean of `contrastive_i2t` and "
     "`contrastive_t2i`",
     "contrastive_i2t": "min(log-odds of the caption against all other texts of the pool for its image, {clamp:g}) / "
-    "s, s the logit scale of the CLIP",
+    "s, where s is the logit scale of the CLIP model",
     "contrastive_t2i": "min(log-odds of the image against all other images of the pool for the caption, {clamp:g}) / "
-    "s, s the logit scale of the CLIP",
+    "s, where s is the logit scale of the CLIP model",
     "similarity": "cosine similarity of caption and image under the CLIP",
     "cider": "CIDEr-D of the caption against the captions that people wrote of the image",
 }
@@ -45,9 +45,9 @@ def describe_reward(
     """Return the reward of a training as Markdown.
 
     Args:
-        rewards: the weight of each reward, by its name.
-        baseline: what is subtracted: `none`, `greedy` or `leave_one_out`.
-        scorer: which CLIP it was, e.g. its open_clip name.
+        rewards: the weight of each reward, by name.
+        baseline: the baseline: `none`, `greedy` or `leave_one_out`.
+        scorer: the CLIP that gave the reward, e.g. its open_clip name.
         args: the settings.
         descriptions: docstrings of rewards that are not built in, by name; the first line is shown.
     """
@@ -61,22 +61,22 @@ def describe_reward(
     loss += f" + {beta:g} KL" if beta else ""
 
     known = [name for name in names if name in PARTS]
-    if "contrastive" in known:  # it is told by its two halves
+    if "contrastive" in known:  # its description refers to the two directions
         known += [name for name in ("contrastive_i2t", "contrastive_t2i") if name not in known]
     parts = {as_code(name): PARTS[name].format(clamp=args.reward_clamp) for name in known}
     for name in rewards:
         if name not in PARTS:
-            said = ((descriptions or {}).get(name) or "").strip().partition("\n")[0].rstrip(". ")
-            told = f"a custom reward: {as_markdown(portable(said))}" if said else "a custom reward"
-            parts[as_code(portable(name))] = told
+            first = ((descriptions or {}).get(name) or "").strip().partition("\n")[0].rstrip(". ")
+            text = f"a custom reward: {as_markdown(portable(first))}" if first else "a custom reward"
+            parts[as_code(portable(name))] = text
     if share:
-        parts["D"] = "how much a small discriminator on CLIP embeddings takes the caption for a person's, from 0 to 1"
+        parts["D"] = "a small discriminator's probability, from CLIP embeddings, that a person wrote the caption"
     parts["A"] = f"the advantage: {BASELINES[baseline]}"
     parts["l"] = "the captioner's log-probability of a caption"
     if alpha:
         parts["g"] = f"captions that people wrote, weighted: {WEIGHTINGS[args.wtf_policy]}"
     if beta:
-        parts["KL"] = "divergence from the captioner that training started from"
+        parts["KL"] = "KL divergence from the captioner before training"
     lines = [f"- {name}: {text}." for name, text in parts.items()]
     formula = ["```text", f"R(c) = {total}", f"L    = {loss}", "```"]
     return "\n".join([*formula, "", f"Under the CLIP {as_markdown(scorer)}:", "", *lines])

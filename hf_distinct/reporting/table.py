@@ -1,4 +1,4 @@
-"""Tables of metrics, for the screen and for Markdown."""
+"""Tables of metrics, as plain text and Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 
 def format_table(metrics: Metrics, columns: Sequence[str] | None = None, digits: int = 3) -> str:
-    """Return a table of fixed-width text, one line for each system.
+    """Return a table of fixed-width text, one line per system.
 
     Args:
-        metrics: for each system (a row) its metrics by name (the columns).
-        columns: which metrics, in which order; by default all, in the order in which they first occur.
-        digits: places after the decimal point; integers are shown without, absent values as "-".
+        metrics: the metrics (columns) of each system (row), by name.
+        columns: which metrics to show, in this order; by default all, in order of first appearance.
+        digits: digits after the decimal point; integers have none, missing values are shown as "-".
 
     Raises:
-        ValueError: there are no rows, or no row has a column that is asked for.
+        ValueError: there are no rows, or no row has a requested column.
 
     Example:
         >>> print(format_table({"teacher forcing": {"R@1": 0.5}, "ours": {"R@1": 0.75, "words": 12}}))
@@ -35,7 +35,7 @@ def format_table(metrics: Metrics, columns: Sequence[str] | None = None, digits:
 
 
 def markdown_table(metrics: Metrics, columns: Sequence[str] | None = None, digits: int = 3) -> str:
-    """Return the same table in Markdown, for a model card or a README.
+    """Return the same table in Markdown.
 
     Args:
         metrics: see `format_table`.

@@ -1,4 +1,4 @@
-"""The training curve of a model card: what the log of a Trainer says, step by step, as a picture."""
+"""Plot the training curve of a model card from the Trainer's log."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Panels by their title, each with the series it can have: the log's name and a label.
+# Panels by title, with the names and labels of their series.
 PANELS = {
     "reward": {"reward/total/rollouts": "the captioner's captions", "reward/total/references": "people's captions"},
     "R@1 in evaluations": {"eval_scorer/t2i_R@1": "under the scorer", "eval_judge/t2i_R@1": "under the judge"},
     "loss": {"loss": "training", "eval_loss": "evaluation"},
 }
-STYLES = ({"color": "#00508f", "linestyle": "-"}, {"color": "#b03a00", "linestyle": "--"})  # told apart without colour
+STYLES = ({"color": "#00508f", "linestyle": "-"}, {"color": "#b03a00", "linestyle": "--"})  # also without colour
 
 
 def write_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> bool:
-    """Write reward and loss by step as a PNG, as far as they were logged.
+    """Plot reward, retrieval and loss by step as a PNG, as far as they were logged.
 
     Args:
-        log_history: What the Trainer logged, as in `trainer_state.json`: each line with its `step`.
-        path: The PNG file to write; its folder is made where it is missing.
+        log_history: the Trainer's log, as in `trainer_state.json`: every entry has its `step`.
+        path: the PNG file to write; its folder is created if needed.
 
     Returns:
-        Whether there was anything to show: some series has two points at least. If not, nothing is written.
+        Whether a plot was written; this needs a series of at least two points.
     """
     from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
@@ -51,7 +51,7 @@ def write_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | o
 
 
 def _points(log_history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """The steps and values that are finite numbers: the log may be a saved one, of anybody."""
+    """Return the steps and values that are finite numbers; the log may be an untrusted file."""
     found: list[tuple[Any, Any]] = [(line.get("step"), line.get(name)) for line in log_history]
     return [(step, value) for step, value in found if _is_number(step) and _is_number(value)]
 

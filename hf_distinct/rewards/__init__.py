@@ -1,4 +1,4 @@
-"""Rewards: one a file, behind the small protocol of [`Reward`]."""
+"""Rewards, one per file. All of them follow the small protocol [`Reward`]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What captions are worth: from texts and pools by way of rewards to advantages and weights."""
+"""Compute rewards of captions, and from them advantages and reference weights."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ REWARDED = ("rollouts", "references")
 
 @dataclass
 class Appraisal:
-    """What the loss of one batch needs to know of its captions.
+    """What the loss of one batch needs to know about its captions.
 
     Attributes:
         advantages: ``(B * K,)``, A(c) of each rollout.
-        reference_weights: ``(B * G,)``, w(g) of each ground-truth caption.
-        figures: scalar tensors to be logged, by name; those of all processes together.
-        rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each;
-            0 where a reward does not apply.
-        captions: those N captions.
-        image_ids: of the image of each.
+        reference_weights: ``(B * G,)``, w(g) of each reference caption.
+        figures: scalar tensors to log, by name, computed over all processes.
+        rewards: every reward and their ``total``, R(c), for rollouts, references and greedy captions: ``(N,)`` each; 0
+            where a reward does not apply.
+        captions: the N captions.
+        image_ids: the image id of each caption.
     """
 
     advantages: Tensor
@@ -50,7 +50,7 @@ class Appraisal:
     image_ids: list[str]
 
     def trouble(self) -> str | None:
-        """Name the first reward that is NaN or infinite, and what it rewards; None if there is none."""
+        """Return a message about the first reward that is NaN or infinite, and its caption; None if there is none."""
         for name, values in self.rewards.items():
             for row in values.isfinite().logical_not().nonzero().flatten().tolist():
                 where = f"image {self.image_ids[row]!r}, caption {self.captions[row]!r}"
@@ -59,24 +59,24 @@ class Appraisal:
 
 
 class Appraiser:
-    """Rewards the captions of a batch, ``R(c) = (1 - lambda) sum_k w_k r_k(c) + lambda D(c)``, and remembers them.
+    """Computes ``R(c) = (1 - lambda) sum_k w_k r_k(c) + lambda D(c)`` for a batch, and keeps the memory of pools.
 
     Args:
         args: the settings.
-        scorer: embeds what the captioner writes.
-        discriminator: gives D, and takes one update for each batch.
-        accelerator: knows the other processes.
-        rewards: what `hf_distinct.rewards.resolve_reward` takes, and `reward_problems` has no objection to; none:
-            ``args.reward``.
-        references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
-        columns: names of the dataset's columns, to say which of them rewards do not see.
-        tokenizer: the captioner's, for rewards that ask for ``completion_ids``.
+        scorer: embeds generated captions.
+        discriminator: computes D and is updated once per batch.
+        accelerator: gives access to the other processes.
+        rewards: anything that `hf_distinct.rewards.resolve_reward` accepts and `reward_problems` does not reject; by
+            default ``args.reward``.
+        references_corpus: the reference captions of each training image, for CIDEr-D's document frequencies.
+        columns: the dataset's column names, to warn about columns that rewards cannot see.
+        tokenizer: the captioner's, for rewards that use ``completion_ids``.
 
     Attributes:
         rewards: the rewards r_k.
-        reward_weights: w_k.
-        baseline: what is subtracted from R, "auto" being decided.
-        memory: what the pools held of the last ``args.memory_batches`` batches.
+        reward_weights: their weights w_k.
+        baseline: the baseline subtracted from R; "auto" is resolved.
+        memory: pool entries of the last ``args.memory_batches`` batches.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Appraiser:
         for name in {*columns} & {*OWN_ARGUMENTS} - {"captions"}:
             if any(isinstance(reward, CallableReward) and reward.takes(name) for reward in self.rewards):
                 logger.warning(
-                    "rewards do not see the dataset's column %r, because an argument has this name: "
+                    "rewards cannot see the dataset's column %r, because an argument has this name: "
                     "rename the column",
                     name,
                 )
@@ -123,7 +123,7 @@ class Appraiser:
 
     @property
     def needs_greedy(self) -> bool:
-        """Whether `judge` wants the greedy captions: as the baseline, or for the pool of a contrastive reward."""
+        """Whether `judge` needs greedy captions: as the baseline, or for the pool of a contrastive reward."""
         return self.baseline == "greedy" or (self.args.pool_greedy and self._contrasts)
 
     @property
@@ -131,13 +131,13 @@ class Appraiser:
         return any(isinstance(reward, ContrastiveReward) for reward in self.rewards)
 
     def _choose_baseline(self) -> losses.Baseline:
-        """Of several rollouts each is compared with the others, whatever the rewards.
+        """Resolve "auto": with several rollouts, use leave-one-out for every reward.
 
-        Rewards r of an image with mean m and deviation s make advantages of mean square s^2 K / (K - 1) that way, and
-        of s^2 + m^2 without a baseline. So a baseline that is not needed costs at most a (K - 1)th of the variance;
-        one that is lacking costs without bound. The log-odds of contrastive rewards are around 0 only where the
-        captioner holds its own against the pools: with a weak scorer nearly all are negative, and without a baseline
-        every sample is pushed down.
+        Let the rewards of an image have mean m and standard deviation s. Leave-one-out advantages then have the mean
+        square s^2 K / (K - 1), advantages without a baseline s^2 + m^2. So an unnecessary baseline adds at most a
+        (K - 1)th of the variance, and a missing one adds any amount. Contrastive rewards are around 0 only if the
+        captioner competes well in the pools. With a weak scorer nearly all are negative, and without a baseline the
+        probability of every sample would decrease.
         """
         if self.args.baseline != "auto":
             return self.args.baseline
@@ -145,20 +145,20 @@ class Appraiser:
             return "leave_one_out"
         return "none" if all(reward.is_advantage for reward in self.rewards) else "greedy"
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- rewards
 
     @torch.no_grad()
     def judge(
         self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str], trainer_state: TrainerState | None = None
     ) -> Appraisal:
-        """Appraise a batch, remember it, and let the discriminator learn from it, in this order.
+        """Compute rewards, update the memory, and update the discriminator, in this order.
 
         Args:
-            inputs: what `hf_distinct.data.CaptionCollator` makes of B images with G ground-truth captions each; B may
-                be 0 where other processes have images.
-            rollouts: B * K captions, those of an image in a row.
-            greedy: B captions, or none if not `needs_greedy`.
-            trainer_state: for rewards that ask for it.
+            inputs: the output of `hf_distinct.data.CaptionCollator` for B images with G references each; B may be 0 if
+                other processes have images.
+            rollouts: B * K captions; those of an image are adjacent.
+            greedy: B captions; empty unless `needs_greedy`.
+            trainer_state: for rewards that use it.
         """
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
         batch, cut = self._batch(inputs, rollouts, greedy)
@@ -174,7 +174,7 @@ class Appraiser:
             self.baseline,
             (of_greedy, greedy_scored) if self.baseline == "greedy" else None,
         )
-        # Softmax and shift compare references with each other: over the whole batch, not over this process's share.
+        # Softmax and shift compare references with each other, so they need the whole batch, not this process's part.
         everyone = losses.reference_weights(gather_rows(of_references, self.accelerator), a.wtf_policy)
         weights = own_part(everyone, len(of_references), self.accelerator)
         cut = gather_rows(cut.to(of_rollouts, non_blocking=True), self.accelerator)
@@ -196,13 +196,13 @@ class Appraiser:
         return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
-        """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
+        """Update the discriminator once on rollouts without computing rewards, and return figures to log."""
         images = inputs["image_embeds"]
         written = self.scorer.encode_texts(rollouts).to(images).unflatten(0, (len(images), self.args.num_rollouts))
         return self._update_discriminator(images, written, inputs["caption_embeds"])
 
     def _update_discriminator(self, images: Tensor, rollouts: Tensor, references: Tensor) -> dict[str, Tensor]:
-        """One update on as many rollouts ``(B, K, d)`` as references ``(B, G, d)``, so that neither class prevails."""
+        """Update once on equally many rollouts ``(B, K, d)`` and references ``(B, G, d)``, to balance the classes."""
         each = min(rollouts.shape[1], references.shape[1])
         rows = images.repeat_interleave(each, dim=0)
         found = self.discriminator.update(
@@ -211,16 +211,16 @@ class Appraiser:
         return {f"discriminator/{name}": value for name, value in found.items()}
 
     def _rewards(self, batch: RewardBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Each reward, the discriminator's score if it counts, and ``total``; and where each applies: ``(N,)`` all.
+        """Compute all rewards, the discriminator's score if used, and ``total``; and where each applies: ``(N,)``.
 
-        The total applies where a reward does; the discriminator alone makes no reward. Where they apply is on the CPU.
+        The total applies where at least one reward applies, not counting the discriminator. Masks are on the CPU.
         """
         weight = self.args.discriminator_weight
         scores = self.discriminator.discriminator.score(batch.image_embeds, batch.text_embeds)
         parts = {"discriminator": scores} if weight else {}
         applies = {"discriminator": torch.ones(len(batch), dtype=torch.bool)} if weight else {}
         total, scored = weight * scores, torch.zeros(len(batch), dtype=torch.bool)
-        # anybody's reward may need one caption at least
+        # a user's reward may fail on an empty batch
         found = evaluate_rewards(self.rewards, batch) if len(batch) else [(scores, scored)] * len(self.rewards)
         for reward, share, (values, where) in zip(self.rewards, self.reward_weights, found, strict=True):
             parts[reward.name], applies[reward.name] = values.to(scores), where
@@ -229,21 +229,21 @@ class Appraiser:
         return parts | {"total": total}, applies | {"total": scored}
 
     def _known(self, where: dict[str, tuple[Tensor, ...]]) -> set[str]:
-        """Which figures have a value, as ``NAME/rollouts``: a reward may apply to no caption of all processes.
+        """Return the names of figures that have a value, as ``NAME/rollouts``: a reward may apply to no caption.
 
-        Everything here is on the CPU: no step waits for a GPU.
+        Everything here is on the CPU, so that no step waits for a GPU.
         """
         known = {
             f"{name}/{whose}": bool(part.any())
             for name, parts in where.items()
             for whose, part in zip(REWARDED, parts, strict=False)
         }
-        if not any(isinstance(reward, CallableReward) for reward in self.rewards):  # the others apply everywhere
+        if not any(isinstance(reward, CallableReward) for reward in self.rewards):  # built-in ones apply everywhere
             return set(known)
         return {name for theirs in gather_object([known]) for name, anywhere in theirs.items() if anywhere}
 
     def _own_metrics(self, batch: RewardBatch) -> dict[str, Tensor]:
-        """What rewards logged, as means over processes; not every process need have the same."""
+        """Average what rewards logged over processes, which may have logged different names."""
         if not any(isinstance(reward, CallableReward) and reward.takes("log_metric") for reward in self.rewards):
             return {}
         everyone = gather_object([batch.metrics])
@@ -257,12 +257,12 @@ class Appraiser:
     def _batch(
         self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str]
     ) -> tuple[RewardBatch, Tensor]:
-        """Rollouts, references and greedy captions, in this order, with the pools that hold them and others.
+        """Build a batch of rollouts, references and greedy captions, in this order, with the pools.
 
-        The second value tells which rollouts the scorer cannot read to their end, on the CPU.
+        Also return which rollouts are longer than the scorer reads, on the CPU.
         """
         images, references = inputs["image_embeds"], inputs["caption_embeds"]
-        # One CLIP call for the distinct new strings; those of the references come from the cache.
+        # One CLIP call for the distinct new texts; embeddings of references come from the cache.
         distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
         token_ids = self.scorer.tokenize(list(distinct))
         embeds = self.scorer.encode_tokens(token_ids).to(images)
@@ -307,12 +307,12 @@ class Appraiser:
         tokenizer: Any = self.tokenizer
         if not texts:
             return []
-        # verbose: it would warn of texts longer than the captioner writes, which people may write.
+        # verbose=False: references may be longer than the captioner's maximum, and the tokenizer would warn about them
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [[*ids, tokenizer.eos_token_id] for ids in found]
 
     def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """The texts and images of the global batch, with those that memory holds; and remember them."""
+        """Return texts and images of the global batch and of the memory, and add the batch to the memory."""
         parts = {**texts, "image_embeds": inputs["image_embeds"], "image_ids": inputs["image_ids"]}
         if self.args.pool_neighbours:
             mask = inputs["neighbour_mask"]
@@ -326,7 +326,7 @@ class Appraiser:
         return pooled
 
     def _to_remember(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a later batch is compared with. There every text is of kind MEMORY: those switched off stay out now."""
+        """Select what later batches are compared with. Disabled kinds are dropped now, since all become MEMORY."""
         kinds, kept = parts["kinds"], torch.ones_like(parts["kinds"], dtype=torch.bool)
         if not self.args.pool_references:
             kept &= kinds != TextKind.REFERENCE
@@ -338,11 +338,11 @@ class Appraiser:
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
+        """Return discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
         return {"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.memory.clear()
         for batch in state["memory"]:
@@ -350,16 +350,16 @@ class Appraiser:
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:
-    """A bool tensor of the CPU on the device of ``values``; copied only if it is not True everywhere."""
+    """Move a bool tensor from the CPU to the device of ``values``; nothing is copied if it is all True."""
     return torch.ones_like(values, dtype=torch.bool) if where.all() else where.to(values.device)
 
 
 def _advantages(
     rewards: Tensor, scored: Tensor, baseline: losses.Baseline, greedy: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """The advantages of rollouts, (B, K); 0 where no reward applies to a rollout, or to its greedy caption.
+    """Return the advantages of rollouts, (B, K); 0 where no reward applies to a rollout or to its greedy caption.
 
-    Such a rollout is no baseline for the others either: it counts as the mean of those of its image that are scored.
+    In the baseline of others, such a rollout counts as the mean of the scored rollouts of its image.
     """
     means = (rewards * scored).sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
     of_greedy = None

@@ -1,4 +1,4 @@
-"""What a reward sees and what it gives back."""
+"""The interface of rewards: their input, and their protocol."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transformers import TrainerState
 
 
 class TextKind(IntEnum):
-    """Where a text of the pool comes from."""
+    """Origin of a text in the pool."""
 
     ROLLOUT = 0
     REFERENCE = 1
     GREEDY = 2
     MEMORY = 3
-    """A caption of an earlier batch, whatever it was there."""
+    """A caption of an earlier batch, of any kind."""
 
 
 @dataclass
 class TextPool:
-    """The texts T of the global batch, against which a caption is compared.
+    """The texts T of the global batch that captions are compared with.
 
     Attributes:
         embeds: (P, dim) normalised embeddings.
-        text_ids: (P,) int64, equal exactly where the strings are equal.
+        text_ids: (P,) int64, equal if and only if the strings are equal.
         image_ids: (P,) int64, the image that each text describes.
-        kinds: (P,) integers, a [`TextKind`] each.
+        kinds: (P,) integers, one [`TextKind`] each.
 
     Raises:
         ValueError: if the lengths differ.
@@ -40,7 +40,7 @@ class TextPool:
     kinds: Tensor
 
     def __post_init__(self) -> None:
-        """Check that the four belong together."""
+        """Check that all four have the same length."""
         _check_lengths("TextPool", len(self.embeds), {k: getattr(self, k) for k in ("text_ids", "image_ids", "kinds")})
 
 
@@ -60,20 +60,20 @@ class ImagePool:
     image_ids: Tensor
 
     def __post_init__(self) -> None:
-        """Check that the two belong together."""
+        """Check that both have the same length."""
         _check_lengths("ImagePool", len(self.embeds), {"image_ids": self.image_ids})
 
 
 @dataclass
 class RewardBatch:
-    """N captions to be rewarded, each with its image, and the pools they are compared with.
+    """N captions to reward, each with its image, and the pools that they are compared with.
 
-    The captions are those of this process; the pools are of all processes. One type serves rollouts, greedy captions
-    and references alike, for all get the same reward.
+    Captions come from this process, pools from all processes. Rollouts, greedy captions and references are in the same
+    batch and get the same reward.
 
     Attributes:
         captions: N strings.
-        references: N lists, all the references of each caption's image.
+        references: N lists, all references of each caption's image.
         text_embeds: (N, dim) normalised embeddings of the captions.
         image_embeds: (N, dim) normalised embeddings of each caption's own image.
         text_ids: (N,) int64, comparable with those of ``text_pool``.
@@ -82,13 +82,13 @@ class RewardBatch:
         image_pool: see [`ImagePool`].
         logit_scale: s of the CLIP model, ``logit_scale.exp()``, e.g. 100.
         columns: further columns of the dataset, N values each.
-        completion_ids: N lists, the tokens of each caption under the captioner's tokenizer, end token included; empty
-            where no reward asks for them.
-        trainer_state: the Trainer's state; None outside of a training.
-        metrics: lists of numbers by name. What a reward adds here is logged as ``reward/NAME``, as a mean.
+        completion_ids: N lists with the captioner's tokens of each caption, end token included; empty if no reward
+            uses them.
+        trainer_state: the Trainer's state; None outside of training.
+        metrics: lists of numbers by name. The mean of what a reward adds here is logged as ``reward/NAME``.
 
     Raises:
-        ValueError: if something has not exactly N entries.
+        ValueError: if something does not have exactly N entries.
     """
 
     captions: list[str]
@@ -106,33 +106,33 @@ class RewardBatch:
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that everything has one entry for each caption."""
+        """Check that everything has one entry per caption."""
         names = ("references", "text_embeds", "image_embeds", "text_ids", "image_ids")
         columns = {f"column {name!r}": values for name, values in self.columns.items()}
         _check_lengths("RewardBatch", len(self.captions), {name: getattr(self, name) for name in names} | columns)
 
     def __len__(self) -> int:
-        """Number of captions, N."""
+        """Return the number of captions, N."""
         return len(self.captions)
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """A reward: an object with a name, called with a batch.
+    """Protocol of a reward: an object with a name, called with a batch.
 
-    Write a class with these members to see embeddings and pools; a plain function of captions and references needs
-    none of it, see [`CallableReward`].
+    Write such a class if your reward needs embeddings or pools. If it only needs captions, references and columns,
+    write a plain function, see [`CallableReward`].
 
     Attributes:
-        name: the name under which it is logged.
-        is_advantage: True if the value is an advantage already and needs no baseline.
+        name: the name used in logs.
+        is_advantage: True if the value is already an advantage and needs no baseline.
     """
 
     name: str
     is_advantage: bool
 
     def __call__(self, batch: RewardBatch) -> Tensor:
-        """Reward each caption: (N,), float32 (float64 where the embeddings are)."""
+        """Reward each caption: (N,), float32 (or float64 if the embeddings are)."""
         ...
 
 

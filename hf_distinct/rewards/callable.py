@@ -1,4 +1,4 @@
-"""Any function of captions as a reward."""
+"""Use any function of captions as a reward."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ logger: Any = logging.get_logger(__name__)
 OWN_ARGUMENTS = (
     "captions", "references", "completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra",
 )  # fmt: skip
-"""What every function may ask for, whatever the dataset. A column of the same name is not passed."""
+"""Arguments that every function may use. A dataset column with one of these names is not passed."""
 
 
 class CallableReward:
     """A plain function ``reward(captions, references, **columns) -> list of floats`` as a reward.
 
-    The function is called with keyword arguments. It gets those that its signature names, or all of them if it takes
+    The function is called with keyword arguments: those that its signature names, or all of them if it has
     ``**kwargs``:
 
     - ``captions``: N strings. Rollouts, reference captions and greedy captions are rewarded in one call.
-    - ``references``: N lists, all the references of each caption's image.
-    - each further column of the dataset, under its name: N values. The picture is not among them.
+    - ``references``: N lists, all references of each caption's image.
+    - each further column of the dataset, by name: N values. The image is not passed.
     - the arguments of a TRL reward function: ``completions`` (the captions, as strings), ``prompts`` (empty strings),
       ``completion_ids`` (the tokens of the captions, end token included), ``trainer_state``, ``log_metric(name,
-      value)`` (logged as ``reward/NAME``), and ``log_extra(column, values)``, which does nothing here: there is no
+      value)`` (logged as ``reward/NAME``), and ``log_extra(column, values)``, which has no effect, because there is no
       table of completions.
 
-    It returns one number for each caption, as a list, an array or a tensor. ``None`` means that the reward does not
-    apply to this caption: it is left out of the caption's total and of the mean that is logged. A caption to which no
-    reward applies has no advantage. The trainer leaves out a step with a NaN or an infinite value. The function may be
-    ``async def``: all asynchronous rewards then run at the same time. Reward models of TRL are not supported.
+    It returns one number per caption, as a list, an array or a tensor. ``None`` means that the reward does not apply
+    to this caption: it is left out of the caption's total and of the logged mean. A caption to which no reward applies
+    has no advantage. The trainer skips a step with a NaN or infinite value. The function may be ``async def``; all
+    asynchronous rewards run at the same time. TRL's reward models are not supported.
 
-    The value is no advantage: use it with a baseline.
+    The value is not an advantage: use a baseline.
 
     Args:
         function: the function.
-        name: the name to log; by default that of the function.
+        name: the name used in logs; by default the function's name.
 
     Example:
         ```python
@@ -69,7 +69,7 @@ class CallableReward:
             inner = inner.func
         self.name = name or str(getattr(inner, "__name__", type(inner).__name__))
         self.__doc__ = inspect.getdoc(inner)
-        # None: the function takes whatever it is given
+        # None: the function accepts any argument
         self._parameters: set[str] | None = None
         self._required: set[str] = set()
         self._positional: list[str] = []
@@ -79,18 +79,18 @@ class CallableReward:
         """Reward each caption: (N,) float32, NaN where the reward does not apply.
 
         Raises:
-            ValueError: if the function needs an argument that is no column, or if what it gives is not one number for
-                each caption; the message names the reward, the row and the caption.
-            RuntimeError: if the function fails; its own error is the cause.
+            ValueError: if the function needs an argument that is not available, or does not return one number per
+                caption; the message names the reward, the row and the caption.
+            RuntimeError: if the function raises; its own error is the cause.
         """
         values, applies = self.begin(batch)()
         return values.masked_fill(~applies.to(values.device), math.nan)
 
     def begin(self, batch: RewardBatch) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Call the function, and return what waits for its result: the values and where they apply, (N,) each.
+        """Call the function, and return a callable that waits for the values and where they apply, (N,) each.
 
-        See `__call__` for what both raise. Values are 0 where the reward does not apply. Where it applies is on the
-        CPU, so that the host can look at it without waiting for a GPU.
+        Both raise the errors listed for `__call__`. Values are 0 where the reward does not apply. The mask is on the
+        CPU, so that the host can read it without waiting for a GPU.
         """
         for problem in self.problems(batch.columns):
             raise ValueError(problem)
@@ -112,32 +112,32 @@ class CallableReward:
         return finish
 
     def takes(self, argument: str) -> bool:
-        """Whether the function is given this argument."""
+        """Whether the function accepts this argument."""
         return self._parameters is None or argument in self._parameters
 
     def problems(self, columns: Iterable[str]) -> Iterator[str]:
-        """Say which arguments the function needs that neither the dataset nor we can give, or not by their names.
+        """Yield a message about required arguments that are not available, or cannot be passed by name.
 
         Args:
             columns: names of the dataset's further columns.
         """
         if self._positional:
             yield (
-                f"reward {self.name!r} is called with keyword arguments, and its {', '.join(self._positional)} takes "
-                "none: take the / out of its parameters."
+                f"reward {self.name!r} is called with keyword arguments, but its {', '.join(self._positional)} is "
+                "positional-only: remove the / from its parameters."
             )
         columns = sorted(columns)
         if missing := sorted(self._required - {*columns, *OWN_ARGUMENTS}):
             yield (
-                f"reward {self.name!r} needs {', '.join(map(repr, missing))}, which is no column of the dataset that "
-                f"rewards can read; these are {', '.join(columns) or 'none'}. The function may also ask for "
+                f"reward {self.name!r} needs {', '.join(map(repr, missing))}, which is not a column that rewards can "
+                f"read; these are {', '.join(columns) or 'none'}. The function may also use "
                 f"{', '.join(OWN_ARGUMENTS)}. Add the column to the dataset, or give the parameter a default."
             )
 
     def _read_signature(self) -> None:
         try:
             parameters = inspect.signature(self.function).parameters.values()
-        except ValueError:  # some functions written in C tell nothing about themselves
+        except ValueError:  # some functions written in C have no signature
             return
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self._positional = [p.name for p in named if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
@@ -160,18 +160,18 @@ class CallableReward:
         return {name: value for name, value in available.items() if self.takes(name)}
 
     def _say_that_nothing_is_kept(self, column: str, values: Sequence[Any]) -> None:
-        logger.warning_once(f"reward {self.name!r}: log_extra({column!r}) keeps nothing; log_metric logs numbers.")
+        logger.warning_once(f"reward {self.name!r}: log_extra({column!r}) has no effect; use log_metric for numbers.")
 
 
 def evaluate_rewards(rewards: Sequence[Reward], batch: RewardBatch) -> list[tuple[Tensor, Tensor]]:
-    """Call rewards with one batch, the asynchronous ones at the same time.
+    """Call rewards with one batch; asynchronous ones run at the same time.
 
     Returns:
-        For each reward its values, 0 where it does not apply, and where it applies, on the CPU: (N,) each.
+        For each reward its values, 0 where it does not apply, and a mask of where it applies, on the CPU: (N,) each.
 
     Raises:
-        ValueError: a reward does not give N values.
-        RuntimeError: a reward fails; its own error is the cause.
+        ValueError: a reward does not return N values.
+        RuntimeError: a reward raises an error; that error is the cause.
     """
     return [finish() for finish in [_begin(reward, batch) for reward in rewards]]
 
@@ -184,14 +184,14 @@ def _begin(reward: Reward, batch: RewardBatch) -> Callable[[], tuple[Tensor, Ten
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"reward {reward.name!r} gave {found} instead of a tensor of {len(batch)} numbers, one a caption"
+            f"reward {reward.name!r} returned {found} instead of a tensor of {len(batch)} numbers, one per caption"
         )
     return lambda: (values, torch.ones(len(batch), dtype=torch.bool))
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Say which reward an error comes from; the error itself, with its traceback, is the cause."""
+    """Add the reward's name to an error; the original error, with its traceback, is the cause."""
     try:
         yield
     except Exception as error:
@@ -204,23 +204,23 @@ async def _awaited(result: Any) -> Any:
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all steps: clients that a reward keeps between calls belong to the loop they were made in."""
+    """One event loop for all steps, because clients that a reward keeps between calls belong to their loop."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="rewards", daemon=True).start()
     return loop
 
 
 def _as_floats(values: Any, captions: Sequence[str], name: str) -> list[float | None]:
-    """One float for each caption, None where there is none, or an error that names reward, row and caption."""
+    """Return one float per caption, or None where there is none; errors name the reward, row and caption."""
     if hasattr(values, "tolist"):  # an array or a tensor, on whatever device
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"reward {name!r} gave {type(values).__name__} instead of a list of {len(captions)} numbers")
+        raise ValueError(f"reward {name!r} returned {type(values).__name__}, not a list of {len(captions)} numbers")
     if len(values) != len(captions):
-        # beyond the shorter of the two lists, the first caption without a value or the first value without a caption
+        # the first caption without a value, or the first value without a caption
         row = min(len(values), len(captions))
-        what = f"row {row} (caption {captions[row]!r}) got none" if row < len(captions) else "the rest belong to none"
-        raise ValueError(f"reward {name!r} gave {len(values)} values for {len(captions)} captions: {what}")
+        what = f"row {row} (caption {captions[row]!r}) has none" if row < len(captions) else "return no more"
+        raise ValueError(f"reward {name!r} returned {len(values)} values for {len(captions)} captions: {what}")
     return [_as_float(value, row, captions[row], name) for row, value in enumerate(values)]
 
 
@@ -235,6 +235,6 @@ def _as_float(value: Any, row: int, caption: str, name: str) -> float | None:
         except (TypeError, ValueError):
             pass
     raise ValueError(
-        f"reward {name!r} gave {value!r} for row {row}, caption {caption!r}; "
-        "each caption needs one number (or None where the reward does not apply)"
+        f"reward {name!r} returned {value!r} for row {row}, caption {caption!r}; "
+        "return one number per caption (or None where the reward does not apply)"
     )

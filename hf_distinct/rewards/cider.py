@@ -14,18 +14,18 @@ from hf_distinct.rewards.base import RewardBatch
 class CiderReward:
     """CIDEr-D (arXiv 1411.5726) of each caption against the references of its image.
 
-    It is no advantage: use it with the greedy baseline for self-critical sequence training. Embeddings play no part.
-    A ground-truth caption is scored against all references of its image, itself among them.
+    It is not an advantage: use it with the greedy baseline for self-critical sequence training. It ignores embeddings.
+    A reference caption is scored against all references of its image, itself included.
 
-    Unlike the metric that evaluations report, the reward counts the end of a caption as a word, in captions,
-    references and document frequencies alike. Without it a captioner learns to stop at "with a", which CIDEr-D does
-    not punish (self-critical sequence training, appendix E). So the value differs a little from the metric. Every
-    caption is taken to end, also one that was cut at ``max_new_tokens``. In Chinese, Japanese and other scripts
-    without spaces each character is a word.
+    Unlike the evaluation metric, the reward treats the end of a caption as a word, in captions, references and
+    document frequencies. Without it a captioner learns to stop at "with a", which CIDEr-D does not penalise
+    (self-critical sequence training, appendix E). So its values differ slightly from the metric. Every caption is
+    treated as ended, even if it was truncated at ``max_new_tokens``. In scripts without spaces (Chinese, Japanese and
+    others), each character is a word.
 
     Args:
-        references_corpus: for each training image all its references. How rare an n-gram is, is counted here, once:
-            counted in each batch anew, one caption would get another reward in another batch.
+        references_corpus: all references of each training image, for the document frequencies of n-grams. They are
+            counted once; if they were counted per batch, the reward of a caption would depend on its batch.
     """
 
     name = "cider"
@@ -35,7 +35,7 @@ class CiderReward:
         self._cider = CiderD(list(references_corpus), end_token=True)
 
     def __call__(self, batch: RewardBatch) -> Tensor:
-        """Reward each caption: (N,) float32, 1.0 for what is reported as "CIDEr 100"."""
+        """Reward each caption: (N,) float32; 1.0 is reported as CIDEr 100 in papers."""
         scores = [
             self._cider.score(caption, references)
             for caption, references in zip(batch.captions, batch.references, strict=True)

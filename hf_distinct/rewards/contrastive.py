@@ -13,7 +13,7 @@ Direction = Literal["both", "i2t", "t2i"]
 
 
 class ContrastiveReward:
-    r"""How well a caption and its image single each other out, as a log-odds against the strongest alternatives.
+    r"""Log-odds of a caption and its image against all alternatives: high if they identify each other.
 
     With L(t, v) = s <t, v>, s the logit scale of CLIP and tau = 1 / s, for a caption c of image i:
 
@@ -21,21 +21,21 @@ class ContrastiveReward:
         r_t2i(c) = tau * [L(c, v_i) - logsumexp of L(c, v)  over the images v of the pool other than v_i]
         r_con(c) = (r_i2t(c) + r_t2i(c)) / 2
 
-    The positive is not in its own log-sum-exp, so the value is an advantage and takes no baseline. References are
-    rewarded by the same formula. Never compared with: a text that is the same string as c, whatever image it belongs
-    to, and an image with the id of i. A direction that has nothing to compare with is 0.
+    The positive is not part of its own log-sum-exp, so the value is an advantage and needs no baseline. References get
+    the same reward. Two things are never compared with a caption: a text that is the same string, whatever its image,
+    and an image with the same id. A direction with no alternatives is 0.
 
-    Which images are in the pool (mined ones, those of other processes, remembered ones) is decided where the pool is
-    built; the switches below choose among its texts. A remembered text ([`TextKind`] MEMORY) counts as a rollout: of
-    the same image it obeys ``use_own_rollouts``, of another one ``use_other_captions``.
+    The images of the pool (mined ones, other processes' ones, remembered ones) are chosen where the pool is built; the
+    arguments below choose among its texts. A remembered text ([`TextKind`] MEMORY) is treated as a rollout:
+    ``use_own_rollouts`` applies to those of the same image, ``use_other_captions`` to those of other images.
 
     Args:
-        direction: ``"i2t"`` or ``"t2i"`` for one direction alone, ``"both"`` for the mean of the two.
-        clamp: upper bound of the log-odds of each direction, before tau: a caption that is far ahead gains no more.
+        direction: ``"i2t"`` or ``"t2i"`` for a single direction, ``"both"`` for the mean of the two.
+        clamp: upper bound of each direction's log-odds, before tau. Above it, a caption gains nothing more.
         use_references: compare with references (of any image).
         use_greedy: compare with greedy captions (of any image).
-        use_own_rollouts: compare with the other rollouts of the same image, remembered ones among them.
-        use_other_captions: compare with captions of other images, of whatever kind.
+        use_own_rollouts: compare with the other rollouts of the same image, including remembered ones.
+        use_other_captions: compare with captions of other images, of any kind.
 
     Raises:
         ValueError: on an unknown direction or a clamp that is not positive.
@@ -70,7 +70,7 @@ class ContrastiveReward:
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Tensor:
         """Reward each caption: (N,), in units of cosine similarity, at most ``clamp / logit_scale``."""
-        # Under autocast the products would be rounded to half precision, which s = 100 makes visible.
+        # Autocast would round the products to half precision, which matters at s = 100.
         with torch.autocast(batch.text_embeds.device.type, enabled=False):
             texts, images = _precise(batch.text_embeds), _precise(batch.image_embeds)
             positives = batch.logit_scale * (texts * images).sum(dim=-1)
@@ -84,7 +84,7 @@ class ContrastiveReward:
         return torch.stack(directions).clamp(max=self.clamp).mean(dim=0) / batch.logit_scale
 
     def text_mask(self, batch: RewardBatch) -> Tensor:
-        """Which texts of the pool each caption is compared with: (N, P), True = compared."""
+        """Return which texts of the pool each caption is compared with: (N, P), True = compared."""
         pool = batch.text_pool
         same_image = batch.image_ids.unsqueeze(1) == pool.image_ids
         mask = batch.text_ids.unsqueeze(1) != pool.text_ids
@@ -93,30 +93,30 @@ class ContrastiveReward:
         if not self.use_greedy:
             mask &= pool.kinds != TextKind.GREEDY
         if not self.use_own_rollouts:
-            # Memory does not say what a text was; what it holds of the same image is mostly its earlier rollouts.
+            # The original kind of a remembered text is unknown; those of the same image are mostly earlier rollouts.
             mask &= ~(same_image & ((pool.kinds == TextKind.ROLLOUT) | (pool.kinds == TextKind.MEMORY)))
         if not self.use_other_captions:
             mask &= same_image
         return mask
 
     def image_mask(self, batch: RewardBatch) -> Tensor:
-        """Which images of the pool each caption is compared with: (N, Q), True = compared."""
+        """Return which images of the pool each caption is compared with: (N, Q), True = compared."""
         return batch.image_ids.unsqueeze(1) != batch.image_pool.image_ids
 
 
 def contrastive_log_odds(positives: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
     """``positive - logsumexp(logits where mask)``, row by row.
 
-    What does not count is masked before the exponential. Taking it off afterwards, ``log(sum(exp) - exp)``, cancels
-    to nothing at s = 100.
+    Ignored entries are masked before the exponential. Subtracting them afterwards, ``log(sum(exp) - exp)``, would
+    cancel at s = 100.
 
     Args:
         positives: (N,) scaled similarity of each caption and its image.
         logits: (N, P) scaled similarities to the pool; P may be 0.
-        mask: (N, P) bool, True = counts.
+        mask: (N, P) bool, True = included.
 
     Returns:
-        (N,) log-odds, at least float32; 0 for a row in which nothing counts, for there is nothing to compare with.
+        (N,) log-odds, at least float32; 0 for a row with nothing to compare with.
     """
     alternatives = _precise(logits).masked_fill(~mask, float("-inf")).logsumexp(dim=1)
     return torch.where(mask.any(dim=1), _precise(positives) - alternatives, 0.0)

@@ -1,4 +1,4 @@
-"""From what a setting says to a reward."""
+"""Find the reward that a setting names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_distinct.rewards.contrastive import ContrastiveReward
 from hf_distinct.rewards.similarity import SimilarityReward
 
 BUILT_IN_REWARDS = ("contrastive", "contrastive_i2t", "contrastive_t2i", "similarity", "cider")
-"""The names that [`resolve_reward`] knows by itself."""
+"""Names of the built-in rewards, which [`resolve_reward`] accepts."""
 
 
 def resolve_reward(
@@ -30,22 +30,22 @@ def resolve_reward(
     contrastive_settings: Mapping[str, Any] | None = None,
     references_corpus: Sequence[list[str]] | None = None,
 ) -> Reward:
-    """Find the reward that a setting names.
+    """Return the reward that a setting names.
 
     Args:
-        spec: a name of `BUILT_IN_REWARDS`; the dotted path of an importable function, class or object
-            (``"my_package.rewards.brevity"``); one in a file (``"path/to/rewards.py:brevity"``); or the thing itself.
-            A class is made into an object without arguments, a plain function is wrapped in [`CallableReward`].
-            Naming a path runs the code found there: name only code that you trust.
-        contrastive_settings: further arguments of [`ContrastiveReward`]; unused by the other rewards.
-        references_corpus: the references of each training image; needed by ``"cider"`` alone.
+        spec: a name in `BUILT_IN_REWARDS`; the dotted path of an importable function, class or object
+            (``"my_package.rewards.brevity"``); one in a file (``"path/to/rewards.py:brevity"``); or the object itself.
+            A class is instantiated without arguments, a plain function is wrapped in [`CallableReward`].
+            A path runs the code found there: name only code that you trust.
+        contrastive_settings: further arguments of [`ContrastiveReward`]; ignored by the other rewards.
+        references_corpus: the references of each training image; required by ``"cider"`` only.
 
     Returns:
         The reward.
 
     Raises:
-        ValueError: if the name is unknown, nothing is found under the path, what is found is a model or a class that
-            needs arguments, or ``"cider"`` has no corpus.
+        ValueError: if the name is unknown, the path leads to nothing, the object is a model or a class that needs
+            arguments, or ``"cider"`` has no corpus.
     """
     if isinstance(spec, str):
         if spec in BUILT_IN_REWARDS:
@@ -72,7 +72,7 @@ def _as_reward(found: Any, where: str) -> Reward:
         try:
             inspect.signature(found).bind()
         except TypeError as error:
-            raise ValueError(f"reward {where}: the class is made without arguments, but {error}") from error
+            raise ValueError(f"reward {where}: the class is instantiated without arguments, but {error}") from error
         found = found()
     if isinstance(found, Reward):
         return found
@@ -89,8 +89,8 @@ def _load(spec: str) -> Any:
         module = _import_file(Path(path), spec)
     else:
         path, _, name = spec.rpartition(".")
-        if "/" in spec:  # as an id of the Hub or a folder, by which TRL finds reward models
-            raise ValueError(f"reward {spec!r} is no file with a name in it. {_NO_MODELS} {_FORMS}")
+        if "/" in spec:  # like a Hub id or a folder, from which TRL loads reward models
+            raise ValueError(f"reward {spec!r} is not a file with a name in it. {_NO_MODELS} {_FORMS}")
         if not path:
             raise ValueError(f"reward {spec!r} is unknown{_suggestion(spec, BUILT_IN_REWARDS)}. {_FORMS}")
         module = _import_module(path, spec)
@@ -104,7 +104,7 @@ def _import_module(path: str, spec: str) -> Any:
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
-        # A module that exists but lacks a dependency of its own must say so itself.
+        # A module that exists but lacks a dependency raises its own error.
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
         hint = _suggestion(spec, BUILT_IN_REWARDS)
@@ -114,11 +114,11 @@ def _import_module(path: str, spec: str) -> Any:
 def _import_file(path: Path, spec: str) -> Any:
     if not path.is_file():
         raise ValueError(f"reward {spec!r}: there is no file {path}. {_FORMS}")
-    # Registered under a name of its own: dataclasses and pickle look modules up, and no other module is shadowed.
+    # A unique module name: dataclasses and pickle look modules up by name, and no other module must be shadowed.
     name = f"_reward_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"reward {spec!r}: {path} is no Python file")
+        raise ValueError(f"reward {spec!r}: {path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     module_spec.loader.exec_module(module)
@@ -126,13 +126,13 @@ def _import_file(path: Path, spec: str) -> Any:
 
 
 _FORMS = (
-    f"Give one of {', '.join(BUILT_IN_REWARDS)}, a dotted path such as my_package.rewards.brevity, "
+    f"Use one of {', '.join(BUILT_IN_REWARDS)}, a dotted path such as my_package.rewards.brevity, "
     "or a file and a name in it such as rewards.py:brevity"
 )
 
 _NO_MODELS = (
-    "Reward models (a sequence classifier, as TRL takes it) are not supported: write a function that calls the model "
-    "and returns a number for each caption."
+    "Reward models (a sequence classifier, as in TRL) are not supported: write a function that calls the model "
+    "and returns one number per caption."
 )
 
 
@@ -145,12 +145,12 @@ Rewards = str | Callable[..., Any] | Reward | Sequence[str | Callable[..., Any] 
 
 
 def found_rewards(rewards: Rewards) -> list[str | Reward]:
-    """One reward or several, each found where it is named; those of this package stay names: they need the captions.
+    """Resolve one or several rewards. Names of built-in rewards stay names, since the captions are not known yet.
 
     Raises:
-        ValueError: see `hf_distinct.rewards.resolve_reward`; or there is none.
+        ValueError: if there is none; or see `hf_distinct.rewards.resolve_reward`.
     """
     several: Any = rewards if isinstance(rewards, (list, tuple)) else [rewards]
     if not several:
-        raise ValueError("rewards is empty; give at least one, e.g. 'contrastive'.")
+        raise ValueError("rewards is empty; give at least one, such as 'contrastive'.")
     return [each if each in BUILT_IN_REWARDS else resolve_reward(each) for each in several]

@@ -1,4 +1,4 @@
-"""The similarity of caption and image as a reward (CLIP-S, arXiv 2205.13115)."""
+"""The cosine similarity of caption and image as a reward (CLIP-S, arXiv 2205.13115)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hf_distinct.rewards.base import RewardBatch
 
 
 class SimilarityReward:
-    """Cosine of the CLIP embeddings of a caption and of its own image, in [-1, 1]. The pools play no part.
+    """Cosine of the CLIP embeddings of a caption and its image, in [-1, 1]. The pools are not used.
 
-    It is no advantage: use it with a baseline. Nothing in it asks that a caption fit other images worse; that is what
-    [`ContrastiveReward`] adds.
+    It is not an advantage: use a baseline. It does not require that a caption fits other images worse;
+    [`ContrastiveReward`] does.
     """
 
     name = "similarity"

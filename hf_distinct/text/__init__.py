@@ -1,1 +1,1 @@
-"""Texts that leave the machine or come from others: escaped, made portable, merged."""
+"""Text that leaves the machine or comes from others: escaped, made portable, merged."""

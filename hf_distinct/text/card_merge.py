@@ -1,7 +1,7 @@
-"""Cards that people edit: what they wrote stays where a card is written anew.
+"""Model cards that people edit: their text is kept when a card is written again.
 
-A card of ours lies between two comments, which no page shows. The first one holds hashes of the metadata and of the
-card, so that whoever writes the next one knows whether somebody changed them.
+A generated card stands between two HTML comments, which are not displayed. The first one holds hashes of the metadata
+and of the card, which show whether somebody has edited them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import yaml
 from hf_distinct.text.yaml_files import parse_yaml
 
 MEASURED = ("model-index", "co2_eq_emissions")
-"""Metadata that are measured anew for each card; of all others what a person wrote counts."""
+"""Metadata that each new card replaces. For all other metadata, a person's edits are kept."""
 BESIDE = "model_card.md"
-"""Name of a new card where somebody edited the README in a way that cannot be merged."""
+"""File name of a new card if somebody edited the README in a way that cannot be merged."""
 
 _BEGIN = "<!-- Written by hf_distinct, replaced by the next card. Write your own text at the end. "
 _END = "<!-- End of what hf_distinct wrote. -->"
@@ -36,17 +36,17 @@ def mark(card: str) -> str:
 
 
 def merge(new: str, old: str) -> str | None:
-    """Put a new card in the place of an old one, and keep what people wrote into the old one.
+    """Replace an old card by a new one and keep what people wrote into the old one.
 
-    Text before and after the part that we wrote stays. Where the metadata were edited, they win, but for what is
-    measured anew (`MEASURED`).
+    Text before and after the generated part is kept. If the metadata were edited, the edits win, except for values
+    that are measured again (`MEASURED`).
 
     Args:
-        new: a card that `mark` marked; a person may have edited it since.
-        old: the card that stands in its place.
+        new: a card from `mark`; people may have edited it since.
+        old: the card to replace.
 
     Returns:
-        The card; None if somebody edited the part that we wrote, or wrote a whole card.
+        The merged card; None if somebody edited the generated part, or wrote the whole card.
     """
     new, old = new.replace("\r\n", "\n"), old.replace("\r\n", "\n")
     if new == old:
@@ -58,12 +58,12 @@ def merge(new: str, old: str) -> str | None:
     if front is None:
         return None
     before, after = _both(theirs.before, ours.before), _both(theirs.after, ours.after)
-    begin = new[new.index(_BEGIN) : new.index(_END)]  # with the hashes as they are: what was edited stays edited
+    begin = new[new.index(_BEGIN) : new.index(_END)]  # with the hashes unchanged, so that edits stay recognisable
     return f"{front}{before}{begin}{_END}\n{after}"
 
 
 def edited(card: str) -> bool:
-    """Whether a person wrote the card, or changed the part of it that we wrote."""
+    """Whether a person wrote the card, or changed the generated part of it."""
     found = _read(card.replace("\r\n", "\n"))
     return found is None or not found.untouched
 
@@ -77,7 +77,7 @@ class _Card(NamedTuple):
 
 
 def _read(card: str) -> _Card | None:
-    """The parts of a card; None if nothing in it is ours. A card of metadata alone counts as an empty one of ours."""
+    """Split a card into its parts; None if none was generated. A card with only metadata counts as generated."""
     front, text = _split(card)
     if not text.strip():
         return _Card(front, False, "\n", True, "")
@@ -89,7 +89,7 @@ def _read(card: str) -> _Card | None:
 
 
 def _split(card: str) -> tuple[str, str]:
-    """The metadata, between their lines of dashes, and the rest."""
+    """Split off the metadata, including their lines of dashes."""
     front = _FRONT.match(card)
     return (front[0], card[front.end() :]) if front else ("", card)
 
@@ -98,13 +98,13 @@ def _merged_metadata(ours: str, theirs: str) -> str | None:
     try:
         own, kept = (parse_yaml(_FRONT.sub(r"\1", front), "metadata") or {} for front in (ours, theirs))
         merged = own | {name: value for name, value in kept.items() if name not in MEASURED or name not in own}
-    except (ValueError, AttributeError, TypeError):  # no YAML, or no mapping
+    except (ValueError, AttributeError, TypeError):  # not YAML, or not a mapping
         return None
     return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _both(theirs: str, ours: str) -> str:
-    """What people wrote in either place, once."""
+    """Join what people wrote into the two cards, without repeating it."""
     if ours.strip() in theirs:
         return theirs
     return ours if theirs.strip() in ours else f"{theirs.rstrip()}\n\n{ours.lstrip()}"

@@ -1,4 +1,4 @@
-"""Text that may leave the machine: what is only true, or only known, here is taken out of it."""
+"""Remove paths, tokens and passwords from text that may leave the machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-# A token of the Hub is one long word of letters and digits; names such as `user/hf_captioner_v2` are none. The longer
-# word is one wherever it begins.
+# A Hub token is one long word of letters and digits; a name such as `user/hf_captioner_v2` is not. The longer form
+# is recognised within a word, too.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:hf|api_org)_[A-Za-z0-9]{30,}"
     r"|gh[a-z]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|(?<![A-Z0-9])A[KS]IA[A-Z0-9]{12,}"
@@ -20,8 +20,8 @@ _SECRET = re.compile(
     r"[^\s&;,'\"]+",
     re.IGNORECASE,
 )
-# An address to its end; or an absolute path, `~/path` or `../path` inside a text, not the slashes of `org/name`,
-# `and/or`. Folders may hold spaces, and are told from prose by the slash behind them.
+# A URL; or an absolute path, `~/path` or `../path` within a text, but not the slashes of `org/name` and `and/or`.
+# Folder names may contain spaces; the slash after them distinguishes them from prose.
 _ADDRESS_OR_PATH = re.compile(
     r"\b(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>[^\s\"<>]*)"
     r"|(?<![\w./\\])(?:[A-Za-z]:|~[\w.-]*|\.\.)?[\\/]?"
@@ -29,22 +29,21 @@ _ADDRESS_OR_PATH = re.compile(
 )
 _LOCAL = ("file", "local-dir")
 _HOME = re.compile(r"(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+")
-_USER = re.compile(r"\A[^/@:]*:(?!\d*(?:/|$)).*@")  # a password may hold what it should not; a port is a number
+_USER = re.compile(r"\A[^/@:]*:(?!\d*(?:/|$)).*@")  # a password may contain special characters; a number is a port
 
 JSON_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer_config.json", "special_tokens_map.json", "open_clip_config.json", "text_config.json", "metrics.json",
 )  # fmt: skip
-"""Files whose settings libraries write, with paths of the machine among them."""
+"""Files with settings written by libraries, which may contain local paths."""
 _PLACE = re.compile(r"(?:name_or_path|_path|_file|_dir|_folder)$|^(?:path|hf_model_name|hf_tokenizer_name)$")
-_WORDS = ("added_tokens_decoder", "chat_template")  # of a tokenizer, in which a slash is no path
+_WORDS = ("added_tokens_decoder", "chat_template")  # in a tokenizer's files; a slash in them is not a path
 
 
 def portable(text: str) -> str:
-    """The text without what is private in it.
+    """Return the text without private parts.
 
-    Of a path the last part stays, of an address all but user, password and what follows `?` or `#`. Tokens are left
-    out.
+    A path is reduced to its last part. A URL loses user, password, query and fragment. Tokens are replaced.
 
     Example:
         >>> portable("local-dir:/home/me/models/clip with hf_abcdefghijklmnop")
@@ -53,14 +52,14 @@ def portable(text: str) -> str:
         'https://host/a.tar'
     """
     whole = text.removeprefix("file://")
-    if os.path.isabs(whole):  # whatever its folders are called
+    if os.path.isabs(whole):  # even if its folders contain unusual characters
         text = _last_part(whole)
     text = _ADDRESS_OR_PATH.sub(_public_part, text)
     return _SECRET.sub(r"\1[secret]", _TOKEN.sub("[token]", text))
 
 
 def portable_values(found: Any) -> Any:
-    """JSON whose texts and names are `portable`."""
+    """Apply `portable` to all strings and keys of a JSON value."""
     if isinstance(found, dict):
         return {portable(name): portable_values(value) for name, value in found.items()}
     if isinstance(found, (list, tuple)):
@@ -69,23 +68,23 @@ def portable_values(found: Any) -> Any:
 
 
 def portable_file(path: Path) -> bytes | None:
-    """The content of a file as it may leave the machine; None: as it is.
+    """Return the content of a file without private parts, or None if the file can be published unchanged.
 
     Args:
-        path: any file; those of `JSON_FILES` are read.
+        path: any file; only those in `JSON_FILES` are read.
     """
     if path.name not in JSON_FILES:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # no JSON; whoever loads it next says what is wrong with it
+    except (ValueError, RecursionError):  # not JSON; loading it later reports the error
         return None
     public = _settings(found)
     return None if public == found else (json.dumps(public, indent=2) + "\n").encode()
 
 
 def _settings(found: Any, name: str = "") -> Any:
-    """Settings of a model whose texts name no place of this machine; names of models on the Hub stay."""
+    """Remove local paths from a model's settings; names of models on the Hub are kept."""
     if isinstance(found, dict):
         return {key: value if key in _WORDS else _settings(value, key) for key, value in found.items()}
     if isinstance(found, list):
@@ -108,6 +107,6 @@ def _public_part(found: re.Match[str]) -> str:
 
 def _last_part(path: str) -> str:
     path = path.rstrip("\\/")
-    if path == str(Path.home()) or _HOME.fullmatch(path):  # its last part is somebody's name
+    if path == str(Path.home()) or _HOME.fullmatch(path):  # the last part is a user name
         return "~"
     return ntpath.basename(path) or "/"  # ntpath knows both kinds of slash

@@ -1,4 +1,4 @@
-"""All problems in one error: each ``..._problems`` yields sentences, and `refuse` raises them together."""
+"""Report all problems in one error: each ``..._problems`` function yields sentences, and `refuse` raises them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Made = TypeVar("Made")
 
 
 def refuse(*problems: Iterable[str]) -> None:
-    """Raise a ValueError with all problems, if there are any: one as it is, several as a list."""
+    """Raise a ValueError with all problems, if there are any; several are formatted as a list."""
     found = list(chain(*problems))
     if len(found) == 1:
         raise ValueError(found[0])
     if found:
-        raise ValueError("\n- ".join([f"{len(found)} things do not fit together:", *found]))
+        raise ValueError("\n- ".join([f"{len(found)} problems:", *found]))
 
 
 def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made | None:
-    """What a function makes of its arguments; if it raises ValueError, None, and the message joins the problems."""
+    """Call a function; if it raises ValueError, add the message to the problems and return None."""
     try:
         return make(*args)
     except ValueError as error:
@@ -28,6 +28,6 @@ def attempt(problems: list[str], make: Callable[..., Made], *args: Any) -> Made 
 
 
 def one_line(error: BaseException, length: int = 500) -> str:
-    """The message of an error without line breaks, cut where it lists hundreds of weights."""
+    """Return an error's message without line breaks, shortened if it is longer than ``length`` characters."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= length else message[:length] + " ..."

@@ -1,1 +1,1 @@
-"""What surrounds a step: evaluating, resuming, void steps, interruption, checkpoints, meters and alarms."""
+"""Training: trainers, evaluation, resuming, interruption, void steps, metering and alarms."""

@@ -1,4 +1,4 @@
-"""Alarms: what a training shows when its captions begin to please the scorer instead of people."""
+"""Alarms that report when captions begin to please the scorer instead of people."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 IN_A_ROW = 2
-"""So many looks one after the other must be out of bounds: one may be chance."""
+"""An alarm needs this many consecutive values out of bounds; a single one may be chance."""
 
 REWARD = "reward/total/rollouts"
 JUDGE = "judge/t2i_R@1"
 JUDGE_FALL = 0.9
-"""The share of its best R@1 under which the judge has fallen, and not only wavered."""
+"""The judge's R@1 counts as fallen below this fraction of its best value."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One figure of the log, and how far it may go.
+    """A logged metric and its bounds.
 
     Attributes:
-        alarm: what is logged, as ``alarm/NAME``.
-        figure: its name in the log; that of an evaluation's without ``eval_``.
-        meaning: what it means that it went too far.
-        least: how small it may become.
-        most: how large.
-        of_first: whether ``least`` is a share of its first value instead of a value.
-        evaluated: whether evaluations give it, rather than training steps.
+        alarm: name of the alarm, logged as ``alarm/NAME``.
+        figure: name of the metric in the log; for evaluations without ``eval_``.
+        meaning: what a value out of bounds means.
+        least: lower bound.
+        most: upper bound.
+        of_first: whether ``least`` is a fraction of the metric's first value.
+        evaluated: whether evaluations log the metric, rather than training steps.
     """
 
     alarm: str
@@ -43,47 +43,47 @@ class Bound:
     evaluated: bool = False
 
     def watches(self, name: str) -> bool:
-        """Whether a log line's figure is this one; of several evaluation datasets that of each."""
+        """Whether a logged metric is this one, on any of the evaluation datasets."""
         return name.startswith("eval_") and name.endswith(f"_{self.figure}") if self.evaluated else name == self.figure
 
     def broken(self, name: str, value: float, first: float) -> str:
-        """What is wrong with a value, given the first one that was seen; nothing: the empty string."""
+        """Return what is wrong with a value, given the first value; an empty string if nothing is wrong."""
         least = self.least * first if self.of_first else self.least
-        share = f" ({self.least:.4g} of the {first:.4g} that it was at first)" if self.of_first else ""
+        share = f" ({self.least:.4g} of its first value {first:.4g})" if self.of_first else ""
         if value < least:
-            return f"{name} is {value:.4g}, under {least:.4g}{share}: {self.meaning}"
-        return f"{name} is {value:.4g}, over {self.most:.4g}: {self.meaning}" if value > self.most else ""
+            return f"{name} is {value:.4g}, below {least:.4g}{share}: {self.meaning}"
+        return f"{name} is {value:.4g}, above {self.most:.4g}: {self.meaning}" if value > self.most else ""
 
 
 def bounds(cider_floor: float) -> list[Bound]:
-    """What is watched; figures that a training does not log raise nothing."""
+    """Return the bounds of all watched metrics; metrics that are not logged raise no alarm."""
     return [
-        Bound("discriminator", "discriminator/accuracy", "it knows them all, and its score helps none", most=0.95),
-        Bound("kl", "kl", "the captioner has run away from what it was taught", most=3.0),
-        Bound("endings", "ended", "captions are cut off instead of ended", least=0.8, of_first=True),
-        Bound("endings", "bad_endings", "captions break off", most=0.2, evaluated=True),
+        Bound("discriminator", "discriminator/accuracy", "it knows all rollouts, so its score is useless", most=0.95),
+        Bound("kl", "kl", "the captioner has moved far from its start", most=3.0),
+        Bound("endings", "ended", "captions are truncated instead of ended", least=0.8, of_first=True),
+        Bound("endings", "bad_endings", "captions stop in mid-phrase", most=0.2, evaluated=True),
         Bound("repetitions", "repeated", "captions repeat themselves", most=0.25),
-        Bound("unique", "unique", "the captioner says the same of everything", least=0.5, of_first=True),
-        Bound("unique", "unique", "one caption for many pictures", least=0.5, of_first=True, evaluated=True),
+        Bound("unique", "unique", "the captioner writes the same caption for many images", least=0.5, of_first=True),
+        Bound("unique", "unique", "one caption for many images", least=0.5, of_first=True, evaluated=True),
         Bound("vocabulary", "vocabulary", "words are being forgotten", least=0.5, of_first=True, evaluated=True),
-        Bound("cider", "CIDEr-D", "this is not how people write", least=cider_floor, of_first=True, evaluated=True),
+        Bound("cider", "CIDEr-D", "people do not write like this", least=cider_floor, of_first=True, evaluated=True),
     ]  # fmt: skip
 
 
 class AlarmCallback(TrainerCallback):
-    """Watches what is logged, warns, and stops the training if it was asked to.
+    """Watches the log, warns, and stops the training if requested.
 
-    An alarm is raised when a figure is out of its bounds `IN_A_ROW` times. Beside the `bounds` there is ``hacking``:
-    the judge's R@1 has fallen under `JUDGE_FALL` of its best, while the reward is higher than it was at first. First
-    values of evaluations are best taken before the first step (``eval_on_start``). A training is stopped at an
+    An alarm is raised when a metric is out of its `bounds` `IN_A_ROW` times in a row. In addition there is
+    ``hacking``: the judge's R@1 has fallen below `JUDGE_FALL` of its best, while the reward is higher than at first.
+    First values of evaluations are best measured before training (``eval_on_start``). Training is only stopped at an
     evaluation, so that its best checkpoint is known.
 
     Args:
         mode: ``warn``, ``stop`` or ``off``.
-        cider_floor: the share of its first value that CIDEr-D may fall to.
+        cider_floor: lower bound of CIDEr-D, as a fraction of its first value.
 
     Attributes:
-        told: a sentence for each alarm that was raised, in order.
+        told: a sentence for each alarm raised, in order.
         stopped: whether the training was stopped.
     """
 
@@ -94,28 +94,28 @@ class AlarmCallback(TrainerCallback):
         self.reset()
 
     def reset(self) -> None:
-        """Know nothing of an earlier training."""
+        """Forget an earlier training."""
         self.told: list[str] = []
         self.stopped = False
         self._first: dict[str, float] = {}
-        self._counts: dict[str, int] = {}  # looks in a row that were out of bounds, by alarm and figure
+        self._counts: dict[str, int] = {}  # consecutive values out of bounds, by alarm and metric
         self._best: dict[str, float] = {}  # the judge's best R@1, by figure
         self._rewards: list[float] = []  # the first and the newest
 
     @property
     def ringing(self) -> bool:
-        """Whether an alarm stands that has not been lifted."""
+        """Whether an alarm is active."""
         return any(count >= IN_A_ROW for count in self._counts.values())
 
     def watch(self, logs: dict[str, float], step: int) -> dict[str, float]:
-        """Look at a log line.
+        """Check a log line.
 
         Args:
-            logs: its figures by name.
-            step: the training's.
+            logs: its values by name.
+            step: the training step.
 
         Returns:
-            ``{"alarm/NAME": 1.0}`` of each alarm that its figures raise or keep up; outside of a training none.
+            ``{"alarm/NAME": 1.0}`` for each alarm that is active after these values; empty outside of training.
         """
         if self.mode == "off" or not self._training:
             return {}
@@ -137,7 +137,7 @@ class AlarmCallback(TrainerCallback):
             return ""
         return (
             f"{name} is {judge:.4g}, and was {best:.4g}, while {REWARD} has risen from {self._rewards[0]:.4g} to "
-            f"{self._rewards[-1]:.4g}: the scorer likes what the judge does not"
+            f"{self._rewards[-1]:.4g}: the scorer prefers what the judge does not"
         )
 
     def _count(self, alarm: str, figure: str, why: str, step: int) -> dict[str, float]:
@@ -149,31 +149,31 @@ class AlarmCallback(TrainerCallback):
         return {f"alarm/{alarm}": 1.0} if self._counts[place] >= IN_A_ROW else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to look: what is evaluated outside of a training may be any data."""
+        """Start watching; evaluations outside of training may use any data."""
         self._training = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._training = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the training if an alarm stands."""
+        """Stop the training if an alarm is active."""
         if self.mode == "stop" and self._training and self.ringing and not self.stopped:
             self.stopped = control.should_training_stop = True
             self.told.append(f"step {state.global_step}: stopped")
-            logger.warning("step %d: the training is stopped, for an alarm stands", state.global_step)
+            logger.warning("step %d: training is stopped, because an alarm is active", state.global_step)
 
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, loadable with ``weights_only=True``."""
+        """Return the state as plain numbers and strings, loadable with ``weights_only=True``."""
         return {
             "told": list(self.told), "stopped": self.stopped, "first": dict(self._first), "counts": dict(self._counts),
             "best": dict(self._best), "rewards": list(self._rewards),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` gave; a training that was stopped goes on if this one only warns."""
+        """Load the state from `state_dict`; a stopped training continues if this one only warns."""
         self.told, self.stopped = list(state["told"]), state["stopped"] and self.mode == "stop"
         self._first, self._counts = dict(state["first"]), dict(state["counts"])
         self._best, self._rewards = dict(state["best"]), list(state["rewards"])

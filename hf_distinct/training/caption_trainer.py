@@ -1,4 +1,4 @@
-"""A Trainer of captioners: it evaluates and predicts by writing captions, and shares what it makes."""
+"""A Trainer for captioners: it evaluates and predicts by writing captions, and pushes models with a card."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from hf_distinct.training.resumable import ResumableTrainer
 
 
 class CaptionTrainer(ResumableTrainer):
-    """What a Trainer of captioners needs beside a loss.
+    """What a Trainer of captioners needs besides a loss.
 
-    - `evaluate` and `predict` write one caption for each row; they compute no loss.
-    - What is saved has both processors beside the captioner, so that ``pipeline("image-to-text")`` loads it.
-    - A push has a card, and nothing that should stay on this machine; see `hf_distinct.hub.pushes`.
+    - `evaluate` and `predict` write one caption per row; they compute no loss.
+    - Saved models include both processors, so that ``pipeline("image-to-text")`` can load them.
+    - A push has a card and no private files; see `hf_distinct.hub.pushes`.
 
     Args:
-        args: as in ``Seq2SeqTrainer``.
-        image_processor: the captioner's; saved beside it.
-        caption_metrics: what an evaluation computes from captions and their dataset; None: there is none.
-        kwargs: as in ``Seq2SeqTrainer``.
+        args: as for ``Seq2SeqTrainer``.
+        image_processor: the captioner's; it is saved with it.
+        caption_metrics: computes metrics from captions and their dataset; None for none.
+        kwargs: as for ``Seq2SeqTrainer``.
     """
 
-    args: Any  # Seq2SeqTrainingArguments, which the annotation of Trainer does not know
+    args: Any  # Seq2SeqTrainingArguments; Trainer annotates its base class
     model: VisionEncoderDecoderModel
     processing_class: Any
 
@@ -53,22 +53,22 @@ class CaptionTrainer(ResumableTrainer):
 
     @cached_property
     def pushes(self) -> Pushes:
-        """What sends to the Hub; the parent asks for it before it is constructed."""
+        """Pushes to the Hub; the parent's constructor already needs it."""
         return Pushes(self.args, self.write_card, pickled=self.is_deepspeed_enabled)
 
     @as_set
     def caption(self, dataset: Dataset) -> list[str | None]:
-        """Caption a dataset as evaluations do: by the saved generation config, and ``args.generation_*`` where set.
+        """Caption a dataset as evaluations do: with the saved generation config, and ``args.generation_*`` if set.
 
         Args:
-            dataset: has ``image``; further columns are not read.
+            dataset: has a column ``image``; other columns are ignored.
 
         Returns:
-            One caption a row, in order, on every process. None for a picture that cannot be read; a warning counts
+            One caption per row, in order, on every process. None for an image that cannot be read; a warning counts
             and names those.
 
         Raises:
-            ValueError: if it is no such dataset, or no picture can be read.
+            ValueError: if the dataset has no images, or none can be read.
         """
         dataset = as_pictures(dataset, "dataset")
         return self.writer.texts(self.model, self.writer.write(self.model_wrapped, dataset), dataset)
@@ -80,25 +80,25 @@ class CaptionTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
         **generation: Any,
     ) -> dict[str, float]:
-        """Caption the data and compute ``caption_metrics`` of the captions, else as ``Seq2SeqTrainer`` does.
+        """Caption the data and compute ``caption_metrics`` of the captions; otherwise like ``Seq2SeqTrainer``.
 
-        Pictures that cannot be read are left out, of the captions and of the dataset that ``caption_metrics`` gets;
-        a warning names them, and the metrics then have ``samples``, the number of pictures that were measured.
+        Unreadable images are left out of the captions and of the dataset passed to ``caption_metrics``. A warning
+        names them, and the metrics then include ``samples``, the number of images measured.
 
         Args:
-            eval_dataset: instead of the trainer's: a dataset, several by name, or the name of one of the trainer's.
-            ignore_keys: not used: there are no logits.
-            metric_key_prefix: prefix of the metrics' names, followed by the name of the dataset if there are several.
+            eval_dataset: replaces the trainer's: a dataset, a dict of datasets, or the name of one of the trainer's.
+            ignore_keys: ignored, because there are no logits.
+            metric_key_prefix: prefix of the metric names, followed by the dataset's name if there are several.
             generation: arguments of ``generate``: ``max_length``, ``num_beams`` ...
 
         Raises:
-            ValueError: if there is nothing to evaluate on or with.
+            ValueError: if there is no dataset or no caption_metrics.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None or self.caption_metrics is None:
             raise ValueError("Evaluation needs an eval_dataset and caption_metrics.")
         dataset = named_dataset(dataset, self.eval_dataset)
-        if isinstance(dataset, dict):  # here, for the parent forgets the arguments of `generate`
+        if isinstance(dataset, dict):  # handled here, because the parent drops the arguments of `generate`
             found: dict[str, float] = {}
             for name, part in dataset.items():
                 found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}", **generation)
@@ -116,15 +116,15 @@ class CaptionTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """What `evaluate` and `predict` share: one caption for each row of a dataset, and the metrics of them.
+        """Write one caption per row of a dataset and compute its metrics; used by `evaluate` and `predict`.
 
         Returns:
-            ``predictions``: token ids ``(N, 1 + L)`` as ``generate`` gives them; only padding for a picture that
-            cannot be read. ``label_ids``: None. ``metrics``: those of ``caption_metrics``; a prediction has them only
-            if the dataset has ``captions``.
+            ``predictions``: token ids ``(N, 1 + L)`` from ``generate``; only padding for an image that cannot be read.
+            ``label_ids``: None. ``metrics``: those of ``caption_metrics``; for a prediction only if the dataset has
+            ``captions``.
 
         Raises:
-            ValueError: ``caption_metrics`` gave something else than figures by name, or no picture can be read.
+            ValueError: ``caption_metrics`` did not return a dict, or no image can be read.
         """
         dataset = as_pictures(dataloader.dataset, "dataset")
         written = self.writer.write(self.model_wrapped, dataset, **getattr(self, "_gen_kwargs", {}))
@@ -136,27 +136,27 @@ class CaptionTrainer(ResumableTrainer):
         return EvalLoopOutput(self.writer.predictions(self.model, written), None, metrics, len(dataset))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
-        """Rows are captioned in their order; the parent's would group them by length if those of the training are."""
+        """Keep the order of the rows; the parent would group them by length if the training does."""
         return SequentialSampler(eval_dataset)
 
     # ------------------------------------------------------------------------------------------------ saving, the Hub
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As the parent's, with both processors."""
+        """Save like the parent, with both processors."""
         super()._save(output_dir, state_dict)
         save_processors(self.processing_class, self.image_processor, output_dir or str(self.args.output_dir))
 
     def write_card(self, folder: str | Path) -> Path:
-        """Write the card of the training as it stands, and return its path."""
+        """Write the card of the training so far, and return its path."""
         raise NotImplementedError
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our card in the place of the parent's."""
+        """Write our card instead of the parent's."""
         if self.is_world_process_zero():
             self.write_card(str(self.args.output_dir))
 
     def init_hf_repo(self, token: str | None = None) -> None:
-        """As the parent's; see `hf_distinct.hub.pushes.Pushes.prepare`."""
+        """Create the repository like the parent; see `hf_distinct.hub.pushes.Pushes.prepare`."""
         if self.is_world_process_zero():
             self.hub_model_id: Any = self.pushes.prepare(token)
 
@@ -171,14 +171,14 @@ class CaptionTrainer(ResumableTrainer):
         """Save captioner and card into ``output_dir`` and push them.
 
         Args:
-            commit_message: of the commit.
-            blocking: whether to wait.
-            token: in the place of ``args.hub_token``.
-            revision: in the place of ``args.hub_revision``.
-            kwargs: not used; the card knows what it needs.
+            commit_message: message of the commit.
+            blocking: wait until the push is done.
+            token: replaces ``args.hub_token``.
+            revision: replaces ``args.hub_revision``.
+            kwargs: ignored; the card gets its information from the training.
 
         Returns:
-            The address of the repository, or a future of it; None on other processes than the first.
+            The URL of the repository, or a future of it; None on other processes than the first.
 
         Raises:
             ValueError, ConnectionError: see `hf_distinct.hub.transfer.push_folder`.
@@ -193,10 +193,10 @@ class CaptionTrainer(ResumableTrainer):
         return sent.result() if blocking else sent
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: the parent would send a checkpoint that is not sealed yet, and its pickles."""
+        """Do nothing: the parent would push an incomplete checkpoint and its pickles."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As the parent's; what is saved is then pushed, as ``hub_strategy`` says."""
+        """Save like the parent; then push the checkpoint according to ``hub_strategy``."""
         super()._save_checkpoint(model, trial)
         if self.args.push_to_hub and self.is_world_process_zero():
             step = self.state.global_step
@@ -204,5 +204,5 @@ class CaptionTrainer(ResumableTrainer):
             self.pushes.push_checkpoint(self.hub_model_id, folder, step)
 
     def _finish_current_push(self) -> None:
-        """Wait for what is being sent; the parent calls it at the end of a training."""
+        """Wait for pending pushes; the parent calls this at the end of a training."""
         self.pushes.wait()

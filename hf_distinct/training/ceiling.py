@@ -1,7 +1,7 @@
-"""What a captioner can say already: the best of its samples by the reward, before reinforcement learning begins.
+"""Estimate what reinforcement learning can reach: the best of many samples by reward, before training.
 
-Policy gradients make likelier what the reward prefers among samples. So what it chooses among many samples shows how
-far a training can go, and whether what the scorer likes is what a judge, and people's captions, confirm.
+Policy gradients increase the probability of samples with a high reward. So the best of many samples shows how far
+training can go, and whether a judge and people's captions confirm what the scorer prefers.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from hf_distinct.scorer import ClipScorer
 
 
 class Ceiling:
-    """Samples captions of a gallery's pictures, and rewards them as the first steps of a training would.
+    """Samples captions of a gallery's images, and rewards them as the first training steps would.
 
-    The captions of a batch are rewarded together, with the pools, the memory and the weights of the settings. Two
-    things are left out: the discriminator, which has learnt nothing yet, and mined similar images.
+    The captions of a batch are rewarded together, with the pools, memory and weights of the settings. Two things are
+    left out: the discriminator, which is not trained yet, and mined similar images.
 
     Args:
-        model: the captioner that training would begin with.
+        model: the captioner before training.
         tokenizer: its tokenizer.
         image_processor: its image processor.
         args: the settings of the training; samples are drawn at its temperature.
-        scorer: the CLIP that rewards.
-        rewards: what `hf_distinct.rewards.resolve.found_rewards` gives.
-        references_corpus: the training captions by image, from which CIDEr-D has its document frequencies.
+        scorer: the CLIP that gives the reward.
+        rewards: the output of `hf_distinct.rewards.resolve.found_rewards`.
+        references_corpus: the reference captions of each training image, for CIDEr-D's document frequencies.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Ceiling:
 
     @torch.no_grad()
     def samples(self, gallery: Gallery, count: int) -> tuple[list[str], list[list[str]], np.ndarray]:
-        """Greedy captions of N pictures, ``count`` samples of each, and their rewards ``(N, count)``."""
+        """Return greedy captions of N images, ``count`` samples of each, and their rewards ``(N, count)``."""
         a = self.args
         a.num_rollouts = count
         rows, embeddings = embed_dataset(gallery.dataset, self.scorer)
@@ -99,7 +99,7 @@ class Ceiling:
         return decode(self.tokenizer, generate_labels(self.model, hidden, config))
 
     def measure(self, gallery: Gallery, count: int) -> dict[str, dict[str, float]]:
-        """Figures of greedy captions, of a sample (the mean over all), and of the best of ``count`` by the reward."""
+        """Return metrics of greedy captions, of samples (mean), and of the best of ``count`` samples by reward."""
         greedy, samples, rewards = self.samples(gallery, count)
         of_samples = [gallery.measure([own[place] for own in samples]) for place in range(count)]
         chosen = [own[place] for own, place in zip(samples, rewards.argmax(axis=1), strict=True)]

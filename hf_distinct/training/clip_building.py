@@ -1,4 +1,4 @@
-"""A CLIP to train: a small new one, a new one of pretrained towers, or a published one; and the folder it becomes."""
+"""Build a CLIP model to train (small, from pretrained towers, or published), and save it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from hf_distinct.scorer import ClipScorer, one_line, save_open_clip
 
 PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode")
 WORDS_READ = 24
-"""Context of a word-level text tower, the special tokens included."""
+"""Context of a word-level text tower, special tokens included."""
 TOKENS_READ = 64
-"""Context of a Hugging Face text tower: the longest of Flickr8k's 40,000 captions has fewer tokens of a BERT."""
+"""Context of a Hugging Face text tower: all of Flickr8k's 40,000 captions have fewer BERT tokens."""
 
 
 @dataclass
 class TrainedClip:
-    """An open_clip model with all that belongs to it.
+    """An open_clip model with its configuration and tokenizer.
 
     Attributes:
         model: the model, trainable.
-        model_cfg: its architecture, as open_clip's JSON files have it.
-        preprocess_cfg: how pictures are prepared.
+        model_cfg: its architecture, in the format of open_clip's JSON files.
+        preprocess_cfg: the image preprocessing.
         tokenize: turns n texts into token ids ``(n, context)``.
     """
 
@@ -52,28 +52,28 @@ class TrainedClip:
     tokenize: Any
 
     def transform(self, augmentation: dict[str, Any] | None = None) -> Callable:
-        """What turns an RGB picture into pixels; at random with ``augmentation``, open_clip's ``aug_cfg``."""
+        """Return the transform of an RGB image to pixels; with ``augmentation``, open_clip's ``aug_cfg``, random."""
         random = augmentation is not None
         return image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=random, aug_cfg=augmentation)
 
     def views(
         self, augmentation: dict[str, Any] | None = None, mirror: bool = False, count: int | None = None
     ) -> Views:
-        """What a training sees of a picture; see [`hf_distinct.data.tower_features.Views`]."""
+        """Return the views of an image in training; see [`hf_distinct.data.tower_features.Views`]."""
         augmented = None if augmentation is None else self.transform(augmentation)
         described = json.dumps([self.preprocess_cfg, augmentation])
         return Views(self.transform(), augmented, mirror, count, described)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that open_clip loads by ``local-dir:FOLDER``, without a network.
+        """Write all files that open_clip loads by ``local-dir:FOLDER``, without a network.
 
-        The model that was there stays until this one is whole.
+        An earlier model in the folder is kept until the new one is complete.
 
         Raises:
             OSError: the folder could not be written.
         """
         with named_errors(folder), written_together(Path(folder)) as unfinished:
-            if hasattr(self.tokenize, "save_pretrained"):  # the config names its files, which must be there before
+            if hasattr(self.tokenize, "save_pretrained"):  # save_open_clip needs these files
                 self.tokenize.save_pretrained(unfinished)
             save_open_clip(self.model, unfinished, self.model_cfg, self.preprocess_cfg)
 
@@ -82,8 +82,8 @@ def read_augmentation(given: str | None) -> dict[str, Any] | None:
     """Read the JSON of open_clip's ``aug_cfg``; None stays None.
 
     Raises:
-        ValueError: if it is no JSON.
-        TypeError: if it is no object, or has settings that open_clip does not know; the message names them.
+        ValueError: if it is not JSON.
+        TypeError: if it is not an object, or has settings that open_clip does not know; the message names them.
     """
     if given is None:
         return None
@@ -93,12 +93,12 @@ def read_augmentation(given: str | None) -> dict[str, Any] | None:
 
 
 def small_clip(vision_cfg: dict[str, Any], embed_dim: int, captions: list[str]) -> TrainedClip:
-    """A CLIP from nothing: any image tower of open_clip, and a small text tower that knows the words of ``captions``.
+    """Create a new CLIP: any image tower of open_clip, and a small text tower with the words of ``captions``.
 
     Args:
-        vision_cfg: the image tower, as open_clip's JSON files have it.
+        vision_cfg: the image tower, in the format of open_clip's JSON files.
         embed_dim: width of the embeddings.
-        captions: texts whose words make the vocabulary.
+        captions: texts whose words form the vocabulary.
     """
     text_cfg, tokenize = _word_level(captions)
     model_cfg = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
@@ -117,22 +117,22 @@ def clip_of_towers(
     dropout: float,
     captions: list[str],
 ) -> TrainedClip:
-    """A new CLIP of a pretrained image tower and a pretrained text tower, or one from nothing.
+    """Create a CLIP from a pretrained image tower and a pretrained or new text tower.
 
-    Whole pictures are seen: they are scaled to a square, as they are, not cropped.
+    Images are resized to a square without cropping, so that the model sees the whole image.
 
     Args:
         image_tower: name of a timm model.
         image_weights: see [`hf_distinct.clip.image_towers.load_image_tower`].
         text_tower: folder, Hub id or ``package:NAME/FOLDER`` of a transformers encoder, whose token embeddings are
-            averaged; None: a small word-level tower that knows the words of ``captions``.
+            averaged. None: a small word-level tower with the words of ``captions``.
         embed_dim: width of the embeddings.
-        projection: what follows each pretrained tower, ``"linear"`` or ``"mlp"``.
-        dropout: of the image tower's features, in training.
-        captions: texts whose words make the vocabulary, if there is no ``text_tower``.
+        projection: head of each pretrained tower, ``"linear"`` or ``"mlp"``.
+        dropout: dropout of the image tower's features in training.
+        captions: texts whose words form the vocabulary, if there is no ``text_tower``.
 
     Raises:
-        ValueError: if a tower cannot be loaded, or is of a kind that open_clip does not know.
+        ValueError: if a tower cannot be loaded, or open_clip does not support its type.
     """
     tower: Any = load_image_tower(image_tower, image_weights)
     size = tower.pretrained_cfg["input_size"][-1]
@@ -151,16 +151,16 @@ def clip_of_towers(
     how = tower.pretrained_cfg
     interpolation = (
         how["interpolation"] if how["interpolation"] == "bilinear" else "bicubic"
-    )  # open_clip has these two
+    )  # the interpolations that open_clip has
     preprocess_cfg = dict(zip(PREPROCESS, (size, how["mean"], how["std"], interpolation, "squash"), strict=True))
     return TrainedClip(model, model_cfg, preprocess_cfg, tokenize)
 
 
 def tell_places_apart(model: Any, scale: float = 10.0) -> None:
-    """Start the positions of an attention pool large enough for its heads to look at different places.
+    """Scale up the initial positions of an attention pool, so that its heads attend to different places.
 
-    At the usual scale every head begins by averaging over the image, and what is left or right of what is learned only
-    after a long plateau, if at all.
+    At the usual scale every head begins by averaging over the image, and left and right are learned only after a long
+    plateau, if at all.
 
     Raises:
         ValueError: the image tower has no attention pool.
@@ -174,7 +174,7 @@ def tell_places_apart(model: Any, scale: float = 10.0) -> None:
 
 
 def published_clip(name: str) -> TrainedClip:
-    """A trained CLIP to go on from, by any name that [`hf_distinct.ClipScorer`] takes."""
+    """Return a trained CLIP to continue from, by any name that [`hf_distinct.ClipScorer`] accepts."""
     scorer = ClipScorer(name)
     model = scorer.model.requires_grad_(True)
     preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in PREPROCESS}
@@ -182,19 +182,19 @@ def published_clip(name: str) -> TrainedClip:
 
 
 def _word_level(captions: list[str]) -> tuple[dict[str, Any], Any]:
-    """Config and tokenizer of a small text tower."""
+    """Return config and tokenizer of a small text tower."""
     tokenizer = build_word_tokenizer(captions, max_length=WORDS_READ)
     text: dict[str, Any] = {
         "context_length": WORDS_READ, "vocab_size": len(tokenizer), "width": 128, "heads": 4, "layers": 2,
     }  # fmt: skip
     text["hf_tokenizer_name"] = "word-level"  # read from the model's own folder
-    with TemporaryDirectory() as folder:  # output_dir may hold a good model until this one is saved
+    with TemporaryDirectory() as folder:  # output_dir may contain a good model until this one is saved
         tokenizer.save_pretrained(folder)
         return text, HFTokenizer(folder, context_length=WORDS_READ)
 
 
 def _hugging_face(name: str, projection: str) -> tuple[dict[str, Any], Any]:
-    """Config and tokenizer of a text tower of transformers."""
+    """Return config and tokenizer of a transformers text tower."""
     source = packaged(name)
     refuse_code(source)
     try:
@@ -205,7 +205,7 @@ def _hugging_face(name: str, projection: str) -> tuple[dict[str, Any], Any]:
     if config.model_type not in arch_dict:
         known = ", ".join(sorted(arch_dict))
         raise ValueError(
-            f"--text_tower {name} is a {config.model_type}, and open_clip takes these as text towers: {known}."
+            f"--text_tower {name} is a {config.model_type}, but open_clip supports only these text towers: {known}."
         )
     tokenize.context_length = min(TOKENS_READ, getattr(config, "max_position_embeddings", TOKENS_READ))
     text = {
@@ -217,10 +217,10 @@ def _hugging_face(name: str, projection: str) -> tuple[dict[str, Any], Any]:
 
 @dataclass
 class Tower:
-    """The pretrained part of one side of a CLIP, which can be frozen; its projection, if it is apart, stays trained.
+    """The pretrained part of one side of a CLIP, which can be frozen; a separate projection remains trainable.
 
     Attributes:
-        modules: what it consists of.
+        modules: its modules.
         parameters: all of its weights.
     """
 
@@ -228,7 +228,7 @@ class Tower:
     parameters: list[nn.Parameter]
 
     def freeze(self, frozen: bool) -> None:
-        """Keep the weights, and the statistics of a BatchNorm, as they are, without dropout; or train them again."""
+        """Freeze weights and BatchNorm statistics and turn off dropout; or make the weights trainable again."""
         for parameter in self.parameters:
             parameter.requires_grad_(not frozen)
         if frozen:
@@ -236,7 +236,7 @@ class Tower:
                 module.eval()
 
     def keep_statistics(self) -> None:
-        """Leave the statistics of each BatchNorm as they are, those of far more pictures than a batch has."""
+        """Keep BatchNorm statistics, which come from far more images than a batch has."""
         for module in self.modules:
             for part in module.modules():
                 if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -244,28 +244,29 @@ class Tower:
 
 
 def image_tower_of(model: Any, thawed: int = 0) -> Tower:
-    """The trunk of a timm tower, without its last ``thawed`` stages, or all of another image tower."""
+    """Return the trunk of a timm tower, without its last ``thawed`` stages, or all of another image tower."""
     part, _ = split_image_tower(model, thawed)
     return Tower([part], list(part.parameters()))
 
 
 def split_image_tower(model: Any, thawed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """Divide what makes an embedding of pixels in two modules, one after the other.
+    """Split the image tower into two consecutive modules.
 
     Args:
         model: an open_clip model.
-        thawed: how many of the last stages of a timm tower belong to the second part, which ends with the projection.
+        thawed: number of the last stages of a timm tower that belong to the second module, which ends with the
+            projection.
 
     Returns:
-        What can be frozen, and what is always trained.
+        The module that can be frozen, and the module that is always trained.
 
     Raises:
-        ValueError: the tower has no such stages, or fewer.
+        ValueError: the tower has no stages, or too few.
     """
     if not isinstance(model.visual, TimmModel):
         if thawed:
             raise ValueError(
-                "--image_thawed_stages needs an image tower of timm: leave it out, which trains all of it."
+                "--image_thawed_stages needs a timm image tower: leave it out to train all of the tower."
             )
         return model.visual, nn.Identity()
     trunk, head = model.visual.trunk, model.visual.head
@@ -283,12 +284,12 @@ def split_image_tower(model: Any, thawed: int = 0) -> tuple[nn.Module, nn.Module
 
 
 def _is_stage(layer: nn.Module) -> bool:
-    """Whether a layer has weights, and is no normalisation of the layer before it."""
+    """Whether a layer has weights and is not a BatchNorm, which belongs to the layer before it."""
     return any(True for _ in layer.parameters()) and not isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
 def text_tower_of(model: Any) -> Tower:
-    """The transformer of a Hugging Face tower, or all of another text tower."""
+    """Return the transformer of a Hugging Face tower, or all of another text tower."""
     if isinstance(model, open_clip.CLIP):
         modules = [model.token_embedding, model.transformer, model.ln_final]
         inner = [parameter for module in modules for parameter in module.parameters()]

@@ -1,4 +1,4 @@
-"""ClipTrainer: the steps of a CLIP's training, in one process or several, which can be stopped and resumed."""
+"""ClipTrainer: trains a CLIP in one process or several; it can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ logger = logging.getLogger("train_clip")
 
 STATE = "clip_state.pt"
 ALWAYS = -1
-"""Number of steps for which a tower stays frozen, if that is all of them."""
+"""Value of the number of frozen steps for a tower that is never trained."""
 
 
 def join_processes(batch_size: int) -> torch.device:
-    """Join the other processes of a launch, if there are any; returns the device of this one.
+    """Join the other processes of a launch, if there are any, and return this process's device.
 
     Raises:
-        ValueError: there are fewer processes than the launcher was asked for, or they cannot share a batch.
+        ValueError: there are fewer processes than were requested, or they cannot divide a batch evenly.
     """
     found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
     _, processes = this_process()
@@ -56,9 +56,9 @@ def join_processes(batch_size: int) -> torch.device:
 
 @dataclass
 class Schedule:
-    """How a CLIP is trained; see the settings of ``recipes/train_clip.py``.
+    """How a CLIP is trained; see ``hf-distinct train-clip --help``.
 
-    ``pretrained`` names the towers of a new CLIP that are not new ("image", "text"): these learn at ``tower_lr``.
+    ``pretrained`` names the pretrained towers of a new CLIP ("image", "text"), which are trained at ``tower_lr``.
     """
 
     max_steps: int
@@ -80,17 +80,17 @@ class Schedule:
 
 @dataclass
 class Place:
-    """Where a training is.
+    """The position of a training in its data, and its best result.
 
     Attributes:
         step: steps taken.
-        stage: number of the stage of the data.
-        epoch: number of passes over the data that were begun, in all stages.
-        taken: batches taken of this one.
-        random_states: those at the beginning of this one.
-        best: the best figure; None before the first evaluation.
+        stage: index of the current data stage.
+        epoch: number of epochs begun, over all stages.
+        taken: batches taken from the current epoch.
+        random_states: random states at the beginning of the current epoch.
+        best: the best metric; None before the first evaluation.
         best_step: its step.
-        stale: evaluations since.
+        stale: evaluations since the best one.
     """
 
     step: int = 0
@@ -104,16 +104,16 @@ class Place:
 
 
 class ClipTrainer:
-    """Takes the steps.
+    """Trains a CLIP.
 
     Args:
-        clip: what is trained, on its device.
-        schedule: how.
-        stages: what to train on, and until which step.
-        output_dir: where checkpoints are.
-        measure: called with the step at each evaluation, in process 0; returns the figure to be raised.
+        clip: the model, on its device.
+        schedule: the training settings.
+        stages: the datasets, each with the step at which it ends.
+        output_dir: folder of the checkpoints.
+        measure: called with the step at each evaluation, in process 0; returns the metric to maximise.
         save: writes the model, in process 0.
-        keep_best: whether ``save`` is called only when the figure is better than ever.
+        keep_best: call ``save`` only when the metric is the best so far.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class ClipTrainer:
         self._resumed: dict[str, Any] | None = None
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; pretrained towers have a rate of their own, vectors and embeddings no decay."""
+        """Create AdamW; pretrained towers have their own learning rate, vectors and embeddings no weight decay."""
         schedule = self.schedule
         of_towers = {id(each) for name in schedule.pretrained for each in self.towers[name].parameters}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -163,14 +163,14 @@ class ClipTrainer:
         return torch.optim.AdamW(as_dicts, lr=schedule.lr, betas=(0.9, 0.98))
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up and cosine decay. open_clip's ``cosine_lr`` gives every group of weights the same rate."""
+        """Return the factor of linear warm-up and cosine decay. open_clip's ``cosine_lr`` supports one rate only."""
         last, warm_up = self.schedule.max_steps, min(100, self.schedule.max_steps // 10)
         if step < warm_up:
             return (step + 1) / warm_up
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(last - warm_up, 1)))
 
     def _set_modes(self) -> None:
-        """Freeze what is frozen at this step. A pretrained tower keeps the statistics of its BatchNorm."""
+        """Freeze the towers that are frozen at this step. A pretrained tower keeps its BatchNorm statistics."""
         self.model.train()
         for tower, steps in self.frozen:
             tower.freeze(self._is_frozen(steps))
@@ -181,10 +181,10 @@ class ClipTrainer:
         return steps == ALWAYS or self.place.step < steps
 
     def batches(self) -> Iterator[tuple[Tensor, list[str], list[str], bool]]:
-        """Batches of every stage, epoch after epoch, from the place where the training is.
+        """Yield batches of all stages and epochs, from the current position on.
 
         Yields:
-            Pictures ``(n, ...)``, n captions, n negatives (some empty), and whether the pictures are features.
+            Images ``(n, ...)``, n captions, n negatives (some empty), and whether the images are features.
         """
         for stage, (rows, until) in enumerate(self.stages):
             loader = None
@@ -195,7 +195,7 @@ class ClipTrainer:
                     yield (*batch, rows.features is not None)
 
     def _epoch(self, stage: int, loader: DataLoader) -> Iterator[Any]:
-        """One pass over the data; of one that is resumed, what is left of it."""
+        """Yield one epoch of batches, or the rest of an epoch that is resumed."""
         place, resumed = self.place, self._resumed
         self._resumed = None
         within = resumed is not None and place.stage == stage
@@ -228,11 +228,11 @@ class ClipTrainer:
         )
 
     def train(self) -> int:
-        """Take all steps that are left; returns the signal that ended the training before its end, or 0.
+        """Take all remaining steps; returns the signal that interrupted the training, or 0.
 
         Raises:
             ValueError: the training has diverged.
-            OSError: the disk has no room for the model and its checkpoints.
+            OSError: the disk has too little space for the model and its checkpoints.
         """
         schedule, place = self.schedule, self.place
         self._check_room()
@@ -242,7 +242,7 @@ class ClipTrainer:
         with interruption.watched():
             for batch in self.batches():
                 if any(place.step == steps > 0 for _, steps in self.frozen):
-                    embedder = self._embedder()  # a tower thaws
+                    embedder = self._embedder()  # another tower is trained now
                 loss = self._step(embedder, *batch)
                 place.step += 1
                 bar.update()
@@ -256,18 +256,18 @@ class ClipTrainer:
                 if place.step % schedule.eval_steps == 0 or place.step == schedule.max_steps:
                     self._evaluate()
                     if schedule.patience and place.stale >= schedule.patience:
-                        logger.info("stopped at step %d: no better since step %d", place.step, place.best_step)
+                        logger.info("stopped at step %d: no improvement since step %d", place.step, place.best_step)
                         return 0
         return 0
 
     def _check_room(self) -> None:
-        """The model, in half precision, and a checkpoint beside the one before it, with AdamW's two averages."""
+        """Check for space for the model in half precision and two checkpoints with AdamW's two averages."""
         fixed = sum(p.numel() for tower, steps in self.frozen if steps == ALWAYS for p in tower.parameters)
         count = sum(parameter.numel() for parameter in self.model.parameters())
         check_room(self.output_dir, 2 * count + 2 * 3 * 4 * (count - fixed), "The model and two checkpoints")
 
     def _embedder(self) -> nn.Module:
-        """The model, wrapped for several processes; anew when other weights are trained."""
+        """Return the model, wrapped for several processes; called again when other weights become trainable."""
         self._set_modes()
         embedder = Embedder(self.model, self.schedule.image_thawed_stages)
         if self.processes == 1:
@@ -300,13 +300,13 @@ class ClipTrainer:
         """Raise a ValueError for the first problem that would spoil the model."""
         for problem in problems:
             raise ValueError(
-                f"Step {step}: {problem} The training has diverged and ends here, and this model is not "
-                f"saved. Lower --lr (now {self.schedule.lr:g}); {self.output_dir} has what was saved before, if "
-                "anything was."
+                f"Step {step}: {problem} The training has diverged and is stopped; this model is not saved. "
+                f"Lower --lr (now {self.schedule.lr:g}). {self.output_dir} has the models saved before, if there "
+                "are any."
             )
 
     def _agreed(self, value: float) -> Any:
-        """The largest value of all processes."""
+        """Return the largest value over all processes."""
         if self.processes == 1:
             return value
         shared = torch.tensor(float(value), device=self.device)
@@ -314,7 +314,7 @@ class ClipTrainer:
         return type(value)(shared.item())
 
     def _evaluate(self) -> None:
-        """Measure, save the model if it is wanted, and write a checkpoint."""
+        """Measure, save the model if needed, and write a checkpoint."""
         place = self.place
         figure = self.measure(place.step) if self.rank == 0 else -math.inf
         self._set_modes()
@@ -328,11 +328,11 @@ class ClipTrainer:
 
     def keep(self) -> None:
         """Write the model."""
-        self._end_diverged(weight_problems(self.model, torch.float16), self.place.step)  # in which they are saved
+        self._end_diverged(weight_problems(self.model, torch.float16), self.place.step)  # the dtype of saved weights
         self.save()
 
     def checkpoint(self) -> None:
-        """Write all that the next step depends on; earlier checkpoints go."""
+        """Write everything that the next step depends on, and delete earlier checkpoints."""
         folder = self.output_dir / f"checkpoint-{self.place.step}"
         folder.mkdir(parents=True, exist_ok=True)
         if self.processes > 1:
@@ -356,7 +356,7 @@ class ClipTrainer:
                 checkpoints.remove_oldest(folder, 1, None)
 
     def _origin(self) -> dict[str, Any]:
-        """What a run that is resumed must have in common with the one that wrote the checkpoint."""
+        """Return what a resumed run must have in common with the run that wrote the checkpoint."""
         rows = [stage for stage, _ in self.stages]
         weights = [list(each.kind_weights) if each.rules else [] for each in rows]
         data = {
@@ -367,7 +367,7 @@ class ClipTrainer:
         return asdict(self.schedule) | data | {"model": json.dumps(self.model_cfg)}
 
     def resume(self, checkpoint: str) -> None:
-        """Take up a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
             ValueError: it was written with other settings, or by another number of processes.
@@ -382,7 +382,7 @@ class ClipTrainer:
             other.append(f"{processes} processes (now {self.processes})")
         if other:
             raise ValueError(
-                f"{folder} cannot be resumed: it was written with {', '.join(other)}. Set these as they were, or "
+                f"{folder} cannot be resumed: it was written with {', '.join(other)}. Use the same values again, or "
                 "train on from the weights with --model and another --output_dir."
             )
         own = torch.load(folder / f"place_{self.rank}.pt", weights_only=True)
@@ -393,7 +393,7 @@ class ClipTrainer:
         self.scheduler.load_state_dict(state["scheduler"])
 
     def remove_checkpoints(self) -> None:
-        """Nothing is left to resume."""
+        """Delete the checkpoints when the training is complete."""
         if self.rank == 0:
             for folder in self.output_dir.glob("checkpoint-*"):
                 if checkpoints.step_of(folder) is not None:

@@ -1,4 +1,4 @@
-"""Training a CLIP: rows with hard negatives, the loss, and retrieval and hard negatives as measures."""
+"""CLIP training: rows with hard negatives, the loss, and metrics of retrieval and hard negatives."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ REPORTED = ("t2i_R@1", "i2t_R@1", "t2i_R@5")
 
 @dataclass
 class NegativeRules:
-    """How hard negatives of captions are made.
+    """How hard negatives of captions are generated.
 
     Attributes:
-        kinds: their names.
-        make: makes one: ``make(caption, kind, rng, holds)``.
-        weights: how often each kind is drawn, by default.
+        kinds: names of the kinds.
+        make: generates one: ``make(caption, kind, rng, holds)``.
+        weights: default probabilities of the kinds, not normalised.
     """
 
     kinds: Sequence[str]
@@ -54,18 +54,18 @@ ENGLISH_RULES = NegativeRules(
 
 
 class CaptionedImages(torch.utils.data.Dataset):
-    """Rows as (pixels, caption drawn at random, hard negative or empty).
+    """Rows as (pixels, random caption, hard negative or empty string).
 
-    Few captions can be turned into the negatives that are hard to learn. So in a fraction ``drill`` of the rows the
-    kind of negative is drawn before the caption; in the others the caption comes first, short and vague ones too.
+    Only few captions allow the kinds of negatives that are hard to learn. So for a fraction ``drill`` of the rows, the
+    kind is drawn first, and then a caption that allows it. For the other rows the caption is drawn first.
 
     Args:
         dataset: ``image``, ``captions``, ``image_id``; emoji scenes also have ``scene``.
-        views: what is seen of a picture. A mirrored one is not shown with a caption that says left or right.
-        rules: of hard negatives; None: there are none.
-        kind_weights: how often each of their kinds is drawn.
-        drill: the fraction.
-        features: what a frozen tower gives for the views of each row, ``(N, V, ...)``; they take the place of pixels.
+        views: the views of an image. A mirrored view is not used with a caption that says left or right.
+        rules: rules for hard negatives; None for no negatives.
+        kind_weights: weights of the kinds.
+        drill: the fraction described above.
+        features: features of a frozen tower for the views of each row, ``(N, V, ...)``, used instead of pixels.
     """
 
     def __init__(
@@ -94,23 +94,23 @@ class CaptionedImages(torch.utils.data.Dataset):
         return self.views.make(image, self.views.draw(rng, not says_side(caption))), caption, negative
 
     def readable(self, index: int, rng: random.Random) -> tuple[dict[str, Any], Image.Image]:
-        """A row and its picture; where that cannot be decoded, those of another row.
+        """Return a row and its image; if the image cannot be decoded, those of another row.
 
         Raises:
-            ValueError: none of `TRIES` pictures can be decoded.
+            ValueError: none of `TRIES` images can be decoded.
         """
         for _ in range(TRIES):
             row = self.dataset[index]
             try:
                 return row, decode_image(row["image"])
             except ImageError as error:
-                reason = f"image {row['image_id']!r} cannot be trained on: {error}"
-                logger.warning("%s. Another one takes its place.", reason)
+                reason = f"image {row['image_id']!r} cannot be used for training: {error}"
+                logger.warning("%s. Another image is used instead.", reason)
                 index = rng.randrange(len(self.dataset))
-        raise ValueError(f"{TRIES} pictures one after the other cannot be decoded, the last one is {reason}")
+        raise ValueError(f"{TRIES} images in a row cannot be decoded; the last error: {reason}")
 
     def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
-        """One of the row's captions and a negative of it, empty if it offers none."""
+        """Draw one of the row's captions and a negative of it; an empty string if the caption allows none."""
         if self.rules is None:
             return clean_caption(rng.choice(row["captions"])), ""
         captions = [clean_caption(each) for each in rng.sample(row["captions"], len(row["captions"]))]
@@ -127,12 +127,12 @@ class CaptionedImages(torch.utils.data.Dataset):
 
 
 def says_side(caption: str) -> bool:
-    """Whether a caption is false of a mirrored picture."""
+    """Whether a caption says left or right, and so is false for a mirrored image."""
     return not {"left", "right"}.isdisjoint(map(negatives.bare, caption.split()))
 
 
 def truth_of(row: dict[str, Any], caption: str) -> Callable[[str], bool]:
-    """A judge of which changed caption holds after all: by the facts of an emoji scene, or by the other captions."""
+    """Return a function that checks if a changed caption is still true, by the scene's facts or the other captions."""
     if "scene" not in row:
         return english_negatives.said_by_another(caption, row["captions"])
     scene = Scene.from_dict(row["scene"])
@@ -140,7 +140,7 @@ def truth_of(row: dict[str, Any], caption: str) -> Callable[[str], bool]:
 
 
 class Embedder(nn.Module):
-    """A CLIP whose forward pass takes pixels, or what its frozen image tower gave for them, and token ids.
+    """A CLIP that embeds pixels, or features of its frozen image tower, and token ids.
 
     Args:
         model: an open_clip model.
@@ -153,15 +153,15 @@ class Embedder(nn.Module):
         _, self.project = split_image_tower(model, thawed)
 
     def forward(self, pictures: Tensor, token_ids: Tensor, features: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed both.
+        """Embed images and texts.
 
         Args:
             pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)`` of the tower's frozen part.
             token_ids: ``(m, context)``.
-            features: which of them.
+            features: whether ``pictures`` are features.
 
         Returns:
-            Unit vectors ``(n, d)`` and ``(m, d)``, float32, and the scale of the logits.
+            Unit vectors ``(n, d)`` and ``(m, d)``, float32, and the logit scale.
         """
         images = self.project(pictures) if features else self.model.encode_image(pictures)
         texts = encode_token_ids(self.model, token_ids)
@@ -171,14 +171,15 @@ class Embedder(nn.Module):
 def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float) -> Tensor:
     """Symmetric InfoNCE, plus the log-odds of each caption against its own hard negative.
 
-    With several processes the images and captions of all are compared, and each returns the loss of the whole batch.
+    With several processes, images and captions of all processes are compared, and each process returns the loss of the
+    whole batch.
 
     Args:
         images: unit vectors ``(n, d)``.
         texts: unit vectors ``(n + m, d)``: the captions, then the negatives of the rows that have one.
-        scale: of the logits.
+        scale: the logit scale.
         has_negative: ``(n,)`` bool, m of them True.
-        weight: of the hard negatives.
+        weight: weight of the hard negatives.
     """
     rank, processes = this_process()
     captions, negatives = texts[: len(images)], texts[len(images) :]
@@ -203,17 +204,17 @@ def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, 
 
 
 class Measure:
-    """Retrieval and hard negatives of a split, as often as it is asked; its features may be computed already.
+    """Measures retrieval and hard negatives on a split; its features may be computed in advance.
 
-    Of an emoji scene the fullest caption is the query; of other pictures every caption is one.
+    Queries are the most detailed caption of an emoji scene, and all captions of other images.
 
     Args:
-        dataset: as `CaptionedImages` takes it; all pictures can be decoded.
-        transform: turns an RGB picture into pixels.
+        dataset: as for `CaptionedImages`; all images can be decoded.
+        transform: turns an RGB image into pixels.
         tokenize: turns texts into token ids.
-        rules: of the negatives that truth is compared with.
-        features: ``(N, 1, ...)`` of the image tower's frozen part; None: the model sees pixels.
-        thawed: last stages of the image tower that do not belong to it.
+        rules: rules for the hard negatives.
+        features: ``(N, 1, ...)`` of the image tower's frozen part; None if the model gets pixels.
+        thawed: last stages of the image tower that do not belong to the frozen part.
     """
 
     def __init__(
@@ -236,11 +237,11 @@ class Measure:
 
     @torch.no_grad()
     def __call__(self, model: Any, kinds: bool = True) -> dict[str, float]:
-        """Measure a model, which is in eval mode afterwards.
+        """Measure a model and leave it in eval mode.
 
         Args:
             model: an open_clip model.
-            kinds: whether also how often the truth, the first caption of a picture, beats each kind of negative.
+            kinds: also measure how often an image's first caption beats each kind of hard negative.
         """
         model.eval()
         images = self._images(model)

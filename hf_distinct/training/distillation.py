@@ -1,4 +1,4 @@
-"""Distillation: an image encoder of stock transformers classes learns what a pretrained image model sees."""
+"""Distillation: train an image encoder of stock transformers classes to predict the features of a pretrained model."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from hf_distinct.files import checkpoints
 from hf_distinct.training.supervised import SupervisedTrainer
 from hf_distinct.training.training_data import EpochCallback, seed_of_data
 
-CUT = {"do_resize": False, "do_center_crop": False}  # settings of an image processor for a view that has its size
+CUT = {"do_resize": False, "do_center_crop": False}  # for views that already have the image processor's size
 
 
 class Student(nn.Module):
-    """An encoder, and linear layers from its maps to those of the teacher, which only training needs.
+    """An encoder with linear heads from its feature maps to those of the teacher; the heads are only for training.
 
     The encoder's output is paired with the teacher's last map. With hints (Romero et al. 2015, "FitNets"), the map of
     each earlier stage is paired with the teacher's map of the same height.
 
     Args:
-        encoder: a stock model; its output is `(B, S, H)`, the S positions those of a square, with or without a class
-            token before them.
-        teacher: a model of timm.
-        pixels: `(1, 3, height, width)`, a picture of full size.
-        hints: whether earlier stages are compared, too.
+        encoder: a stock model; its output is `(B, S, H)`, where the S positions form a square, possibly after a class
+            token.
+        teacher: a timm model.
+        pixels: `(1, 3, height, width)`, an image of full size.
+        hints: also compare earlier stages.
     """
 
     def __init__(self, encoder: PreTrainedModel, teacher: nn.Module, pixels: Tensor, hints: bool) -> None:
@@ -48,16 +48,16 @@ class Student(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(own[i].shape[-1], theirs[j].shape[-1]) for i, j in self.pairs)
 
     def forward(self, pixel_values: Tensor) -> list[tuple[Tensor, int]]:
-        """What the teacher's maps should be, `(B, h, w, C)`, each with its place among them; the last one last."""
+        """Return predictions of the teacher's maps, `(B, h, w, C)`, each with the map's index; the last map last."""
         own = self._maps(pixel_values)
         return [(head(own[i]), j) for head, (i, j) in zip(self.heads, self.pairs, strict=True)]
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        # As a captioner calls it in `generate`, which not every encoder allows.
+        # The call that `generate` of a captioner makes, which not every encoder supports.
         outputs: Any = self.encoder(pixels, output_attentions=None, output_hidden_states=self.hints, return_dict=True)
         tokens = outputs.last_hidden_state
         if tokens.dim() != 3:
-            raise ValueError(f"its output has the shape {tuple(tokens.shape)}, and captioners read (B, S, H)")
+            raise ValueError(f"its output has the shape {tuple(tokens.shape)}, but captioners need (B, S, H)")
         side = int(tokens.shape[1] ** 0.5)
         last = tokens[:, tokens.shape[1] - side**2 :].unflatten(1, (side, side))
         stages = [each for each in (outputs.hidden_states or ())[:-1] if each.dim() == 4 and each.shape[1] > 3]
@@ -65,16 +65,16 @@ class Student(nn.Module):
 
 
 def build_student(encoder: PreTrainedModel, teacher: nn.Module, sides: Sequence[int], hints: bool) -> Student:
-    """A student beside its teacher, tried on grey views of each size.
+    """Create a student, and try it with its teacher on grey views of each size.
 
     Args:
         encoder: see `Student`.
         teacher: see `Student`.
-        sides: of the views in pixels; the first is that of whole pictures.
+        sides: sizes of the views in pixels; the first is that of whole images.
         hints: see `Student`.
 
     Raises:
-        ValueError: the encoder is none for a captioner, or it or the teacher cannot take views of one of the sizes.
+        ValueError: the encoder is not suitable for a captioner, or one of the models does not support a size.
     """
     views = [torch.zeros(1, 3, side, side) for side in sides]
     try:
@@ -82,23 +82,23 @@ def build_student(encoder: PreTrainedModel, teacher: nn.Module, sides: Sequence[
         with torch.no_grad():
             for view in views:
                 imitation_loss(student(view), teacher_maps(teacher, view), 1.0)
-    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:  # of any library's model
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:  # from any library's model
         raise ValueError(
-            f"A {type(encoder).__name__} cannot learn from this teacher by views of {' and '.join(map(str, sides))} "
+            f"A {type(encoder).__name__} cannot learn from this teacher with views of {' and '.join(map(str, sides))} "
             f"pixels: {' '.join(str(error).split())}"
         ) from error
     return student
 
 
 def teacher_maps(teacher: Any, pixels: Tensor) -> list[Tensor]:
-    """The maps of a timm model after each stage, `(B, h, w, C)`, as LayerNorm without weights makes them."""
+    """Return a timm model's feature maps after each stage, `(B, h, w, C)`, normalised by LayerNorm without weights."""
     maps = teacher.forward_intermediates(pixels, intermediates_only=True)
     channels_last = [each.float().permute(0, 2, 3, 1) for each in maps]
     return [F.layer_norm(each, each.shape[-1:]) for each in channels_last]
 
 
 def resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps `(B, h, w, C)` at the height and width of others."""
+    """Resize maps `(B, h, w, C)` to the height and width of others."""
     if maps.shape[1:3] == like.shape[1:3]:
         return maps
     found = F.interpolate(maps.permute(0, 3, 1, 2), like.shape[1:3], mode="bilinear", antialias=True)
@@ -106,22 +106,22 @@ def resized(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def imitation_loss(found: Sequence[tuple[Tensor, int]], wanted: Sequence[Tensor], hint_weight: float) -> Tensor:
-    """Mean squared error of the last map, plus ``hint_weight`` times the mean of those of the earlier ones."""
+    """Return the mean squared error of the last map, plus ``hint_weight`` times the mean error of earlier maps."""
     errors = [F.mse_loss(mine.float(), resized(wanted[place], mine)) for mine, place in found]
     return errors[-1] + hint_weight * sum(errors[:-1], torch.zeros(())) / max(len(errors) - 1, 1)
 
 
 @dataclass
 class ViewCollator:
-    """Makes `pixel_values` (B, 3, H, W) of rows with `image` and `image_id`: a view of each that changes by epoch.
+    """Creates `pixel_values` (B, 3, H, W) from rows with `image` and `image_id`: views that change in each epoch.
 
     Args:
-        image_processor: scales the last views to its size, and normalises all.
-        crops: views of small parts, which cost less.
-        whole: views that the image processor scales.
-        whole_from: the epoch in which the latter begin.
-        seed: of the views.
-        epoch: the current one; workers see it change.
+        image_processor: resizes views of whole images, and normalises all views.
+        crops: views of small parts, which are faster.
+        whole: views of whole images.
+        whole_from: the epoch from which on `whole` is used.
+        seed: seed of the views.
+        epoch: the current epoch, which worker processes see change.
     """
 
     image_processor: BaseImageProcessor
@@ -132,10 +132,10 @@ class ViewCollator:
     epoch: SharedEpoch = SharedEpoch()
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Collate.
+        """Create a batch.
 
         Raises:
-            ValueError: not one picture can be decoded; one that cannot is left out, with a warning.
+            ValueError: no image can be decoded; a single one is left out with a warning.
         """
         batch = {"pixel_values": decoded(rows, self._pixels)[1]}
         share(batch.values())
@@ -149,20 +149,20 @@ class ViewCollator:
 
 
 class Distillation(SupervisedTrainer):
-    """Trains an encoder to give the maps of a teacher, which is frozen and in eval mode.
+    """Trains an encoder to predict the feature maps of a frozen teacher.
 
-    Evaluation measures, on whole pictures, how much of the variance of the teacher's last map is explained:
-    ``{"eval_R2": ..., "eval_cosine": ...}``. A loss, gradient or weight that is not finite ends the training.
+    Evaluation measures, on whole images, the explained variance of the teacher's last map and the cosine similarity:
+    ``{"eval_R2": ..., "eval_cosine": ...}``. A loss, gradient or weight that is not finite stops the training.
 
     Args:
         student: encoder and heads.
-        teacher: a model of timm.
-        args: ``train_dataset`` is cut into crops in the first epochs; see `ViewCollator`.
-        train_dataset: ``image``, ``image_id``; nothing else of it is used.
+        teacher: a timm model.
+        args: the training arguments.
+        train_dataset: ``image``, ``image_id``; other columns are ignored.
         eval_dataset: the same.
-        collator: makes the views.
-        hint_weight: of the earlier maps in the loss.
-        callbacks: those of any Trainer.
+        collator: creates the views, crops in the first epochs; see `ViewCollator`.
+        hint_weight: weight of the earlier maps in the loss.
+        callbacks: as for any Trainer.
     """
 
     trained = "encoder"
@@ -189,9 +189,9 @@ class Distillation(SupervisedTrainer):
             data_collator=collator,
             callbacks=[*callbacks, EpochCallback(collator)],
         )
-        self.model_accepts_loss_kwargs = False  # else it would not divide the loss among accumulated batches
+        self.model_accepts_loss_kwargs = False  # otherwise it would not average the loss over accumulated batches
         self.student = student
-        # timm's convolutions are twice as fast with their channels last.
+        # timm's convolutions are twice as fast in channels_last.
         teacher = teacher.to(self.args.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.teacher = teacher.eval().requires_grad_(False)
         self.hint_weight, self.image_processor = hint_weight, collator.image_processor
@@ -209,7 +209,7 @@ class Distillation(SupervisedTrainer):
         return (loss, {"maps": found}) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the encoder with its image processor; in checkpoints, the whole student.
+        """Save the encoder with its image processor; in checkpoints, save the whole student.
 
         Raises:
             OSError: the folder could not be written.
@@ -226,7 +226,7 @@ class Distillation(SupervisedTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compare the last maps of the evaluation pictures; every process looks at all of them."""
+        """Compare the last maps on the evaluation images; every process evaluates all of them."""
         dataset: Any = self.eval_dataset
         self.student.eval()
         size = self.args.eval_batch_size
@@ -243,7 +243,7 @@ class Distillation(SupervisedTrainer):
         return metrics
 
     def _compared(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """What the student finds and what it should find, `(positions, C)` each."""
+        """Return the student's and the teacher's features, `(positions, C)` each."""
         pixels = decoded(rows, self._whole)[1].to(self.args.device)
         with self.accelerator.autocast():
             mine, place = self.student(pixels)[-1]

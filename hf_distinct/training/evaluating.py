@@ -1,4 +1,4 @@
-"""Evaluations and predictions: one caption for each row of a dataset, on all processes, and its figures."""
+"""Evaluate and predict: write one caption per row of a dataset, on all processes, and measure the captions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPECIAL_TOKENS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad
 
 
 def with_special_tokens(config: GenerationConfig, model: PreTrainedModel) -> GenerationConfig:
-    """Complete a generation config that replaces a model's: the special tokens that it lacks are the model's."""
+    """Fill in the special tokens that a generation config lacks from the model's configs."""
     for name in SPECIAL_TOKENS:
         if getattr(config, name, None) is None:
             own = getattr(model.generation_config, name, None)
@@ -41,14 +41,14 @@ def with_special_tokens(config: GenerationConfig, model: PreTrainedModel) -> Gen
 
 
 class DatasetWriter:
-    """Captions datasets as evaluations do: by the saved generation config, and ``args.generation_*`` where set.
+    """Captions datasets as evaluations do: with the saved generation config, and ``args.generation_*`` if set.
 
     Args:
         args: the settings.
-        accelerator: knows the other processes.
+        accelerator: gives access to the other processes.
         tokenizer: the captioner's.
         image_processor: the captioner's.
-        autocast: makes the context in which the model is called (the Trainer's own).
+        autocast: creates the context in which the model is called (the Trainer's own).
     """
 
     def __init__(
@@ -66,24 +66,24 @@ class DatasetWriter:
         self.autocast = autocast
 
     def write(self, model: Any, dataset: Dataset, **generation: Any) -> list[Tensor | ImageError]:
-        """Token ids ``(1 + L,)`` of a caption for each row, or why there is none; in order, on every process.
+        """Return token ids ``(1 + L,)`` of a caption for each row, or its error; in order, on every process.
 
         Args:
             model: the captioner, wrapped or not.
-            dataset: has ``image``.
+            dataset: has a column ``image``.
             generation: arguments of ``generate``, which override the settings.
 
         Raises:
-            ValueError: an argument asks for several captions or scores.
+            ValueError: an argument requests several captions or scores.
         """
         a = self.args
         how = {"max_length": a.generation_max_length, "num_beams": a.generation_num_beams} | generation
         how = {name: value for name, value in how.items() if value is not None}
         if refused := [name for name, value in ONE_CAPTION.items() if how.pop(name, value) != value]:
-            raise ValueError(f"{', '.join(refused)}: a picture gets one caption, and no scores are kept.")
+            raise ValueError(f"{', '.join(refused)}: evaluation writes one caption per image, and keeps no scores.")
         longest = how.pop("max_length", None)
         if longest is not None and "max_new_tokens" not in how:
-            how["max_new_tokens"] = longest - 1  # where the saved config has this one, it would win
+            how["max_new_tokens"] = longest - 1  # overrides one in the saved config, which would win otherwise
         model.eval()
         own = range(a.process_index, len(dataset), a.world_size)
         with generation_ready(model, self.accelerator) as captioner, self.autocast(), self.accelerator.autocast():
@@ -95,15 +95,15 @@ class DatasetWriter:
         return [found[i] for i in range(len(dataset))]
 
     def texts(self, model: Any, written: Sequence[Tensor | ImageError], dataset: Dataset) -> list[str | None]:
-        """What `write` gave, as captions; None for a picture that cannot be read, and a warning that names those.
+        """Decode the output of `write`; None for an image that cannot be read, and a warning that names those.
 
         Raises:
-            ValueError: no picture can be read.
+            ValueError: no image can be read.
         """
         return without_errors(captions_of(written, self.tokenizer, self._pad(model)), names_of(dataset))
 
     def predictions(self, model: Any, written: Sequence[Tensor | ImageError]) -> ndarray:
-        """What `write` gave, ``(N, 1 + L)``; only padding for a picture that cannot be read."""
+        """Pad the output of `write` to ``(N, 1 + L)``; only padding for an image that cannot be read."""
         pad = self._pad(model)
         rows = [each if isinstance(each, Tensor) else torch.tensor([pad]) for each in written]
         return pad_sequences(rows, pad).numpy()
@@ -113,7 +113,7 @@ class DatasetWriter:
 
 
 def named_dataset(given: Any, datasets: Any) -> Any:
-    """The dataset that an evaluation is asked for: one, several by name, or one of the trainer's by its name.
+    """Return the dataset to evaluate: a dataset, a dict of datasets, or one of the trainer's by its name.
 
     Raises:
         ValueError: the trainer has no dataset of this name.
@@ -130,16 +130,16 @@ def named_dataset(given: Any, datasets: Any) -> Any:
 def measure_captions(
     caption_metrics: CaptionMetrics, texts: Sequence[str | None], dataset: Dataset
 ) -> dict[str, float]:
-    """Figures of the captions that there are; with ``samples``, their number, if some are missing.
+    """Measure the captions; if some are missing, add ``samples``, the number of captions.
 
     Raises:
-        ValueError: ``caption_metrics`` gave something else than figures by name.
+        ValueError: ``caption_metrics`` did not return a dict.
     """
     read = [row for row, text in enumerate(texts) if text is not None]
     part = dataset if len(read) == len(texts) else dataset.select(read)
     figures = caption_metrics([text for text in texts if text is not None], part)
     if not isinstance(figures, dict):
-        raise ValueError(f"caption_metrics gave a {type(figures).__name__}; it must give a dict of figures.")
+        raise ValueError(f"caption_metrics returned a {type(figures).__name__}; it must return a dict of numbers.")
     if part is not dataset:
         figures = {**figures, "samples": float(len(read))}
-    return broadcast_object_list([figures])[0]  # GPUs may differ in a last digit, and what follows from it
+    return broadcast_object_list([figures])[0]  # GPUs may differ in the last digit, and so in their decisions

@@ -1,4 +1,4 @@
-"""Whether captioner, tokenizer, image processor, scorer, data, rewards and settings fit together."""
+"""Check that captioner, processors, scorer, data, rewards and settings fit together."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def training_problems(
     caption_metrics: Any,
     embeddings: CaptionEmbeddings | None = None,
 ) -> Iterator[str]:
-    """What a training by reinforcement is made of beside the captioner, and does not bear out the rest.
+    """Yield problems with what RL training needs besides the captioner.
 
     Args:
         args: the settings.
-        train_dataset: as `as_captioned` returns it. It, scorer and rewards are None if there was a problem with them.
-        eval_dataset: a dataset, a dict of them by name, or None.
-        scorer: the CLIP that rewards.
-        rewards: as `found_rewards` returns them.
-        caption_metrics: what an evaluation computes, or None.
-        embeddings: those that were given for ``train_dataset``.
+        train_dataset: the output of `as_captioned`. Dataset, scorer and rewards are None if loading them failed.
+        eval_dataset: a dataset, a dict of datasets, or None.
+        scorer: the CLIP that gives the reward.
+        rewards: the output of `found_rewards`.
+        caption_metrics: the evaluation's metrics function, or None.
+        embeddings: given embeddings of ``train_dataset``.
     """
     if train_dataset is not None:
         yield from batch_problems(train_dataset, args)
@@ -61,7 +61,7 @@ def training_problems(
 
 
 def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[str]:
-    """Too few rows for one batch, with which the Trainer would end at step 0, in silence."""
+    """Yield a message if there are too few rows for one batch: the Trainer would silently end at step 0."""
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and len(train_dataset) < batch:
         yield (
@@ -73,40 +73,40 @@ def batch_problems(train_dataset: Sized, args: TrainingArguments) -> Iterator[st
 def reward_problems(
     rewards: Sequence[str | Reward], columns: Sequence[str], weights: Sequence[float] | None = None
 ) -> Iterator[str]:
-    """Say what keeps these rewards from being used together, or with a dataset.
+    """Yield reasons why these rewards cannot be used together, or with a dataset.
 
     Args:
-        rewards: as `found_rewards` gives them.
+        rewards: the output of `found_rewards`.
         columns: names of the dataset's columns.
-        weights: of the rewards, if there are any.
+        weights: weights of the rewards, if given.
     """
     if weights is not None and len(weights) != len(rewards):
-        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set as many of both."
+        yield f"{len(weights)} reward_weights for {len(rewards)} rewards: set one weight per reward."
     names = Counter(reward if isinstance(reward, str) else reward.name for reward in rewards)
     for name, count in names.items():
         if count > 1:
             yield (
-                f"{count} rewards are called {name!r}, so the log could not show them separately: name them with "
+                f"{count} rewards have the name {name!r}, so the log could not distinguish them: name them with "
                 "CallableReward(function, name)."
             )
         if name in LOGGED_NAMES:
-            yield f"a reward cannot be called {name!r}: the log uses this name for another figure. Rename the reward."
+            yield f"a reward cannot be called {name!r}: the log uses this name for another value. Rename the reward."
     for reward in rewards:
         if isinstance(reward, CallableReward):
             yield from reward.problems([name for name in columns if name not in OWN_COLUMNS])
 
 
 def contrast_problems(rewards: Sequence[str | Reward], args: RLCaptionConfig) -> Iterator[str]:
-    """Say whether a contrastive reward would have nothing to contrast with.
+    """Yield a message if a contrastive reward would have nothing to compare with.
 
     Args:
-        rewards: as `found_rewards` gives them.
+        rewards: the output of `found_rewards`.
         args: the settings of pools and batches.
     """
     contrasts = any(str(each).startswith("contrastive") or isinstance(each, ContrastiveReward) for each in rewards)
     images = args.per_device_train_batch_size * (args.world_size if args.pool_other_processes else 1)
     if contrasts and images < 2 and not args.pool_neighbours and not args.memory_batches:
         yield (
-            "A contrastive reward needs something to contrast with, and the batch has one image: raise "
+            "A contrastive reward needs other images to compare with, but the batch has one image: raise "
             "per_device_train_batch_size, or set pool_neighbours or memory_batches."
         )

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# Windows knows only the first two.
+# Windows has only the first two.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interruption:
-    """Notes that somebody asks this process to stop, so that the current step can be finished.
+    """Records requests to stop this process, so that the current step can be finished.
 
     A signal that was ignored before stays ignored: `nohup` ignores SIGHUP, and the run goes on after a logout.
 
@@ -34,7 +34,7 @@ class Interruption:
         Outside of the main thread only the launcher is watched.
         """
         self._received = 0
-        # A parent that is no launcher may be a shell, which is free to go.
+        # A parent that is not a launcher may be a shell, which may exit.
         self._launcher = os.getppid() if was_launched() else None
         with _handled(self._note, SIGNALS):
             yield
@@ -43,8 +43,7 @@ class Interruption:
     def asked(self) -> int:
         """The signal that asks to stop, or 0.
 
-        A process whose launcher died acts as if it had received SIGTERM. Nobody else will tell it, and it would hold
-        the machine for nothing.
+        A process whose launcher has died acts as if it had received SIGTERM, because nobody else would stop it.
         """
         if not self._received and self._launcher not in (None, os.getppid()):
             return int(signal.SIGTERM)
@@ -72,8 +71,8 @@ class Signalled(SystemExit):
 def ended_from_inside() -> Iterator[None]:
     """Let signals raise `Signalled` inside this context, so that files are closed and child processes end first.
 
-    Ctrl-C raises KeyboardInterrupt as ever. A signal that was ignored before stays ignored. Child processes that
-    inherit the handlers end on SIGTERM, and leave all else to their parent.
+    Ctrl-C raises KeyboardInterrupt as usual. A signal that was ignored before stays ignored. Child processes that
+    inherit the handlers exit on SIGTERM, and ignore the other signals.
     """
     owner = os.getpid()
 
@@ -89,10 +88,10 @@ def ended_from_inside() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """Handle those of the signals that are not ignored, in the main thread: Python allows handlers in no other."""
+    """Handle those of the signals that are not ignored. Only the main thread may set handlers in Python."""
     main = threading.current_thread() is threading.main_thread()
-    heeded = [each for each in signals if main and signal.getsignal(each) is not signal.SIG_IGN]
-    before = {each: signal.signal(each, handler) for each in heeded}
+    handled = [each for each in signals if main and signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handler) for each in handled}
     try:
         yield
     finally:
@@ -103,8 +102,8 @@ def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable
 def was_launched() -> bool:
     """Whether `accelerate launch` or torchrun started this process.
 
-    Both pass settings in the environment. `TrainingArguments` sets some of them too, so only the environment that the
-    process was born with counts; Linux alone tells it. Elsewhere a launcher of one process is not recognised.
+    Both pass settings in the environment. `TrainingArguments` sets some of them too, so only the environment at
+    process start counts, which only Linux provides. On other systems a launcher of a single process is not recognised.
     """
     try:
         born_with = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -114,12 +113,12 @@ def was_launched() -> bool:
 
 
 def leave(number: int) -> None:
-    """End the process as the signal would have done, now that everything is saved.
+    """End the process as the signal would have, after everything is saved.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
         SystemExit: for any other signal, with the status that a shell gives it (143 for SIGTERM), so that a scheduler
-            does not take the run for finished.
+            does not treat the run as finished.
     """
     if number == signal.SIGINT:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Meter: means of what a step measures, and the time of its phases, without waiting for the device; peak memory."""
+"""Meter: average values and phase times of steps without waiting for the device; and measure peak memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 
 
 class Meter:
-    """Collects values on the device and reads them at the log line.
+    """Collects values on the device and reads them when a log line is due.
 
-    On a GPU a phase is measured by events in its stream; on a CPU by the clock.
+    Phases are timed by CUDA events on a GPU, and by the clock on a CPU.
 
     Args:
-        device: where the steps run.
+        device: the device of the steps.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:
@@ -31,21 +31,21 @@ class Meter:
         self._times: dict[str, list[Any]] = defaultdict(list)
 
     def add(self, name: str, value: Tensor) -> None:
-        """Note a scalar tensor; nothing is copied to the host."""
+        """Add a scalar tensor; nothing is copied to the host."""
         self._values[name].append(value.detach().float())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The values noted since the last `flush`, by name; times are not among them, for no run repeats them."""
+        """Return the values since the last `flush`, by name. Times are left out, because no run repeats them."""
         return {name: torch.stack(values).cpu() for name, values in self._values.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the values that `state_dict` gave."""
+        """Load the values that `state_dict` returned."""
         here = {name: list(values.to(self.device).unbind()) for name, values in state.items()}
         self._values = defaultdict(list, here)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside, in seconds, as ``time/NAME``."""
+        """Measure the time spent inside this context, in seconds, as ``time/NAME``."""
         if self.device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -58,7 +58,7 @@ class Meter:
             self._times[name].append(time.perf_counter() - started)
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means since the last call, over steps and processes; times are sums over a step's phases, per step."""
+        """Return means since the last call, over steps and processes; times are summed over the phases of a step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         steps = max(len(self._times["step"]), 1)
@@ -78,22 +78,22 @@ class Meter:
 
 
 def peak_memory(accelerator: Accelerator) -> float:
-    """The most GiB that one process has held so far, see `peak_of_process`."""
+    """Return the peak memory of any process so far, in GiB; see `peak_of_process`."""
     peak = peak_of_process(accelerator.device)
     return float(accelerator.gather(torch.tensor([peak], device=accelerator.device)).max())
 
 
 def peak_of_process(device: torch.device) -> float:
-    """The most GiB that this process has held so far: of its GPU, or without one of main memory (Linux; else 0)."""
+    """Return this process's peak memory so far, in GiB: GPU memory, or without a GPU main memory (Linux; else 0)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status")  # not getrusage, which counts what the launcher held before it became this
+    status = Path("/proc/self/status")  # getrusage would include the launcher's memory before exec
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def forget_peak() -> None:
-    """Let `peak_memory` begin anew with what is held now, where that is possible."""
+    """Reset the peak memory to the current use, where this is possible."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif (peak := Path("/proc/self/clear_refs")).exists():

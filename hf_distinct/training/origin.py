@@ -1,4 +1,4 @@
-"""What a checkpoint was made with, and what of it a resumed run cannot restore, or restores differently."""
+"""The settings and data that a checkpoint was made with, and how they differ from those of a resumed run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from transformers import Seq2SeqTrainingArguments
 
 from hf_distinct.config import RLCaptionConfig
 
-# Of the parent's settings those on which a step depends. Ours all count, but for what is only shown.
+# The parent's settings that a step depends on. All of ours count, except those that only affect the display.
 _PARENTS = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler_type", "max_grad_norm", "optim", "per_device_train_batch_size", "seed", "weight_decay",
 )  # fmt: skip
 _SHOWN = ("alarms", "alarm_cider_floor", "fast_paths", "log_samples", "reward", "reward_weights")
 _OF_OPTIMIZERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "discriminator_lr", "learning_rate", "weight_decay")
-"""What optimisers have in their state: its old value is loaded with it, whatever the settings say."""
+"""Settings stored in the optimiser's state: the old value is restored with it, whatever the settings say."""
 _FIXED = ("freeze_encoder", "optim")
-"""What decides which state an optimiser has at all."""
+"""Settings that determine the form of the optimiser's state."""
 
 
 def origin_of(
@@ -34,15 +34,15 @@ def origin_of(
     reward_weights: Sequence[float],
     reference_model: nn.Module | None,
 ) -> dict[str, Any]:
-    """What a run is made with: strings and plain numbers, loadable with ``weights_only=True``.
+    """Return what a run is made with, as strings and plain numbers, loadable with ``weights_only=True``.
 
     Args:
         args: the settings.
         scorer: its fingerprint.
-        dataset: that of the training.
-        rewards: their names.
+        dataset: the training dataset.
+        rewards: names of the rewards.
         reward_weights: their weights.
-        reference_model: the captioner from which ``args.kl_weight`` measures the divergence; None without one.
+        reference_model: the captioner that ``args.kl_weight`` measures the divergence from; None without one.
     """
     parents = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
     ours = [f.name for f in dataclasses.fields(args) if f.name not in parents and f.name not in _SHOWN]
@@ -57,42 +57,42 @@ def origin_of(
 
 
 def refusals(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on differences with which the state of a checkpoint would be wrong.
+    """Yield a sentence for each difference that makes the checkpoint's state unusable.
 
     Args:
         then: `origin_of` the run that wrote the checkpoint.
-        now: `origin_of` the run that will resume from it.
+        now: `origin_of` the run that resumes from it.
     """
     if then["scorer"] != now["scorer"] and _keeps_embeddings(now):
         yield (
-            f"it was written with the scorer of fingerprint {then['scorer']}, and the scorer is {now['scorer']} now: "
-            "discriminator and memory hold embeddings of the first."
+            f"it was written with the scorer of fingerprint {then['scorer']}, but the scorer is {now['scorer']} now, "
+            "and discriminator and memory contain embeddings of the first."
         )
     both = then["reference_model"] is not None and now["reference_model"] is not None
     if both and then["reference_model"] != now["reference_model"]:
         yield (
-            "kl_weight measures how far the captioner is from the one that training began with, and this run begins "
-            "with another: pass that of the first run again; the checkpoint's weights are loaded into it."
+            "kl_weight measures the divergence from the captioner before training, and this run was started with a "
+            "different one: pass the captioner of the first run; the checkpoint's weights are loaded into it."
         )
     for name in _FIXED:
         if name in then["settings"] and then["settings"][name] != now["settings"][name]:
             yield (
-                f"{name} was {then['settings'][name]} and is {now['settings'][name]} now: the optimiser's state is of "
+                f"{name} was {then['settings'][name]} and is {now['settings'][name]} now: the optimiser's state has "
                 "another form."
             )
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on differences with which a run can go on, and on what they mean for it; arguments as `refusals`."""
+    """Yield a sentence for each difference that does not prevent resuming, and its effect; arguments as `refusals`."""
     if then["dataset"] != now["dataset"]:
         yield (
-            f"its training dataset was another one ({_rows(then)}, and {_rows(now)} now): the run continues at its "
-            "step in the new one, with optimiser, schedule, discriminator and memory as they were"
+            f"its training dataset was different ({_rows(then)}, and {_rows(now)} now): the run continues at its "
+            "step in the new dataset, with the same optimiser, schedule, discriminator and memory"
         )
     if rewards_differ(then, now):
         yield (
-            f"its rewards were {_sum(then)} and are {_sum(now)} now: what the alarms remember of them is dropped, and "
-            "all else is restored"
+            f"its rewards were {_sum(then)} and are {_sum(now)} now: the state of the alarms is dropped, and "
+            "everything else is restored"
         )
     changed = [
         (name, value, now["settings"][name])
@@ -100,13 +100,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         if name in now["settings"] and name not in _FIXED and value != now["settings"][name]
     ]
     if kept := [f"{name} stays {old!r}, not {new!r}" for name, old, new in changed if name in _OF_OPTIMIZERS]:
-        yield f"these settings are part of an optimiser's state, which is restored: {', '.join(kept)}"
+        yield f"these settings are part of the optimiser's state, which is restored: {', '.join(kept)}"
     if new := [f"{name} {old!r} -> {new!r}" for name, old, new in changed if name not in _OF_OPTIMIZERS]:
-        yield f"these settings were changed, and take effect from here on: {', '.join(new)}"
+        yield f"these settings were changed, and take effect from now on: {', '.join(new)}"
 
 
 def rewards_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether rewards, their weights or the scorer are other ones; arguments as `refusals`."""
+    """Whether rewards, their weights or the scorer differ; arguments as `refusals`."""
     return any(then[name] != now[name] for name in ("rewards", "scorer"))
 
 
@@ -124,7 +124,7 @@ def _sum(origin: Mapping[str, Any]) -> str:
 
 
 def _digest_of_rows(dataset: Dataset) -> str:
-    """The number of images, and a digest of their ids in order with the number of captions of each."""
+    """Return the number of images, and a digest of their ids in order with the number of captions of each."""
     digest = hashlib.sha256()
     for image_id, captions in zip(dataset["image_id"][:], dataset["captions"][:], strict=True):
         digest.update(f"{image_id}\0{len(captions)}\n".encode())

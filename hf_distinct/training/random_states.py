@@ -1,4 +1,4 @@
-"""The states of the random numbers of a process, so that a run which is resumed draws what it would have drawn."""
+"""Random states of a process, so that a resumed run draws the same random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Those of torch and Python, of this process."""
+    """Return the random states of torch and Python in this process."""
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": list(random.getstate())}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -17,7 +17,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go on from `random_states`."""
+    """Restore the output of `random_states`."""
     torch.set_rng_state(states["torch"].cpu())
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))

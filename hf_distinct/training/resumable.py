@@ -1,4 +1,4 @@
-"""A Trainer whose runs can be stopped or killed at any moment, and resumed."""
+"""A Trainer whose runs can be stopped or killed at any time, and resumed."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ logger = logging.get_logger(__name__)
 
 
 class ResumableTrainer(Seq2SeqTrainer):
-    """What every training of a captioner needs, so that nothing saved is lost.
+    """The base of all captioner trainings, which protects what is saved.
 
-    - A checkpoint is sealed when it is whole; older ones are removed only then.
+    - A checkpoint is marked as complete at the end; older ones are removed only then.
     - SIGTERM, SIGHUP, SIGUSR1, Ctrl-C or the death of the launcher end a run after the current step, with a
-      checkpoint. Call `_agree` in each step: it tells all processes.
+      checkpoint. Subclasses call `_agree` in each step, which informs all processes.
     - Weights that are not finite are never saved.
-    - A second run in the same ``output_dir`` is refused while the first one is at work.
+    - A second run in the same ``output_dir`` is refused while the first one is running.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interruption = Interruption()
-        self._stop_signal = 0  # what all processes agreed to stop at
+        self._stop_signal = 0  # the signal that all processes agreed to stop at
         self._saved_step: int | None = None
         self._seen_step: int | None = None
 
     def _begin(self, step: int | None) -> None:
-        """Know nothing of earlier runs; ``step`` is that of the checkpoint that is resumed."""
+        """Reset the state of earlier runs; ``step`` is that of the checkpoint that is resumed."""
         self._stop_signal = 0
         self._saved_step, self._seen_step = step, step
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; see `hf_distinct.files.checkpoints.choose` for ``resume_from_checkpoint``.
+        """Train like the parent; see `hf_distinct.files.checkpoints.choose` for ``resume_from_checkpoint``.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once there is a checkpoint.
             SystemExit: after SIGTERM, once there is a checkpoint.
-            ValueError: there is no checkpoint to resume from, the training has diverged, or another run is at work in
+            ValueError: there is no checkpoint to resume from, the training has diverged, or another run is using
                 ``output_dir``.
             OSError: a checkpoint could not be written.
         """
@@ -77,7 +77,7 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
         choice = None
-        if self.is_world_process_zero():  # another may see an older state of a shared disk
+        if self.is_world_process_zero():  # other processes may see an older state of a shared disk
             choice = checkpoints.choose(resume_from_checkpoint, str(self.args.output_dir))
         checkpoint = broadcast_object_list([choice])[0]
         self._checkpoint = Path(checkpoint) if checkpoint else None
@@ -85,24 +85,24 @@ class ResumableTrainer(Seq2SeqTrainer):
         self._check_room()
         self._begin(checkpoints.step_of(Path(checkpoint)) if checkpoint else None)
         on_start = self.args.eval_on_start
-        self.args.eval_on_start = on_start and checkpoint is None  # that of a run which is taken up has been made
+        self.args.eval_on_start = on_start and checkpoint is None  # a resumed run has already done it
         try:
             with self._interruption.watched():
                 found = super().train(checkpoint, *args, **kwargs)
                 self._agree()
-                if self._stop_signal:  # it came too late for a step to see it
+                if self._stop_signal:  # received after the last step
                     self._stop(self.model_wrapped, None)
         finally:
             self.args.eval_on_start = on_start
         return found
 
     def _compare(self, checkpoint: Path | None) -> None:
-        """Refuse a checkpoint that this run cannot resume from, and warn of what it cannot take from it exactly."""
+        """Reject a checkpoint that this run cannot resume from, and warn about what is not restored exactly."""
         if checkpoint is not None:
             self._compare_launches(checkpoint)
 
     def _check_room(self) -> None:
-        """The model at the end must find room; one more checkpoint, with the optimiser's state, too."""
+        """Check for space for the final model, and for one more checkpoint with the optimiser's state."""
         if not self.args.should_save:
             return
         assert isinstance(self.model, nn.Module)
@@ -114,74 +114,74 @@ class ResumableTrainer(Seq2SeqTrainer):
         check_room(str(self.args.output_dir), 2 * weights + state, "The captioner at the end and one checkpoint")
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, which would take the batch of the checkpoint's processes, whatever the settings say now."""
+        """Run like the parent, but with the current batch size; the parent would use the checkpoint's."""
         return super()._inner_training_loop(self.args.train_batch_size, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The parent's, without groups of no parameter.
+        """Create the optimiser like the parent, without empty parameter groups.
 
-        Low-rank adapters have no bias: the group without weight decay is empty, and DeepSpeed would take it away from
-        the optimiser after the scheduler has counted it.
+        Low-rank adapters have no bias, so the group without weight decay is empty. DeepSpeed would remove it from the
+        optimiser after the scheduler has counted it.
         """
         optimizer = super().create_optimizer(*args, **kwargs)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; nothing once the last step is done.
+        """Return batches like the parent, but none after the last step.
 
-        A run that is killed after its last checkpoint is resumed there, and the parent would train one step too many.
+        If a run is killed after its last checkpoint and resumed, the parent would train one step too many.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
     def _gradient_problem(self, model: Any) -> str | None:
-        """A sentence if the gradient of a whole step is not finite, which a finite loss does not rule out.
+        """Return a message if the gradient is not finite, which can happen with a finite loss.
 
-        Gradients are averaged over processes by then, so that all of them see the same.
+        Gradients are already averaged over processes, so all processes see the same.
         """
-        if self.is_deepspeed_enabled:  # it has looked, and left its step out; in fp16 also while it finds its scale
+        if self.is_deepspeed_enabled:  # it checks itself and skips the step; in fp16 also while adjusting its scale
             if self.accelerator.mixed_precision != "fp16" and self.accelerator.optimizer_step_was_skipped:
                 return "The gradient is NaN or infinite."
             return None
-        if self.accelerator.scaler is not None:  # gradients overflow now and then until it has found its scale
+        if self.accelerator.scaler is not None:  # gradients may overflow until the scaler has found its scale
             return next(scaler_problems(self.accelerator.scaler), None)
         return next(gradient_problems(model), None)
 
     def _agree(self, void: Tensor | bool = False) -> bool:
-        """Tell all processes whether one is asked to stop, and whether for one its batch is void."""
+        """Tell all processes whether any process should stop, and whether the batch is void in any process."""
         device = self.accelerator.device
-        told = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.asked, void)])
+        flags = torch.stack([torch.as_tensor(each, device=device).long() for each in (self._interruption.asked, void)])
         if self.args.world_size > 1:
-            told = self.accelerator.gather(told[None]).amax(dim=0)
-        self._stop_signal, anywhere = told.tolist()
+            flags = self.accelerator.gather(flags[None]).amax(dim=0)
+        self._stop_signal, anywhere = flags.tolist()
         return bool(anywhere)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """As the parent's; stops when asked to."""
+        """Log, save and evaluate like the parent; stop when requested."""
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        # A run that resumes after an epoch's last step begins with the next epoch: what is due at its end comes first,
-        # by a second call for the same step.
+        # A run that resumes after an epoch's last step starts with the next epoch. So what is due at the end of the
+        # epoch is done first, in a second call for the same step.
         epoch_is_over = self._seen_step == self.state.global_step
         self._seen_step = self.state.global_step
         if self._stop_signal and (epoch_is_over or not float(self.state.epoch or 0).is_integer()):
             self._stop(model, trial)
 
     def _stop(self, model: Any, trial: Any) -> None:
-        """Leave as asked, with a checkpoint of this step."""
+        """End the run as requested, with a checkpoint of this step."""
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(model, trial)
         logger.warning(
-            "stopped by %s after step %d, which is saved in %s: go on with --resume_from_checkpoint true",
+            "stopped by %s after step %d, which is saved in %s: continue with --resume_from_checkpoint true",
             signal.Signals(self._stop_signal).name, self.state.global_step, self.args.output_dir,
         )  # fmt: skip
         leave(self._stop_signal)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As the parent's, which in transformers 4.57 forgets the step of the best where ``save_strategy`` is best."""
+        """Decide like the parent, and set the best step, which 4.57 does not set with ``save_strategy="best"``."""
         found = super()._determine_best_metric(metrics, trial)
         if found:
             self.state.best_global_step = self.state.global_step
@@ -190,7 +190,7 @@ class ResumableTrainer(Seq2SeqTrainer):
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, seal, and only then remove older ones; what cannot be finished does not stay.
+        """Save, mark as complete, and only then remove older checkpoints; an incomplete checkpoint is removed.
 
         Raises:
             OSError: the checkpoint could not be written.
@@ -200,12 +200,12 @@ class ResumableTrainer(Seq2SeqTrainer):
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # what a kill may have left there
+            shutil.rmtree(folder, ignore_errors=True)  # from a killed run
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(folder)
         self.state.best_model_checkpoint = checkpoints.located(self.state.best_model_checkpoint, run)
-        # The parent would remove the last whole checkpoint before the new one is sealed.
+        # The parent would remove the last complete checkpoint before the new one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with checkpoints.written_to(folder, run):
             try:
@@ -221,24 +221,24 @@ class ResumableTrainer(Seq2SeqTrainer):
         self._saved_step = self.state.global_step
         if self.args.should_save:
             checkpoints.remove_oldest(folder, limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()  # nobody leaves, and takes the others with it, before all is done
+        self.accelerator.wait_for_everyone()  # a process that ended earlier would end the others, too
 
     def _refuse_weights_that_are_not_finite(self, model: nn.Module) -> None:
         problems = gather_object(list(weight_problems(model)))
         if problems:
             raise ValueError(
-                f"After step {self.state.global_step}: {problems[0]} The training has diverged and ends here: the "
-                f"captioner is not saved, and what was saved before stays. {REMEDY}."
+                f"After step {self.state.global_step}: {problems[0]} The training has diverged and is stopped. The "
+                f"captioner is not saved, and earlier checkpoints are kept. {REMEDY}."
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's; a model that stands in the folder stays until the new one is whole.
+        """Save like the parent; an earlier model in the folder is kept until the new one is complete.
 
         Raises:
             OSError: the folder could not be written.
             ValueError: a weight is NaN or infinite.
         """
-        if _internal_call:  # into a checkpoint, which has its seal
+        if _internal_call:  # into a checkpoint, which is marked when complete
             return super().save_model(output_dir, _internal_call)
         self._refuse_weights_that_are_not_finite(self.model_wrapped)
         folder = Path(output_dir or str(self.args.output_dir))
@@ -258,10 +258,10 @@ class ResumableTrainer(Seq2SeqTrainer):
             mend_loaded(self.model_wrapped, self.lr_scheduler)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the parent's, but by names that files and memory agree on.
+        """Load like the parent, with parameter names that match the file's.
 
-        transformers 5 gave layers (those of a ViT, a SegFormer, ...) new names, which its files have not, and which
-        only `from_pretrained` translates: its Trainer leaves such layers as they are, with no more than a warning.
+        transformers 5 renamed layers (in ViT, SegFormer and others). Files have the old names, which only
+        `from_pretrained` translates: its Trainer leaves such layers unchanged with just a warning.
         """
         model = self.model if model is None else model
         if not isinstance(model, PreTrainedModel):  # adapters
@@ -270,22 +270,22 @@ class ResumableTrainer(Seq2SeqTrainer):
         model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
 
     def _load_callback_state(self) -> None:
-        """As the parent's; a run that has moved finds its best checkpoint, which transformers 5 would forget."""
+        """Load like the parent, and find the best checkpoint even if the run has been moved."""
         super()._load_callback_state()
         assert self._checkpoint is not None
         saved = TrainerState.load_from_json(str(self._checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
         self.state.best_model_checkpoint = checkpoints.located(saved, Path(str(self.args.output_dir)))
 
     def _load_best_model(self) -> None:
-        """As the parent's, with the same remedy; and by however many processes the best was written."""
+        """Load the best model like the parent, even if it was moved or written by another number of processes."""
         self.state.best_model_checkpoint = checkpoints.located(
             self.state.best_model_checkpoint, Path(str(self.args.output_dir))
         )
         best = str(self.state.best_model_checkpoint)
         if not Path(best).is_dir():
-            return logger.warning("the best checkpoint, %s, is gone: the captioner stays that of the last step", best)
+            return logger.warning("the best checkpoint, %s, is missing: the captioner of the last step is kept", best)
         if self.is_deepspeed_enabled:
-            # A run that was taken up from other processes has set it, but its own checkpoints are as they are.
+            # Resuming with another number of processes has set it, but this run's own checkpoints are not universal.
             engine: Any = self.model_wrapped
             engine._config.load_universal_checkpoint = self._divided_anew(Path(best))
         elif not self.is_fsdp_enabled and isinstance(self.model, PreTrainedModel):
@@ -293,7 +293,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         return super()._load_best_model()
 
     def _divided_anew(self, checkpoint: Path) -> bool:
-        """Whether DeepSpeed's part of a checkpoint is of other processes, and now made for any number of them."""
+        """Whether another number of processes wrote DeepSpeed's part of a checkpoint; it is then converted."""
         if checkpoints.processes_of(checkpoint) in (None, self.args.world_size):
             return False
         if self.is_world_process_zero():
@@ -302,17 +302,17 @@ class ResumableTrainer(Seq2SeqTrainer):
         return True
 
     def _compare_launches(self, checkpoint: Path) -> None:
-        """Say what cannot be taken up exactly by another number of processes.
+        """Warn about what cannot be resumed exactly with another number of processes.
 
         Raises:
-            ValueError: only one of the launches, then and now, is DeepSpeed's.
+            ValueError: only one of the two launches used DeepSpeed.
         """
         of_deepspeed = is_of_deepspeed(checkpoint)
         how = "with" if of_deepspeed else "without"
         if of_deepspeed != self.is_deepspeed_enabled:
             raise ValueError(
-                f"{checkpoint} was written {how} DeepSpeed, whose optimisers have a form of "
-                "their own. Launch the run as it was launched then, or begin a new training from its weights with "
+                f"{checkpoint} was written {how} DeepSpeed, whose optimiser state has another format. Launch the run "
+                "in the same way as before, or start a new training from its weights with "
                 f"--model_name_or_path {checkpoint}."
             )
         then, now = checkpoints.processes_of(checkpoint), self.args.world_size
@@ -321,9 +321,9 @@ class ResumableTrainer(Seq2SeqTrainer):
         if self.is_deepspeed_enabled and self._divided_anew(checkpoint):
             self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
         logger.warning(
-            "%s was written by %d processes and there are %d now. Weights, optimiser, schedule and step, and in RL "
-            "discriminator and memory, are what they were. Not exact: the random numbers (each process has its own); "
-            "the next log line, which covers the steps from here on; and the order of the images, unless "
-            "per_device_train_batch_size was changed so that the global batch is what it was.",
+            "%s was written by %d processes and there are %d now. Weights, optimiser, schedule, step, discriminator "
+            "and memory are restored exactly. Not exact: the random numbers (each process has its own); "
+            "the next log line, which covers the steps from here on; and the order of the images, unless you change "
+            "per_device_train_batch_size so that the global batch stays the same.",
             checkpoint, then, now,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings that do not fit the trainer's other arguments, or do nothing beside another one."""
+"""Settings that conflict with the trainer's other arguments, or that have no effect."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def settings_problems(
     caption_metrics: Any,
     train_columns: Sequence[str],
 ) -> Iterator[str]:
-    """Sentences on settings that do not fit the trainer's other arguments.
+    """Yield sentences about settings that conflict with the trainer's other arguments.
 
     Args:
         args: the settings.
-        eval_dataset: a dataset, a dict of them by name, or None.
-        caption_metrics: what an evaluation computes, or None.
+        eval_dataset: a dataset, a dict of datasets, or None.
+        caption_metrics: the evaluation's metrics function, or None.
         train_columns: the columns of the training dataset.
     """
     yield from _evaluation_problems(args, eval_dataset, caption_metrics)
     if args.encoder_cache and not args.freeze_encoder:
-        yield "encoder_cache holds the outputs of an encoder that does not change: set freeze_encoder, too."
+        yield "encoder_cache stores the outputs of a frozen encoder: set freeze_encoder, too."
     order = "group_by_length" if getattr(args, "group_by_length", False) else _strategy(args)
     if order is None:
         return
     if args.hard_batches:
-        yield f"{order} and hard_batches both say in which order the images come: choose one of them."
+        yield f"{order} and hard_batches both determine the order of the images: choose one of them."
     elif order != "train_sampling_strategy=sequential" and args.length_column_name not in train_columns:
         yield (
             f"{order} needs the column {args.length_column_name!r} (length_column_name) in train_dataset, which has "
@@ -53,20 +53,20 @@ _IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("wtf_weight", 0, ("wtf_policy",)),
     ("alarms", "off", ("alarm_cider_floor",)),
 )
-"""A setting, its value, and the settings that then do nothing."""
+"""A setting, its value, and the settings that then have no effect."""
 
 
 def idle_settings(args: RLCaptionConfig, saved: GenerationConfig | None) -> Iterator[str]:
-    """Sentences on what was set and does nothing: a reason to warn.
+    """Yield sentences about settings that have no effect, to warn about them.
 
     Args:
-        args: the settings, one of which may do nothing beside another.
-        saved: the captioner's generation config, of which rollouts do not follow all.
+        args: the settings.
+        saved: the captioner's generation config, some settings of which do not apply to rollouts.
     """
     if unkept := left_out(saved, args.rollouts):
         yield (
-            f"The captioner's generation config asks for {', '.join(f'{k}={v}' for k, v in unkept.items())}. "
-            "Evaluations and the saved captioner follow it; rollouts do not."
+            f"The captioner's generation config sets {', '.join(f'{k}={v}' for k, v in unkept.items())}. "
+            "Evaluations and the saved captioner use it; rollouts do not."
         )
     yield from idle_precision(args)
     for name, value, idle in _IDLE:
@@ -74,21 +74,21 @@ def idle_settings(args: RLCaptionConfig, saved: GenerationConfig | None) -> Iter
             continue
         for each in idle:
             if each in args.changed:
-                yield f"{each}={getattr(args, each)} does nothing with {name}={value}."
+                yield f"{each}={getattr(args, each)} has no effect with {name}={value}."
 
 
 def idle_precision(args: TrainingArguments) -> Iterator[str]:
-    """A sentence on ``fp16`` where nothing computes in it.
+    """Yield a sentence about ``fp16`` on a CPU, where it has no effect.
 
     Args:
         args: the settings.
     """
     if args.fp16 and args.device.type == "cpu" and not args.deepspeed:
-        yield "fp16=True does nothing on a CPU, which trains in float32. Half precision on a CPU is bf16."
+        yield "fp16=True has no effect on a CPU, which trains in float32. Half precision on a CPU is bf16."
 
 
 def _strategy(args: Any) -> str | None:
-    """The order of the rows as transformers 5 sets it, unless it is the usual one."""
+    """Return transformers 5's setting of the row order, unless it is the default."""
     strategy = getattr(args, "train_sampling_strategy", "random")
     return None if strategy == "random" else f"train_sampling_strategy={strategy}"
 
@@ -103,23 +103,23 @@ def _evaluation_problems(args: RLCaptionConfig, eval_dataset: Any, caption_metri
                 "False."
             )
     if isinstance(eval_dataset, dict) and not eval_dataset:
-        yield "eval_dataset is a dict without any dataset."
+        yield "eval_dataset is an empty dict."
     best = "load_best_model_at_end" if args.load_best_model_at_end else None
     best = "save_strategy=best" if args.save_strategy == "best" else best
     if best and args.eval_strategy == "no":
-        yield f"{best} needs evaluations to choose by: set eval_strategy and eval_steps."
+        yield f"{best} needs evaluations: set eval_strategy and eval_steps."
     elif args.metric_for_best_model is not None and args.eval_strategy != "no":
         yield from _metric_problems(args.metric_for_best_model, eval_dataset, caption_metrics)
 
 
 def _metric_problems(metric: str, eval_dataset: Any, caption_metrics: Any) -> Iterator[str]:
-    """Check the name of a metric before there is an evaluation: its dataset, and our own metrics by name."""
+    """Check the name of a metric before the first evaluation: its dataset, and our own metrics by name."""
     name = metric.removeprefix("eval_")
     if isinstance(eval_dataset, dict):
         own = [part for part in eval_dataset if name.startswith(f"{part}_")]
         if not own:
             yield (
-                f"metric_for_best_model={metric!r} belongs to none of the datasets in eval_dataset: begin it with the "
+                f"metric_for_best_model={metric!r} belongs to none of the datasets in eval_dataset: start it with the "
                 f"name of one, as in {next(iter(eval_dataset), 'name')}_{name}."
             )
             return
@@ -128,6 +128,6 @@ def _metric_problems(metric: str, eval_dataset: Any, caption_metrics: Any) -> It
         known = evaluation.caption_metrics(["a dog", "a cat"], [["a dog"], ["a cat"]])
         if name not in known:
             yield (
-                f"metric_for_best_model={metric!r} is not among what hf_distinct.caption_metrics computes: "
+                f"metric_for_best_model={metric!r} is not computed by hf_distinct.caption_metrics, which returns "
                 f"{', '.join(known)}."
             )

@@ -1,4 +1,4 @@
-"""A trainer of losses that must be finite: teacher forcing and distillation."""
+"""A trainer that stops if a loss is not finite: for teacher forcing and distillation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hf_distinct.training.resumable import ResumableTrainer
 
 
 def early_stopping(args: TrainingArguments, patience: int | None) -> list[TrainerCallback]:
-    """Callbacks that end a training after ``patience`` evaluations in a row that were not its best; none for None.
+    """Return callbacks that stop a training after ``patience`` evaluations without improvement; none for None.
 
     Raises:
-        ValueError: ``args`` do not keep the best checkpoint by a metric, so that there would be no best.
+        ValueError: ``args`` do not keep the best checkpoint by a metric.
     """
     if patience is None:
         return []
@@ -25,20 +25,20 @@ def early_stopping(args: TrainingArguments, patience: int | None) -> list[Traine
             f"early_stopping_patience={patience} counts evaluations since the best one: it needs "
             "--load_best_model_at_end true, --metric_for_best_model, and --eval_strategy and --save_strategy steps."
         )
-    args.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
+    args.restore_callback_states_from_checkpoint = True  # a resumed run continues to count
     return [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
 class SupervisedTrainer(ResumableTrainer):
-    """A `ResumableTrainer` that ends where a loss or a gradient is NaN or infinite, and saves nothing of that."""
+    """A `ResumableTrainer` that stops if a loss or a gradient is NaN or infinite, without saving the model."""
 
     trained = "captioner"  # in messages
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """As the parent's.
+        """Take a step like the parent.
 
         Raises:
-            ValueError: in every process, the loss or the gradient is NaN or infinite in one; the step is not taken.
+            ValueError: the loss or the gradient is NaN or infinite in any process; the step is not taken.
         """
         loss = super().training_step(model, *args, **kwargs)
         problem = next(loss_problems(loss), None)
@@ -47,8 +47,8 @@ class SupervisedTrainer(ResumableTrainer):
         if self._agree(problem is not None):
             found = next(filter(None, gather_object([problem])))
             raise ValueError(
-                f"Step {self.state.global_step + 1}: {found} The training has diverged and ends here, and this "
-                f"{self.trained} is not saved. Lower --learning_rate (now {self.args.learning_rate:g}), or lengthen "
-                "--warmup_steps; --resume_from_checkpoint true goes on from the last checkpoint, if there is one."
+                f"Step {self.state.global_step + 1}: {found} The training has diverged and is stopped; this "
+                f"{self.trained} is not saved. Lower --learning_rate (now {self.args.learning_rate:g}), or raise "
+                "--warmup_steps; --resume_from_checkpoint true continues from the last checkpoint, if there is one."
             )
         return loss

@@ -1,4 +1,4 @@
-"""Teacher forcing: cross-entropy on people's captions, which a captioner learns before reinforcement learning."""
+"""Teacher forcing: cross-entropy training on reference captions, before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ logger = logging.get_logger(__name__)
 
 UNUSED = {
     "predict_with_generate": "evaluation always writes captions",
-    "generation_max_length": "captions are written by the model's own generation config",
-    "generation_num_beams": "captions are written by the model's own generation config",
-    "generation_config": "captions are written by the model's own generation config",
+    "generation_max_length": "captions are written with the model's own generation config",
+    "generation_num_beams": "captions are written with the model's own generation config",
+    "generation_config": "captions are written with the model's own generation config",
     "prediction_loss_only": "evaluation measures captions",
     "include_for_metrics": "evaluation measures captions",
     "batch_eval_metrics": "evaluation measures captions",
     "eval_accumulation_steps": "evaluation measures captions",
     "do_predict": "`hf-distinct evaluate` measures test splits",
-    "push_to_hub": "`hf-distinct push` pushes what the training leaves",
+    "push_to_hub": "push the output with `hf-distinct push`",
 }
-"""Arguments of the Trainer that cannot act in teacher forcing, and why."""
+"""Trainer arguments that have no effect in teacher forcing, and why."""
 
 
 def teacher_forcing_problems(args: Seq2SeqTrainingArguments) -> Iterator[str]:
-    """A sentence for each argument that teacher forcing would ignore, or that would end the training late."""
+    """Yield a sentence for each argument that would be ignored, or would fail late in the training."""
     for name, why in UNUSED.items():
         if getattr(args, name, None):
             yield f"--{name} has no effect in teacher forcing: {why}."
@@ -59,30 +59,30 @@ def teacher_forcing_problems(args: Seq2SeqTrainingArguments) -> Iterator[str]:
 
 
 class TeacherForcing(SupervisedTrainer):
-    """Trains a captioner by cross-entropy on several captions an image, each image encoded once.
+    """Trains a captioner by cross-entropy on several captions per image, encoding each image once.
 
-    What would fail after the training is tried before it: two pictures are captioned. A loss, gradient or weight that
-    is NaN or infinite in any process ends the training; nothing of it is saved. Evaluation captions the gallery, and
-    alarms watch it: they warn of one caption for many pictures, and of captions that break off. An encoder without
-    trainable weights is kept in eval mode, so that its dropout is off and its batch statistics stay.
+    Before training, two images are captioned, to detect errors that would otherwise occur at the end. A loss, gradient
+    or weight that is NaN or infinite in any process stops the training without saving. Evaluation captions the
+    gallery; alarms warn if many images get the same caption or captions stop in mid-phrase. An encoder without
+    trainable weights is kept in eval mode, so that it has no dropout and keeps its batch statistics.
 
     Args:
         model: the captioner.
-        args: ``label_smoothing_factor`` and mixed precision act as in any Trainer.
+        args: ``label_smoothing_factor`` and mixed precision work as in any Trainer.
         train_dataset: ``image``, ``captions``, ``image_id``.
-        gallery: the pictures that evaluation captions.
+        gallery: the images for evaluation.
         processing_class: the captioner's tokenizer.
         image_processor: the captioner's image processor.
-        captions_per_image: captions of each image in a step.
-        max_length: most tokens of a caption, the end token included.
-        dropped_images: share of the captions that learn to be written without their picture.
-        encoder_learning_rate: peak learning rate of the encoder; None: that of the rest, ``args.learning_rate``.
-        augmentation: makes a view of each picture, another one in each epoch.
-        encoder_cache: folder in which the outputs of a frozen encoder are computed once; None: anew in each step.
-        callbacks: those of any Trainer.
+        captions_per_image: captions per image and step.
+        max_length: maximum number of tokens per caption, end token included.
+        dropped_images: fraction of captions that are trained without their image.
+        encoder_learning_rate: peak learning rate of the encoder; by default ``args.learning_rate``.
+        augmentation: creates a view of each image, a different one in each epoch.
+        encoder_cache: folder to store the outputs of a frozen encoder; None computes them in each step.
+        callbacks: as for any Trainer.
 
     Raises:
-        ValueError: what does not fit together, or a captioner that cannot caption.
+        ValueError: the parts do not fit together, or the captioner cannot write captions.
     """
 
     model: VisionEncoderDecoderModel
@@ -109,7 +109,7 @@ class TeacherForcing(SupervisedTrainer):
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
         if encoder_cache and (augmentation or any(weight.requires_grad for weight in model.encoder.parameters())):
-            raise ValueError("encoder_cache needs an encoder that is frozen, and pictures without augmentation.")
+            raise ValueError("encoder_cache needs a frozen encoder, and images without augmentation.")
         for idle in idle_precision(args):
             logger.warning(idle)
         self.gallery, self.image_processor, self.dropped_images = gallery, image_processor, dropped_images
@@ -131,10 +131,10 @@ class TeacherForcing(SupervisedTrainer):
             processing_class=processing_class,
             callbacks=[self.alarms, EpochCallback(collator), *callbacks],
         )
-        self.model_accepts_loss_kwargs = False  # else it would not divide the loss among accumulated batches
+        self.model_accepts_loss_kwargs = False  # otherwise it would not average the loss over accumulated batches
 
     def caption(self, dataset: Dataset) -> list[str | None]:
-        """Caption each row of a dataset by the model's own generation config; None where a picture has gone bad."""
+        """Caption each row with the model's own generation config; None for an image that cannot be read."""
         with generation_ready(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
             model.eval()
             said = write_captions(
@@ -145,7 +145,7 @@ class TeacherForcing(SupervisedTrainer):
     # --------------------------------------------------------------------------------------------------------- steps
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; the encoder's weights may have a learning rate of their own."""
+        """Create the optimiser like the parent, with a separate learning rate for the encoder if it is set."""
         made = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.encoder_learning_rate is not None and not made:
@@ -155,14 +155,14 @@ class TeacherForcing(SupervisedTrainer):
                 weights = [each for each in group["params"] if id(each) in own]
                 group["params"] = [each for each in group["params"] if id(each) not in own]
                 optimizer.add_param_group({**group, "params": weights, "lr": self.encoder_learning_rate})
-            # DeepSpeed would take empty groups away after the scheduler has counted them.
+            # DeepSpeed would remove empty groups after the scheduler has counted them.
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of the captions' tokens, with ``label_smoothing_factor``."""
+        """Return the mean cross-entropy of the captions' tokens, with ``label_smoothing_factor``."""
         labels = inputs["labels"]
         encoder: Any = captioner_in(model, self.accelerator).encoder
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -170,8 +170,8 @@ class TeacherForcing(SupervisedTrainer):
         hidden = encode(encoder, inputs["pixel_values"], self.accelerator)
         if self.dropped_images:
             hidden = drop_images(hidden.repeat_interleave(labels.shape[1], dim=0), self.dropped_images)
-        # Not the model's own loss: from transformers 4.50 to 4.57 it shifts the labels a second time, and the
-        # captioner would learn to leave out every other word (huggingface/transformers#40111).
+        # Not the model's own loss: transformers 4.50 to 4.57 shift the labels a second time, so the captioner would
+        # learn to leave out every other word (huggingface/transformers#40111).
         logits = caption_logits(model, hidden, labels.flatten(0, 1))
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), label_smoothing=self.args.label_smoothing_factor
@@ -191,7 +191,7 @@ class TeacherForcing(SupervisedTrainer):
         return metrics
 
     def last_alarms(self, metrics: dict[str, float]) -> list[str]:
-        """Sentences on those of an evaluation's figures that are out of bounds. One look counts: none follows it."""
+        """Return sentences about metrics of a final evaluation that are out of bounds; one value is enough here."""
         return [
             f"alarm/{bound.alarm}: {why}"
             for name, value in metrics.items()
@@ -201,8 +201,8 @@ class TeacherForcing(SupervisedTrainer):
 
 
 def _bounds(references: Sequence[Sequence[str]]) -> list[Bound]:
-    """What is watched while there is no first value to compare with: people's captions take its place."""
+    """Return bounds that need no first value: they are derived from people's captions."""
     people = unique_share([own[0] for own in references])
-    meaning = f"one caption for many pictures; of people's captions the share is {people:.4g}"
+    meaning = f"one caption for many images; for people's captions it is {people:.4g}"
     absolute = [bound for bound in bounds(0.0) if bound.evaluated and not bound.of_first]
     return [Bound("unique", "unique", meaning, least=people / 2, evaluated=True), *absolute]

@@ -1,4 +1,4 @@
-"""The rows that a trainer with rewards draws from: their embeddings, their similar images, and their order."""
+"""The training rows of the RL trainer: their embeddings, their similar images, and their order."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ HARD_BATCH_NEIGHBOURS = 4
 def embedded_and_mined(
     dataset: Dataset, embeddings: CaptionEmbeddings | None, scorer: ClipScorer, args: RLCaptionConfig
 ) -> tuple[Dataset, CaptionEmbeddings]:
-    """Give each row what the settings need: its embeddings under the scorer, and its similar images.
+    """Add the embeddings and similar images that the settings need.
 
     Args:
-        dataset: as `hf_distinct.data.prepared.as_captioned` returns it.
-        embeddings: of the dataset, if they are at hand and `check_fit` has seen them; computed otherwise.
+        dataset: the output of `hf_distinct.data.prepared.as_captioned`.
+        embeddings: embeddings of the dataset that passed `check_fit`; None to compute them.
         scorer: the CLIP that embeds.
         args: the settings.
 
     Returns:
-        The dataset, with ``neighbours`` where the settings use them and with pictures that are not decoded; and its
+        The dataset, with ``neighbours`` if the settings use them and with images that are not decoded; and its
         embeddings.
     """
     used, given = args.pool_neighbours or args.hard_batches, "neighbours" in dataset.column_names
@@ -48,7 +48,7 @@ def embedded_and_mined(
         )
     if embeddings is None:
         dataset, embeddings = embed_dataset(dataset, scorer)
-    # The collator decodes: it knows the name of a picture that went bad, and refuses bombs.
+    # The collator decodes images: it names unreadable ones, and rejects decompression bombs.
     dataset = dataset.cast_column("image", Image(decode=False))
     if used and not given:
         count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
@@ -59,7 +59,7 @@ def embedded_and_mined(
 def encoded_once(
     dataset: Dataset, model: Any, image_processor: BaseImageProcessor, folder: str | None, device: torch.device
 ) -> EncodedImages | None:
-    """The outputs of a frozen encoder for all pictures of a dataset; None without a folder to keep them in."""
+    """Return a frozen encoder's outputs for all images of a dataset; None without a folder to store them."""
     if not folder:
         return None
     with gathered(model):
@@ -74,7 +74,7 @@ def collator_of(
     image_processor: BaseImageProcessor,
     args: RLCaptionConfig,
 ) -> CaptionCollator:
-    """What makes batches of a dataset that `embedded_and_mined` gave, for a captioner and its processors."""
+    """Return the collator for the output of `embedded_and_mined`, a captioner and its processors."""
     collator = CaptionCollator(
         tokenizer,
         image_processor,
@@ -90,19 +90,19 @@ def collator_of(
 
 
 def hard_batch_sampler(dataset: Dataset, args: RLCaptionConfig) -> HardBatchSampler | None:
-    """The order of the rows if ``args.hard_batches`` is set; else None, and the Trainer shuffles."""
+    """Return the sampler if ``args.hard_batches`` is set; otherwise None, and the Trainer shuffles."""
     if not args.hard_batches:
         return None
     return HardBatchSampler(dataset["neighbours"], args.train_batch_size * args.world_size, seed_of_data(args))
 
 
 def seed_of_data(args: TrainingArguments) -> int:
-    """``data_seed``, or ``seed`` if there is none."""
+    """Return ``data_seed``, or ``seed`` if there is none."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of what draws, so that its draw depends on nothing else and a resumed run draws the same.
+    """Sets the epoch of collators and samplers, so that a resumed run draws the same.
 
     Args:
         drawing: collators and samplers, each with an attribute ``epoch``; None is skipped.
@@ -112,6 +112,6 @@ class EpochCallback(TrainerCallback):
         self.drawing = [each for each in drawing if each is not None]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set it."""
+        """Set the epoch."""
         for each in self.drawing:
             each.epoch = int(state.epoch or 0)

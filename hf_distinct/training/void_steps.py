@@ -1,4 +1,4 @@
-"""Void steps: those whose rewards, loss or gradient are not finite are left out."""
+"""Skip void steps, whose rewards, loss or gradient are not finite."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hf_distinct.training.finite import REMEDY
 logger = logging.get_logger(__name__)
 
 SKIPPED_IN_A_ROW = 5
-"""The training ends after so many void steps in a row."""
+"""The training stops after this many void steps in a row."""
 
 
 class VoidSteps:
-    """Counts the steps that are left out, and ends a training of which too many are.
+    """Counts the skipped steps, and stops a training with too many.
 
     Args:
-        accelerator: knows the other processes: a step that is void in one is void in all.
+        accelerator: gives access to the other processes: a step that is void in one process is void in all.
 
     Attributes:
-        count: how many were left out so far.
-        in_a_row: how many of the last ones were.
+        count: number of steps skipped so far.
+        in_a_row: number of consecutive steps skipped up to now.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -32,34 +32,34 @@ class VoidSteps:
         self.reset()
 
     def reset(self) -> None:
-        """Know nothing of earlier runs."""
+        """Forget earlier runs."""
         self.count = self.in_a_row = 0
-        self._ids: list[str] | None = None  # the images of the step at hand, if it is void
+        self._ids: list[str] | None = None  # image ids of the current step, if it is void
 
     @property
     def pending(self) -> bool:
-        """Whether the step at hand is void."""
+        """Whether the current step is void."""
         return self._ids is not None
 
     def mark(self, step: int, image_ids: Sequence[object], reason: str) -> None:
-        """Make the step at hand void; all processes call this together.
+        """Mark the current step as void; all processes must call this.
 
         Args:
             step: its number.
-            image_ids: of the batch of this process.
-            reason: what is wrong in this process; nothing: the empty string.
+            image_ids: image ids of this process's batch.
+            reason: what is wrong in this process; an empty string if nothing is.
         """
-        told = gather_object([([str(each) for each in image_ids], reason)])
-        self._ids = [image_id for theirs, _ in told for image_id in theirs]
+        gathered = gather_object([([str(each) for each in image_ids], reason)])
+        self._ids = [image_id for theirs, _ in gathered for image_id in theirs]
         if self.accelerator.is_main_process:
-            reasons = dict.fromkeys(reason for _, reason in told if reason)
-            logger.warning("step %d is left out: %s", step, "; ".join(reasons))
+            reasons = dict.fromkeys(reason for _, reason in gathered if reason)
+            logger.warning("step %d is skipped: %s", step, "; ".join(reasons))
 
     def close(self, step: int) -> bool:
-        """Count the step at hand; whether it was void.
+        """Count the current step, and return whether it was void.
 
         Raises:
-            ValueError: `SKIPPED_IN_A_ROW` steps in a row were, with the image ids of the last one.
+            ValueError: `SKIPPED_IN_A_ROW` steps in a row were void; the message names the last one's images.
         """
         if self._ids is None:
             self.in_a_row = 0
@@ -71,14 +71,14 @@ class VoidSteps:
             raise ValueError(
                 f"{SKIPPED_IN_A_ROW} steps in a row had rewards, losses or gradients that are NaN or infinite (the "
                 f"warnings above tell which), the last one step {step} with the images {', '.join(ids)}. {REMEDY}; if "
-                "a reward is named above, mend it."
+                "a reward is named above, fix it."
             )
         return True
 
     def state_dict(self) -> list[int]:
-        """The two counts."""
+        """Return the two counts."""
         return [self.count, self.in_a_row]
 
     def load_state_dict(self, state: Sequence[int]) -> None:
-        """Take up the counts that `state_dict` gave."""
+        """Load the counts that `state_dict` returned."""
         self.count, self.in_a_row = state

@@ -66,11 +66,11 @@ def test_what_does_not_fit_is_named(tower, tmp_path):
     )
     refused(
         state | {names[0]: state[names[0]][..., :1]},
-        r"_layer0.weight of shape .* where the tower has conv_stem.weight",
+        r"_layer0.weight of shape .* is in the place of conv_stem.weight",
     )
     swapped = [names[0], names[2], names[1], *names[3:]]  # BatchNorm's weight and bias, which have the same shape
-    refused({name: state[name] for name in swapped}, "_layer2.bias of shape .* where the tower has bn1.weight")
-    refused({"epoch": 3}, "holds no state dict")
+    refused({name: state[name] for name in swapped}, "_layer2.bias of shape .* is in the place of bn1.weight")
+    refused({"epoch": 3}, "contains no state dict")
 
 
 def test_a_file_of_code_is_not_run(tmp_path):
@@ -103,5 +103,5 @@ def test_files_of_an_installed_package_are_found_without_importing_it(tmp_path, 
         packaged("package:some_weights/models/b.pth")
     with pytest.raises(ValueError, match="has no '../some_weights/models/a.pth'|has no '../'"):
         packaged("package:some_weights/../")
-    with pytest.raises(ValueError, match=r"no Python package 'no_such_one' is installed.*\[photos\]"):
+    with pytest.raises(ValueError, match=r"the Python package 'no_such_one' is not installed.*\[photos\]"):
         packaged("package:no_such_one/x")

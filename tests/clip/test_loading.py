@@ -236,7 +236,7 @@ def test_a_file_of_such_an_architecture_gets_its_transform_and_says_so(monkeypat
     scorer = ClipScorer(f"MobileCLIP-S1:{tmp_path / 'clip.safetensors'}")
     white = scorer.transform(Image.new("RGB", (40, 30), "white"))
     torch.testing.assert_close(white, torch.ones(3, 32, 32))  # mean 0, std 1; open_clip's default would give about 2
-    assert [line for line in caplog.messages if "preprocess_cfg decides" in line and "MobileCLIP-S1" in line]
+    assert [line for line in caplog.messages if "preprocess_cfg is right" in line and "MobileCLIP-S1" in line]
     assert PreprocessCfg().mean[0] != 0
 
 

@@ -122,7 +122,7 @@ def rewritten(source, target, **changes):
 
 def test_pickles_and_compressed_archives_are_refused(archive, tmp_path):
     bomb = pickle.dumps(shutil.rmtree)
-    with pytest.raises(pickle.UnpicklingError, match=r"it holds shutil\.rmtree"):
+    with pytest.raises(pickle.UnpicklingError, match=r"it contains shutil\.rmtree"):
         read_openai_weights(rewritten(archive[0], tmp_path / "bomb.pt", **{"data.pkl": bomb}))
     with pytest.raises(pickle.UnpicklingError, match="is compressed"):
         read_openai_weights(rewritten(archive[0], tmp_path / "zipped.pt", how=zipfile.ZIP_DEFLATED))

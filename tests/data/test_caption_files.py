@@ -41,7 +41,7 @@ def test_lists_of_blip(pictures):
     (folder / "coco_karpathy_val.json").write_text(json.dumps(BLIP_VAL))
     assert captions(load_captions(folder)) == {"train": train, "validation": {"val2014/2.jpg": ["One.", "Two."]}}
     (folder / "nocaps_val.json").write_text(json.dumps(BLIP_VAL))
-    with pytest.raises(ValueError, match=r"holds coco_karpathy_train\.json and nocaps_val\.json: give one file"):
+    with pytest.raises(ValueError, match=r"contains coco_karpathy_train\.json and nocaps_val\.json: pass one of"):
         load_captions(folder)
 
 
@@ -113,7 +113,7 @@ def test_lists_of_splits_beside_the_tokens(pictures, tmp_path, caplog):
         "test": {"2.jpg": ["caption 2", "caption 6"]},
     }  # fmt: skip
     assert captions(load_captions(text)) == captions(load_captions(text, strict=True)) == expected
-    assert "1 x image that is in no list of a split ('3.jpg')" in caplog.text
+    assert "1 x image that is not in a split list ('3.jpg')" in caplog.text
 
 
 def test_carved_splits_never_part_a_picture(pictures, tmp_path):
@@ -137,11 +137,11 @@ def test_numbers_of_tables(pictures, tmp_path):
     ("name", "text", "message"),
     [
         ("c.tsv", "a dog\thttp://a.org/a.jpg\n" * 2, r"c\.tsv, line 2: .*image_column .*URLs: download .*img2dataset"),
-        ("c.csv", "url,words\nhttp://a,a dog\n", "line 2: which of the keys holds the images.*url, words.*2dataset"),
-        ("c.csv", "image,words,more\n0.jpg,a,b\n", "holds the captions.*--caption_column to one of image, words, m"),
-        ("c.csv", "image,caption,n\n0.jpg,a dog, here,1\n", r"line 2: 4 cells where the header has 3: .*e quotes"),
+        ("c.csv", "url,words\nhttp://a,a dog\n", "which of the keys contains the images.*url, words.*2dataset"),
+        ("c.csv", "image,words,more\n0.jpg,a,b\n", "the captions.*--caption_column to one of image, words, m"),
+        ("c.csv", "image,caption,n\n0.jpg,a dog, here,1\n", r"line 2: 4 cells, but the header has 3: .*e quotes"),
         ("c.csv", "image,caption\n0.jpg,caf\xe9\n", r"c\.csv: line 2 is not UTF-8"),
-        ("c.csv", "", r"c\.csv: there are no images in it"),
+        ("c.csv", "", r"c\.csv: it contains no images"),
         ("c.json", "5", r"c\.json: expected a list of objects .*found int"),
         ("c.json", '{"a": 1}', r"c\.json: expected a list .*found an object with the keys a"),
         ("c.json", '[{"id": 1, "image": "0.jpg", "conversations": []}]', r"json\[0\]: these are conversations"),
@@ -160,7 +160,7 @@ def test_columns_by_name(pictures, tmp_path):
     (tmp_path / "c.csv").write_text("where,said,caption\n0.jpg,A.,x\n")
     train = load_captions(tmp_path / "c.csv", image_column="where", caption_column="said")["train"]
     assert train["captions"][:] == [["A."]] and train["caption"][:] == ["x"]
-    with pytest.raises(ValueError, match="a file of captions: leave out dataset_config='en'"):
+    with pytest.raises(ValueError, match="a caption file: leave out dataset_config='en'"):
         load_captions(tmp_path / "c.csv", dataset_config="en")
     with pytest.raises(FileNotFoundError, match="no caption file"):
         load_captions(tmp_path / "none.csv")

@@ -135,7 +135,7 @@ def broken(change) -> dict:
         ([karpathy(0, "train")], r"captions\.json: expected an object with 'images', found list"),
         ({"image": []}, r"'images' \(a list\) is missing; found the keys \['image'\]"),
         ({"images": {}}, "'images' should be a list, found dict"),
-        ({"images": []}, "there are no images in it"),
+        ({"images": []}, "it contains no images"),
         (broken(lambda images: images.__setitem__(1, "x")), r"images\[1\]: expected an object"),
         (broken(lambda images: images[1].pop("filename")), r"images\[1\]: 'filename' \(text\) is missing"),
         (broken(lambda images: images[1].pop("split")), r"images\[1\]: 'split' \(text\) is missing"),
@@ -187,7 +187,7 @@ def test_repeated_karpathy_item_is_one_row(pictures, write_json, tmp_path):
             lambda document: document["annotations"][3].update(id=0),
             r"annotations\[3\]: annotation id '0' is already used at annotations\[0\]",
         ),
-        (lambda document: document["images"].clear(), "there are no images in it"),
+        (lambda document: document["images"].clear(), "it contains no images"),
         (
             lambda document: document["annotations"].clear(),
             "none of the 3 images is usable: 3 x image without a caption",
@@ -224,7 +224,7 @@ def test_missing_captions_are_skipped_and_counted(empty, pictures, write_json, t
     item = karpathy(0, "train")
     item["sentences"] = [{"raw": empty}, None, {"raw": RAW[0]}, RAW[1]]
     assert load_karpathy(write_json({"images": [item]}), tmp_path)["train"]["captions"][:] == [RAW]
-    said = "caption that is no text (int) of image" if empty == 5 else "empty caption of image"
+    said = "caption that is not text (int) of image" if empty == 5 else "empty caption of image"
     assert empty == [] or caplog.text.count(f"x {said} ('522000'") == 2
 
 
@@ -243,7 +243,7 @@ def test_annotations_that_vizwiz_rejected(pictures, write_json, tmp_path, caplog
     document["annotations"][1] |= {"is_rejected": False, "is_precanned": True}
     train = load_coco_captions(write_json(document), tmp_path / "val2014", strict=True)["train"]
     assert train["captions"][:] == [RAW[1:], RAW[1:]]
-    assert "2 x annotation that VizWiz rejected, left out, of image ('522000', '522001')" in caplog.text
+    assert "2 x annotation that VizWiz rejected, skipped, of image ('522000', '522001')" in caplog.text
 
 
 @pytest.fixture
@@ -280,10 +280,10 @@ def test_coco_of_two_years_or_none(coco_folder, tmp_path):
     folder = coco_folder / "annotations"
     (folder / "captions_train2014.json").write_bytes((folder / "captions_train2017.json").read_bytes())
     with pytest.raises(
-        ValueError, match=r"holds captions_train2014\.json and captions_train2017\.json: give one file"
+        ValueError, match=r"contains captions_train2014\.json and captions_train2017\.json: pass one of"
     ):
         load_coco_folder(coco_folder)
-    with pytest.raises(FileNotFoundError, match=r"holds no captions_train2017\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains no captions_train2017\.json"):
         load_coco_folder(coco_folder / "train2017")
 
 

@@ -30,14 +30,14 @@ def test_references_are_gathered_by_image(tmp_path):
         (read_coco_results, [], "results.json: expected a list"),
         (read_coco_results, [{"image_id": 1, "caption": "a"}, {"image_id": 2}], "row 1: 'caption' .*is missing"),
         (read_coco_results, [{"image_id": 1, "caption": 5}], "row 0: 'caption' should be text"),
-        (read_coco_results, [{"image_id": 1, "caption": "a"}] * 2, "row 1: image 1 has a caption already"),
+        (read_coco_results, [{"image_id": 1, "caption": "a"}] * 2, "row 1: image 1 already has a caption"),
         (
             read_coco_results, [{"image_id": 1, "caption": "a" * 1001}],
-            "row 0: the caption of image 1 has 1001 characters, and at most 1000 are allowed",
+            "row 0: the caption of image 1 has 1001 characters, but at most 1000 are allowed",
         ),
         (
             read_coco_references, {"annotations": [{"image_id": 1, "caption": "a" * 1001}]},
-            r"annotations\[0\]: the caption of image 1 has 1001 characters, and at most 1000",
+            r"annotations\[0\]: the caption of image 1 has 1001 characters, but at most 1000",
         ),
         (read_coco_references, {"images": []}, "results.json: 'annotations' .*is missing"),
         (read_coco_references, {"annotations": []}, "there are no annotations"),
@@ -87,7 +87,7 @@ def test_captions_of_other_images_are_named(caplog):
     captions = {"1": "a dog", "5": "b", "7.png": "which of the two", "420": "c", "x_42": "d"}
     with caplog.at_level("WARNING", "hf_distinct"):
         assert match_image_ids(captions, IMAGE_IDS, "ours.json") == {"1": "a dog"}
-    assert "4 captions of images that are not in the test set are left out: 5, 7.png, 420, ..." in caplog.text
+    assert "4 captions of images that are not in the test set are skipped: 5, 7.png, 420, ..." in caplog.text
 
 
 def test_captions_that_cannot_be_matched_are_an_error():

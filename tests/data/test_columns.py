@@ -53,8 +53,8 @@ def test_columns_of_other_names(save):
     for settings, message in [
         ({"image_column": "pic"}, r"no column 'pic'; set --image_column to one of photo, text, n\."),
         ({"caption_column": "words"}, "no column 'words'; set --caption_column to one of"),
-        ({"image_column": "text", "caption_column": "n"}, "'n' should hold a text or a list of texts, but it is"),
-        ({"image_column": "n", "caption_column": "text"}, "the image column should hold images"),
+        ({"image_column": "text", "caption_column": "n"}, "'n' should contain a text or a list of texts, but is"),
+        ({"image_column": "n", "caption_column": "text"}, "the image column should contain images"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_captions(path, **settings)
@@ -155,7 +155,7 @@ def test_a_column_names_a_split_that_nobody_knows(save):
 
 def test_a_label_is_no_caption(save):
     path = save({"label": ClassLabel(names=["cat", "dog"])}, image=PICTURES, label=[0, 1, 0, 1])
-    with pytest.raises(ValueError, match="'label' should hold a text or a list of texts, but it is ClassLabel"):
+    with pytest.raises(ValueError, match="'label' should contain a text or a list of texts, but is ClassLabel"):
         load_captions(path, caption_column="label")
 
 
@@ -177,7 +177,7 @@ def test_captions_in_structs(column, save):
 def test_a_field_that_no_struct_has(save):
     path = save(image=PICTURES[:2], sentences=SENTENCES, more=[{"words": "a"}] * 2)
     for column in ("sentences.words", "sentences.sentid", "more"):
-        with pytest.raises(ValueError, match=f"column '{column}' should hold a text .*COLUMN.FIELD"):
+        with pytest.raises(ValueError, match=f"column '{column}' should contain a text .*COLUMN.FIELD"):
             load_captions(path, caption_column=column)
 
 
@@ -212,7 +212,7 @@ def test_one_row_a_caption(save, caplog):
     encoded = train.cast_column("image", Image(decode=False))
     assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
     assert train["style"][:] == ["s0", "s1", "s2"] and "sentid" not in train.column_names
-    assert "left out 'sentid', which differs among the rows of one image" in caplog.text
+    assert "ignored 'sentid', which differs among the rows of one image" in caplog.text
     assert "found 1 x repeated caption of image ('train-0')" in caplog.text
 
 
@@ -229,7 +229,7 @@ def test_one_row_a_caption_by_path(tmp_path, monkeypatch):
 def test_a_picture_in_two_splits_is_told(save, caplog):
     loaded = load_captions(save(image=[PICTURES[0]] * 2, captions=["a", "b"], split=["train", "test"]))
     assert {name: rows["captions"][:] for name, rows in loaded.items()} == {"train": [["a"]], "test": [["b"]]}
-    assert "found 1 x picture of test that train holds, too ('train-1')" in caplog.text
+    assert "found 1 x image of test that is also in train ('train-1')" in caplog.text
 
 
 def test_further_columns(save, caplog):
@@ -239,11 +239,11 @@ def test_further_columns(save, caplog):
     train = load_captions(path)["train"]
     assert train.column_names == ["image", "captions", "image_id", "label", "note"]
     assert train["label"][:] == [0, 1, 0, 1] and train["note"][:] == ["n", None, "m", "o"]
-    assert "rewards can read: label, note" in caplog.text and "ignored 'row'" in caplog.text
+    assert "further columns for rewards: label, note" in caplog.text and "ignored 'row'" in caplog.text
 
 
 def test_urls_are_no_images(save):
-    with pytest.raises(ValueError, match="column 'url' holds URLs, not images. .*img2dataset"):
+    with pytest.raises(ValueError, match="column 'url' contains URLs, not images. .*img2dataset"):
         load_captions(save(url=["https://example.org/a.jpg"], captions=["a"]), image_column="url")
 
 
@@ -298,7 +298,7 @@ def test_a_data_set_on_the_hub(tmp_path):
 
 def test_the_hub_without_a_network(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such data set.*Hub"):
+    with pytest.raises(FileNotFoundError, match="no file or folder 'nobody/nothing', and no such dataset.*Hub"):
         load_columns("nobody/nothing")
 
 
@@ -336,7 +336,7 @@ def test_paths_that_lead_out_of_the_folder_are_refused_by_name(tmp_path, monkeyp
     if (kind, how) == ("texts", "working directory"):  # relative to the folder of the data, where there is none
         assert len(load_captions(path)["train"]) == 1
         return
-    with pytest.raises(ValueError, match=r"d\.parquet: train, row 1 names .*Nothing outside of .*--image_root /"):
+    with pytest.raises(ValueError, match=r"d\.parquet: train, row 1 names .*Only files in .*--image_root /"):
         load_captions(path)
     assert len(load_captions(path, image_root="/")["train"]) == 2
     assert len(load_captions(path, image_root=tmp_path)["train"]) == 2
@@ -350,8 +350,8 @@ def test_addresses_in_a_local_file_are_left_out_and_counted(tmp_path, kind, capl
                  "s3://a/b.jpg", "simplecache::http://127.0.0.1:9/a.jpg", "reference://a::http://127.0.0.1:9/a.json"]
     path = _paths(tmp_path, [str(tmp_path / "data" / "0.jpg"), *addresses], kind)
     assert load_captions(path)["train"]["captions"][:] == [["caption 0"]]
-    assert "6 x address in place of a picture (not followed: download it first" in caplog.text
-    with pytest.raises(ValueError, match="address in place of a picture"):
+    assert "6 x URL instead of an image (not followed: download it first" in caplog.text
+    with pytest.raises(ValueError, match="URL instead of an image"):
         load_captions(path, strict=True)
 
 
@@ -365,5 +365,5 @@ def test_pictures_in_an_archive_beside_the_data(tmp_path, kind):
             archive.writestr("0.jpg", PICTURES[0])
     path = _paths(tmp_path, [f"zip://0.jpg::{tmp_path}/data/a.zip"], kind)
     assert load_captions(path)["train"][0]["image"].size == (40, 32)
-    with pytest.raises(ValueError, match="Nothing outside of"):
+    with pytest.raises(ValueError, match="Only files in"):
         load_captions(_paths(tmp_path, [f"zip://0.jpg::{tmp_path}/a.zip"], kind))

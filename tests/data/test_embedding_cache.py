@@ -98,7 +98,7 @@ def test_bytes_that_changed_are_named_and_computed_anew(dataset, scorer, tmp_pat
     content[-3] ^= 1
     (damaged.folder / name).write_bytes(content)
     _, found = embed_dataset(dataset, scorer, tmp_path / "cache")
-    assert f"{name} is not as it was written" in caplog.text
+    assert f"{name} has changed since it was written" in caplog.text
     for array in ("image_embeds", "caption_embeds", "caption_offsets"):
         assert torch.equal(getattr(found, array), getattr(expected, array))
 
@@ -108,7 +108,7 @@ def test_a_disk_without_room_is_found_before_the_work(dataset, scorer, tmp_path,
     # 10 images and 9 captions of 16 numbers of 2 bytes each, twice: as parts, and joined.
     free = 2 * (10 + sum(map(len, dataset["captions"]))) * scorer.embed_dim * 2
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free - 1))
-    with pytest.raises(OSError, match="No space left: The embeddings will take about"):
+    with pytest.raises(OSError, match="No space left: The embeddings will need about"):
         embed_dataset(dataset, counting, tmp_path / "cache")
     assert counting.num_images == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free))

@@ -79,7 +79,7 @@ def test_pictures_of_every_mode_are_embedded_and_losses_are_told(tmp_path, score
         assert len(embedded) == len(embeddings) == 6
         # A cached result says it again.
         (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
-        for part in ("1 x transparent picture", "('RGBA')", "1 x grey picture of more than 8 bits", "('I;16')"):
+        for part in ("1 x transparent image", "('RGBA')", "1 x grey image of more than 8 bits", "('I;16')"):
             assert part in record.getMessage()
 
 
@@ -213,7 +213,7 @@ def test_wrong_columns_and_no_rows(dataset, scorer):
     for wrong, message in [
         (dataset.remove_columns("captions"), "dataset has no column 'captions'"),
         (dataset.select([]), "dataset has no rows"),
-        (dataset.remove_columns("image").add_column("image", [1.5] * 3), "column 'image' should hold pictures"),
+        (dataset.remove_columns("image").add_column("image", [1.5] * 3), "column 'image' should contain images"),
     ]:
         with pytest.raises(ValueError, match=message):
             embed_dataset(wrong, scorer)
@@ -227,7 +227,7 @@ def test_neighbours_of_other_rows_are_refused_before_they_are_counted_anew(datas
 
 
 def test_neighbours_do_not_outlive_the_rows_that_they_count(broken_dataset, scorer):
-    with pytest.raises(ValueError, match="3 of 5 rows are left out, and the column 'neighbours' counts all of them"):
+    with pytest.raises(ValueError, match="3 of 5 rows are dropped, but the column 'neighbours' refers to all of them"):
         embed_dataset(broken_dataset.add_column("neighbours", [[1], [0], [1], [1], [1]]), scorer)
 
 
@@ -250,7 +250,7 @@ def test_save_and_load(tmp_path):
     assert len(pickle.dumps(loaded)) < 500  # as its folder, not as its content
     (tmp_path / "no").mkdir()
     (tmp_path / "no" / "image_embeds.npy").write_bytes(b"\x93NUMPY nothing")
-    with pytest.raises(ValueError, match="no' holds no caption embeddings"):
+    with pytest.raises(ValueError, match="no' contains no caption embeddings"):
         CaptionEmbeddings.load(tmp_path / "no")
 
 
@@ -299,5 +299,5 @@ def _npy(shape: str, kind: str = "<f4") -> bytes:
 def test_an_array_that_strangers_wrote_is_refused_by_name(tmp_path, content):
     CaptionEmbeddings(torch.eye(4), torch.eye(4), torch.arange(5)).save(tmp_path)
     (tmp_path / "image_embeds.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="holds no caption embeddings: "):
+    with pytest.raises(ValueError, match="contains no caption embeddings: "):
         CaptionEmbeddings.load(tmp_path)

@@ -61,7 +61,7 @@ def test_they_are_what_the_encoder_gives_and_are_found_again(parts, passes, tmp_
         torch.testing.assert_close(encoded(name), hidden, atol=2e-3, rtol=2e-3)
     with pytest.raises(ImageError, match="2.png.* cannot be decoded"):
         encoded("2")
-    with pytest.raises(ValueError, match="Image 'other' is not among those that were encoded"):
+    with pytest.raises(ValueError, match="Image 'other' is not among the encoded images"):
         encoded("other")
     assert torch.equal(pickle.loads(pickle.dumps(encoded))("3"), encoded("3"))  # into a worker
 
@@ -92,7 +92,7 @@ def test_what_has_changed_is_encoded_anew(parts, passes, tmp_path, changed):
 def test_no_room_for_them_is_said_before_they_are_written(parts, tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("", (), {"free": 10})())
-    with pytest.raises(OSError, match="The encoder's outputs will take about .* and the disk has"):
+    with pytest.raises(OSError, match="The encoder's outputs will need about .* but the disk has"):
         encode_images(files(tmp_path / "pictures"), *parts, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
@@ -124,9 +124,9 @@ def test_teacher_forcing_trains_the_same_captioner_from_encoded_images(tiny_mode
 
 def test_an_encoder_that_learns_and_views_that_change_have_no_cache(tiny_models, tmp_path):
     for settings in ({"frozen": False}, {"augmentation": Augmentation((0.5, 1.0))}):
-        with pytest.raises(ValueError, match="encoder_cache needs an encoder that is frozen, and .* augmentation"):
+        with pytest.raises(ValueError, match="encoder_cache needs a frozen encoder, and .* augmentation"):
             teacher_forcing(tiny_models, tmp_path, encoder_cache=str(tmp_path), **settings)
-    with pytest.raises(ValueError, match="encoder_cache holds .* set freeze_encoder"):
+    with pytest.raises(ValueError, match="encoder_cache stores .* set freeze_encoder"):
         tiny.make_trainer(tiny_models, tmp_path, encoder_cache=str(tmp_path))
 
 

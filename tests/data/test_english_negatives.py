@@ -65,6 +65,6 @@ def test_what_another_caption_says_is_no_negative() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="'typo'; there are noun, colour, .*, repeat"):
+    with pytest.raises(ValueError, match="'typo'; choose one of noun, colour, .*, repeat"):
         hard_negative("a dog", "typo", random.Random(0))
     assert len(KINDS) == len(set(KINDS)) == 12

@@ -60,8 +60,8 @@ def test_other_keys_become_columns(folder, caplog):
         "on": [None, True],
     }
     assert loaded["train"].features == loaded["test"].features  # also where a split lacks a key
-    assert "further columns, which rewards can read: mood, size, on" in caplog.text
-    assert "ignored 'boxes', 'row': a further column should hold texts, numbers or booleans" in caplog.text
+    assert "further columns for rewards: mood, size, on" in caplog.text
+    assert "ignored 'boxes', 'row': a further column should contain texts, numbers or booleans" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_skips_are_counted_and_named(folder, caplog):
 def test_no_metadata_and_empty_metadata(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl"):
         load_image_folder(tmp_path)
-    with pytest.raises(ValueError, match="there are no images in it"):
+    with pytest.raises(ValueError, match="it contains no images"):
         load_image_folder(folder("", ""))
 
 
@@ -108,7 +108,7 @@ def test_captions_under_another_key(folder):
         load_image_folder(path, caption_column="words")
     for more in ({"text": "A.", "caption": "B."}, {"words": "A."}):
         names = ", ".join(["file_name", *more])
-        with pytest.raises(ValueError, match=f"line 1: which of the keys holds the captions.*_column .*{names}"):
+        with pytest.raises(ValueError, match=f"line 1: which of the keys contains the captions.*_column .*{names}"):
             load_image_folder(folder({"file_name": "pets/0.png", **more}))
 
 
@@ -129,7 +129,7 @@ def test_missing_captions_are_skipped_and_counted(folder, caplog):
     )
     assert load_image_folder(path)["train"]["captions"][:] == [["A dog."]]
     assert "6 x empty caption of image ('pets/0.png', 'pets/1.png', 'pets/1.png', 'pets/1.png'" in caplog.text
-    assert "1 x caption that is no text (int) of image ('pets/1.png')" in caplog.text
+    assert "1 x caption that is not text (int) of image ('pets/1.png')" in caplog.text
     with pytest.raises(ValueError, match="empty caption of image: 'pets/0.png'"):
         load_image_folder(path, strict=True)
 
@@ -141,7 +141,7 @@ def test_rows_of_one_picture_are_one_image_whatever_their_ids(folder, caplog):
     assert train["captions"][:] == [["A.", "B."]] and train["image_id"][:] == ["0"]
     assert train["style"][:] == ["short"] and "turn" not in train.column_names
     assert "found 1 x repeated caption of image ('0')" in caplog.text
-    assert "left out 'turn', which differs among the rows of one image" in caplog.text
+    assert "ignored 'turn', which differs among the rows of one image" in caplog.text
 
 
 def test_ids_that_a_table_made_floats(folder):

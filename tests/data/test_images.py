@@ -142,7 +142,7 @@ def test_losses_are_told_in_one_warning(caplog):
     assert not caplog.records
     warn_of_losses("photos", [("a.png", SEE_THROUGH), ("b.tif", DEEP), ("c.png", SEE_THROUGH)])
     (record,) = caplog.records
-    for part in ("photos: ", "2 x transparent picture", "('a.png', 'c.png')", "1 x grey picture of more than 8 bits"):
+    for part in ("photos: ", "2 x transparent image", "('a.png', 'c.png')", "1 x grey image of more than 8 bits"):
         assert part in record.getMessage()
 
 
@@ -216,12 +216,12 @@ def test_decoders_that_nobody_needs_are_not_started(kind, tmp_path):
     if kind == "JPEG2000" and not features.check("jpg_2000"):
         pytest.skip("this installation of PIL cannot write JPEG 2000")
     content = encoded(Image.new("RGB", (16, 16)), kind)
-    with pytest.raises(ImageError, match=f"format {kind} are not read. Convert it to PNG or JPEG"):
+    with pytest.raises(ImageError, match=f"format {kind} is not supported. Convert the image to PNG or JPEG"):
         decode_image(content)
     (tmp_path / "a.png").write_bytes(content["bytes"])  # whatever its name says
-    with pytest.raises(ImageError, match=rf"a\.png.*format {kind} are not read"):
+    with pytest.raises(ImageError, match=rf"a\.png.*format {kind} is not supported"):
         decode_image({"path": str(tmp_path / "a.png"), "bytes": None})
-    with pytest.raises(ImageError, match=f"format {kind} are not read"):
+    with pytest.raises(ImageError, match=f"format {kind} is not supported"):
         decode_image(Image.open(io.BytesIO(content["bytes"])))
     (tmp_path / f"a.{kind.lower()}").write_bytes(content["bytes"])
     assert [path.name for path in picture_files(tmp_path)] == ["a.png"]
@@ -230,7 +230,7 @@ def test_decoders_that_nobody_needs_are_not_started(kind, tmp_path):
 def test_a_file_is_not_read_beyond_the_largest_picture(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_distinct.data.images.MAX_FETCHED_BYTES", 1000)
     (tmp_path / "endless").write_bytes(bytes(1001))
-    with pytest.raises(ImageError, match="more than 1000 bytes, the most that a picture may have"):
+    with pytest.raises(ImageError, match="more than 1000 bytes, the maximum size of an image file"):
         decode_image({"path": f"file://{tmp_path / 'endless'}", "bytes": None})
 
 
@@ -277,7 +277,7 @@ def test_several_pictures_tell_which_of_them_failed(tmp_path):
     found = decode_images([good, None, missing, np.zeros((4, 4, 3)), good], whole)
     assert len(found.images) == 2 and list(found.failures) == [1, 2, 3]
     assert "no.png" in found.failures[2]
-    assert "a ndarray is no picture: give a path, or PIL.Image.fromarray(array)" in found.failures[3]
+    assert "a ndarray is not an image: pass a path, or PIL.Image.fromarray(array)" in found.failures[3]
 
 
 def test_paths_may_lead_into_an_archive(tmp_path):
@@ -300,8 +300,8 @@ def test_pictures_are_found_at_any_depth_by_the_ends_of_their_names(tmp_path):
 
 def test_a_folder_without_pictures_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no pictures: of 1 files, none"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no images: none of its 1 files"):
         picture_files(tmp_path)
     for nothing in (tmp_path / "a.txt", tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=f"{nothing} is no folder"):
+        with pytest.raises(ValueError, match=f"{nothing} is not a folder"):
             picture_files(nothing)

@@ -74,8 +74,8 @@ def test_another_machine_finds_it_and_embeds_nothing(mined, scorer, tmp_path, mo
     assert {name.split("/")[-1] for name in files} == {"README.md", FILE, "statistics.json"} | arrays
     for name, content in files.items():
         assert str(tmp_path.parent).encode() not in content and TOKEN.encode() not in content, name
-    assert "| R@1 of people's captions | 0.500 among 8 pictures |" in files["README.md"].decode()
-    assert "of 9 pictures and 9 captions" in files["README.md"].decode().replace("\n", " ")
+    assert "| R@1 of people's captions | 0.500 among 8 images |" in files["README.md"].decode()
+    assert "of 9 images and 9 captions" in files["README.md"].decode().replace("\n", " ")
 
     shutil.rmtree(folder)
     pulled, there = Path(done.stdout.strip()), pictures(tmp_path / "there")
@@ -101,7 +101,7 @@ def test_pictures_of_another_size_or_captions_of_other_words_are_not_found(score
 
 
 def test_what_mining_did_not_finish_is_not_pushed(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"is not a folder that `hf-distinct mine` has completed"):
+    with pytest.raises(ValueError, match=r"is not a completed output folder of `hf-distinct mine`"):
         push_folder(tmp_path, NAME, repo_type="dataset", token="hf_never_used")
 
 
@@ -113,7 +113,7 @@ def test_a_folder_is_what_it_is(tmp_path):
 def test_neither_a_folder_nor_a_data_set(name, monkeypatch):
     with LoopbackHub() as hub:
         hub.adopt(monkeypatch)
-        with pytest.raises(ValueError, match=f"'{name}' is neither a folder nor a data set on {hub.endpoint}"):
+        with pytest.raises(ValueError, match=f"'{name}' is neither a folder nor a dataset on {hub.endpoint}"):
             pull(name)
 
 
@@ -148,18 +148,18 @@ def test_names_that_lead_out_are_not_followed(mined, tmp_path, name):
     manifest = folder / found.embeddings / "manifest.json"
     told = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**told, "portable_name": name}))
-    with pytest.raises(ValueError, match="manifest.json names .*, which is no folder beside it"):
+    with pytest.raises(ValueError, match="manifest.json names .*, which is not a folder next to it"):
         write_portable(folder, tmp_path / "here")
     found.embeddings = name
     found.save(folder / FILE)
-    with pytest.raises(ValueError, match="neighbours.safetensors.*folder beside it"):
+    with pytest.raises(ValueError, match="neighbours.safetensors.*folder next to it"):
         write_portable(folder, tmp_path / "here")
 
 
 def test_pickled_arrays_are_not_pushed(mined, tmp_path):
     folder, found = mined
     np.save(folder / found.embeddings / "image_embeds.npy", np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="holds no caption embeddings"):
+    with pytest.raises(ValueError, match="contains no caption embeddings"):
         write_portable(folder, tmp_path / "here")
 
 
@@ -184,6 +184,6 @@ def test_a_broken_manifest_is_one_error(mined, tmp_path, content):
     folder, found = mined
     (folder / found.embeddings / "manifest.json").write_text(content)
     (tmp_path / "target").mkdir()
-    with pytest.raises(ValueError, match="is not a folder that `hf-distinct mine` has completed"):
+    with pytest.raises(ValueError, match="is not a completed output folder of `hf-distinct mine`"):
         write_portable(folder, tmp_path / "target")
     assert not list((tmp_path / "target").iterdir())

@@ -65,7 +65,7 @@ def test_few_candidates_give_shorter_lists_and_a_warning(caplog):
     # cos 60 = 0.5, cos 70 = 0.342: row 0 has one candidate above 0.4; row 2, at 180, none.
     mined = mine_neighbours(with_ids(*"abc"), on_circle(0, 60, 180), num_neighbours=5, min_similarity=0.4)
     assert mined["neighbours"][:] == [[1], [0], []]
-    assert "3 of 3 images got fewer than 5 neighbours" in caplog.text
+    assert "3 of 3 images have fewer than 5 neighbours" in caplog.text
     assert mine_neighbours(with_ids("a"), on_circle(0))["neighbours"][:] == [[]]
     assert mine_neighbours(with_ids(*"ab"), on_circle(0, 90), first_rank=4)["neighbours"][:] == [[], []]
 
@@ -75,7 +75,7 @@ def test_summary_is_logged(caplog):
         mine_neighbours(with_ids(*"abcd"), on_circle(0, 1, 90, 150), num_neighbours=1)
     # Rank 1: cos 90 = 0, cos 89 = 0.0175, cos 60 = 0.5, cos 60 = 0.5; mean 0.254. Rows 0 and 1 are near duplicates.
     assert "rank 1: 0.254" in caplog.text
-    assert "left out for 50.0% of the images" in caplog.text
+    assert "rejected for 50.0% of the images" in caplog.text
 
 
 @settings(max_examples=200, deadline=None)
@@ -124,7 +124,7 @@ def test_any_setting_that_cannot_be(tmp_path):
         ({"via": "sounds"}, "via='sounds'"),
         ({"search": "lsh"}, "search='lsh'"),
         ({"min_recall": 0.0}, "min_recall=0.0"),
-        ({"via": "captions"}, "needs the embeddings of captions"),
+        ({"via": "captions"}, "needs embeddings of captions"),
     ]:
         with pytest.raises(ValueError, match=message):
             mine_neighbours(with_ids(*"ab"), on_circle(0, 1), **wrong)
@@ -254,7 +254,7 @@ def test_neighbours_whose_bytes_changed_are_mined_anew(cached, three_hundred, ca
     for place in (20, len(content) - 9):  # of the header, of the numbers
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         again = find_neighbours(three_hundred, cached, MiningSettings())
-        assert again.rows.tolist() == first.rows.tolist() and "mined anew" in caplog.text
+        assert again.rows.tolist() == first.rows.tolist() and "mined again" in caplog.text
         assert path.read_bytes() == content
         caplog.clear()
 

@@ -102,5 +102,5 @@ def test_every_full_caption_offers_every_kind():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="'typo'; there are relation, size, swap, shuffle, drop, cut"):
+    with pytest.raises(ValueError, match="'typo'; choose one of relation, size, swap, shuffle, drop, cut"):
         hard_negative("a dog", "typo", random.Random(0))

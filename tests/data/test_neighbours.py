@@ -29,9 +29,9 @@ def test_the_column_holds_the_ranks_taken(found):
     assert found.add_to(dataset)["neighbours"][:] == [[2, 3], [3, 2], [], []]
     assert found.add_to(dataset, count=1)["neighbours"][:] == [[2], [3], [], []]
     assert found.add_to(dataset)["x"][:] == list("abcd")
-    with pytest.raises(ValueError, match="3 neighbours are wanted, 2 were mined"):
+    with pytest.raises(ValueError, match="3 neighbours are needed, 2 were mined"):
         found.add_to(dataset, count=3)
-    with pytest.raises(ValueError, match="4 images do not fit a data set of 3 rows"):
+    with pytest.raises(ValueError, match="4 images do not fit a dataset of 3 rows"):
         found.add_to(dataset.select(range(3)))
 
 
@@ -52,9 +52,9 @@ def test_statistics_by_hand(found):
 def test_the_summary_is_about_the_ranks_taken(found, caplog):
     with caplog.at_level(logging.INFO):
         found.log_summary()
-    assert "rank 2: 0.400, rank 3: 0.150; near duplicates left out for 25.0% of the images" in caplog.text
+    assert "rank 2: 0.400, rank 3: 0.150; near duplicates rejected for 25.0% of the images" in caplog.text
     assert "rank 1" not in caplog.text
-    assert "2 of 4 images got fewer than 2 neighbours" in caplog.text
+    assert "2 of 4 images have fewer than 2 neighbours" in caplog.text
 
 
 def test_parts_below_each_other(found):
@@ -70,10 +70,10 @@ def test_saved_and_refused_elsewhere(found, tmp_path):
     assert loaded.similarities.tobytes() == found.similarities.tobytes()
     assert loaded.rejected.tolist() == found.rejected.tolist()
     assert (loaded.first_rank, loaded.searched, loaded.embeddings) == (2, {"kind": "exact"}, "embeddings-a")
-    with pytest.raises(ValueError, match=r"n\.safetensors' holds neighbours of another data set.*'embeddings-b'"):
+    with pytest.raises(ValueError, match=r"n\.safetensors' contains neighbours of another dataset.*'embeddings-b'"):
         Neighbours.load(tmp_path / "n.safetensors", "embeddings-b")
     write_tensors(tmp_path / "other.safetensors", {"rows": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"other\.safetensors' holds no mined neighbours"):
+    with pytest.raises(ValueError, match=r"other\.safetensors' contains no mined neighbours"):
         Neighbours.load(tmp_path / "other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         Neighbours.load(tmp_path / "none.safetensors")
@@ -82,9 +82,9 @@ def test_saved_and_refused_elsewhere(found, tmp_path):
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ('{"embeddings": "../../home"}', "embeddings is '../../home', where the name of a folder beside it"),
+        ('{"embeddings": "../../home"}', "embeddings is '../../home', but should be the name of a folder next to it"),
         ('{"embeddings": 3}', "embeddings is 3"),
-        ('{"first_rank": 9}', "first_rank is 9, where 3 ranks were mined"),
+        ('{"first_rank": 9}', "first_rank is 9, but 3 ranks were mined"),
         ('{"first_rank": true}', "first_rank is True"),
         ("[" * 100_000, "nested too deeply"),
         ('{"first_rank": ' + "1" * 5000 + "}", "about: this is not JSON"),
@@ -95,7 +95,7 @@ def test_saved_and_refused_elsewhere(found, tmp_path):
 )
 def test_what_strangers_wrote_into_it_is_refused_by_name(found, tmp_path, about, message):
     write_tensors(tmp_path / "n.safetensors", found.to_tensors()[0], {"about": about})
-    with pytest.raises(ValueError, match=rf"(?s)n\.safetensors' holds no mined neighbours: .*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)n\.safetensors' contains no mined neighbours: .*{message}"):
         Neighbours.load(tmp_path / "n.safetensors")
 
 
@@ -104,5 +104,5 @@ def test_what_strangers_wrote_into_it_is_refused_by_name(found, tmp_path, about,
 def test_arrays_of_other_shapes_are_refused_by_name(found, tmp_path, name, value):
     tensors, about = found.to_tensors()
     write_tensors(tmp_path / "n.safetensors", tensors | {name: value}, about)
-    with pytest.raises(ValueError, match=r"n\.safetensors' holds no mined neighbours"):
+    with pytest.raises(ValueError, match=r"n\.safetensors' contains no mined neighbours"):
         Neighbours.load(tmp_path / "n.safetensors")

@@ -47,8 +47,8 @@ class Rows(torch.utils.data.Dataset):
     ("given", "message"),
     [
         (None, "train_dataset should be a datasets.Dataset, not None"),
-        (Rows(), r"not a Rows. Make one of rows.*datasets.Dataset.from_list\(list\(rows\)\)"),
-        ([{"image": None}], "not a list. Make one of rows"),
+        (Rows(), r"not a Rows. Make one from rows.*datasets.Dataset.from_list\(list\(rows\)\)"),
+        ([{"image": None}], "not a list. Make one from rows"),
         (IterableDataset.from_generator(lambda: iter(())), r"not a stream \(IterableDataset\).*without stream"),
         (
             datasets.DatasetDict({"train": rows(), "test": rows()}),
@@ -58,18 +58,18 @@ class Rows(torch.utils.data.Dataset):
         (rows(image=None), "train_dataset has no column 'image' .* it has captions, image_id"),
         (rows(captions=None), "train_dataset has no column 'captions'"),
         (rows(image_id=None), "train_dataset has no column 'image_id'"),
-        (rows(captions=[1, 2]), "column 'captions' should hold a text or a list of texts a row; it is Value"),
-        (rows(captions=[[["a"]], [["b"]]]), "column 'captions' should hold"),
-        (rows(image_id=[0.5, 1.5]), "column 'image_id' should hold texts or integers"),
+        (rows(captions=[1, 2]), "column 'captions' should contain a text or a list of texts per row; it is Value"),
+        (rows(captions=[[["a"]], [["b"]]]), "column 'captions' should contain"),
+        (rows(image_id=[0.5, 1.5]), "column 'image_id' should contain texts or integers"),
         (rows(image_id=["a", None]), "row 1 has no image_id"),
         (rows(image_id=["a", " "]), "row 1 has no image_id"),
-        (rows(image=[1, 2]), "column 'image' should hold pictures"),
-        (rows(image=[(PIXELS / 255).tolist()] * 2), "column 'image' should hold pictures"),
-        (rows(image=[PIXELS.transpose(2, 0, 1)] * 2), "column 'image' cannot be read as pictures"),
+        (rows(image=[1, 2]), "column 'image' should contain images"),
+        (rows(image=[(PIXELS / 255).tolist()] * 2), "column 'image' should contain images"),
+        (rows(image=[PIXELS.transpose(2, 0, 1)] * 2), "column 'image' cannot be read as images"),
         (rows().cast_column("image", Image(mode="L")), "column 'image' is converted to mode 'L'"),
         (rows().with_transform(lambda batch: batch), r"train_dataset has a transform .*use dataset.map"),
-        (rows(captions=[["."], []]), "no row has a caption that can be used: 1 x empty caption of image"),
-        (rows(image_id=["a", "a"]), "image_id 'a' names two pictures, in rows 0 and 1"),
+        (rows(captions=[["."], []]), "no row has a usable caption: 1 x empty caption of image"),
+        (rows(image_id=["a", "a"]), "image_id 'a' is used for two images, in rows 0 and 1"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(given, message):
@@ -119,7 +119,7 @@ def test_rows_of_one_picture_become_one(caplog):
     captions, ids = ["a dog", "a cat", "a bird"], [5, 5, 6]
     found = as_captioned(Dataset.from_dict({"image": same, "captions": captions, "image_id": ids}), "train_dataset")
     assert found["captions"][:] == [["a dog", "a cat"], ["a bird"]] and found["image_id"][:] == ["5", "6"]
-    assert "1 rows repeat the picture of an earlier row; their captions are joined to its own ('5')" in caplog.text
+    assert "1 rows repeat the image of an earlier row; their captions are added to that row ('5')" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["path", "bytes", "struct", "array", "tensor", "decode=False"])
@@ -182,7 +182,7 @@ def test_embeddings_are_those_of_the_rows():
     assert problem.startswith("The embeddings have 2 numbers each, those of the scorer 'clip' 16")
     other = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 1, 3]))
     (problem,) = embeddings_problems(given, other, "train_dataset")
-    assert problem.startswith("Row 0 of train_dataset has 2 captions, but its embeddings belong to 1.")
+    assert problem.startswith("Row 0 of train_dataset has 2 captions, but 1 were embedded.")
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_embeddings_are_those_of_the_rows():
         ([[1], [0]], 1, None),
         ([[1], []], 1, None),  # an image may have fewer
         ([[1], [0]], 5, None),  # there are no more
-        ([[1, 1], [0]], 1, "pool_neighbours=1, but its column 'neighbours' holds 2 in each row. Set pool"),
-        ([[1], [2]], 0, "row 1 has the neighbour 2, and there are 2 rows"),
+        ([[1, 1], [0]], 1, "pool_neighbours=1, but its column 'neighbours' has 2 in each row. Set pool"),
+        ([[1], [2]], 0, "row 1 has the neighbour 2, but there are 2 rows"),
         ([[-1], [0]], 0, "row 0 has the neighbour -1"),
         ([[1], [1]], 0, "row 1 is its own neighbour"),
-        ([["b"], ["a"]], 0, "should hold lists of row numbers"),
-        ([1, 0], 0, "should hold lists of row numbers"),
+        ([["b"], ["a"]], 0, "should contain lists of row numbers"),
+        ([1, 0], 0, "should contain lists of row numbers"),
     ],
 )
 def test_neighbours_that_came_with_the_data(neighbours, wanted, message):

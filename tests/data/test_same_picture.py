@@ -36,8 +36,8 @@ def test_captions_move_to_the_first_row_in_the_same_split():
     assert captions == [[], ["a", "b"], [], ["c"], ["d"]] and moved == {2: 1}
     assert skips.notes == {
         "repeated caption of image": ["i1"],
-        "picture of test that train holds, too": ["i3"],
-        "image id of several pictures": ["i1"],
+        "image of test that is also in train": ["i3"],
+        "image id of several images": ["i1"],
     }
 
 

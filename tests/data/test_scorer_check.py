@@ -16,7 +16,7 @@ def test_recall_by_hand():
     assert check == ScorerCheck(recall_at_1=0.5, gallery=3, captions=4)
     # Of rows of one id the first is taken: without picture 2 and its caption, two of three are right.
     assert check_scorer(embeddings, ["a", "b", "a"]) == ScorerCheck(2 / 3, 2, 3)
-    with pytest.raises(ValueError, match="1 picture is not enough"):
+    with pytest.raises(ValueError, match="1 image is not enough"):
         check_scorer(embeddings, ["a", "a", "a"])
 
 

@@ -115,7 +115,7 @@ def test_a_lost_split_is_told(picture, tmp_path, caplog):
 
 def test_no_images_and_no_usable_images(tmp_path):
     table = CaptionTable("source")
-    with pytest.raises(ValueError, match="source: there are no images in it"):
+    with pytest.raises(ValueError, match="source: it contains no images"):
         table.finish()
     for number in range(7):
         table.add(str(number), tmp_path / f"{number}.png", ["a"], "train", f"row {number}")

@@ -79,7 +79,7 @@ def test_missing_captions_are_skipped_and_counted(tmp_path, caplog):
     files = {f"{i}.{k}": v for i, r in enumerate(records) for k, v in (("jpg", PICTURES[i]), ("json", json.dumps(r)))}
     assert load_captions(write(tmp_path / "a.tar", files))["train"]["captions"][:] == [["a"]]
     assert "3 x empty caption of image ('a.tar/0', 'a.tar/0', 'a.tar/2')" in caplog.text
-    assert "1 x caption that is no text (int) of image ('a.tar/0')" in caplog.text
+    assert "1 x caption that is not text (int) of image ('a.tar/0')" in caplog.text
     assert "2 x image without a caption ('a.tar/1', 'a.tar/2')" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_byte_order_marks_and_other_encodings(tmp_path, caplog):
         files |= {name.replace("txt", "jpg"): PICTURES[number], name: content}
     path = write(tmp_path / "a.tar", files)
     assert load_captions(path)["train"]["captions"][:] == [["a dog"], ["un café"]]
-    assert "1 x caption file that is not UTF-8 (save it so) ('a.tar/2.txt')" in caplog.text
+    assert "1 x caption file that is not UTF-8 (save it as UTF-8) ('a.tar/2.txt')" in caplog.text
     with pytest.raises(ValueError, match=r"caption file that is not UTF-8 .*a\.tar/2\.txt"):
         load_captions(path, strict=True)
 
@@ -110,8 +110,8 @@ def test_samples_of_one_picture_are_one_image(tmp_path, caplog):
     assert train.column_names == ["image", "captions", "image_id", "style"] and train["style"][:] == ["x", "y", "z"]
     encoded = train.cast_column("image", Image(decode=False))
     assert [row["image"]["bytes"] for row in encoded] == PICTURES[:3]
-    assert "found 1 x picture of validation that train holds, too ('val-0.tar/9')" in caplog.text
-    assert "left out 'n'" in caplog.text
+    assert "found 1 x image of validation that is also in train ('val-0.tar/9')" in caplog.text
+    assert "ignored 'n'" in caplog.text
 
 
 def test_keys_become_columns(tmp_path, caplog):

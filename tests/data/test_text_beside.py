@@ -46,20 +46,20 @@ def test_what_is_left_out_is_counted_and_named(write, caplog):
     (folder / "readme.txt").write_text("of somebody")
     assert load_text_beside(folder)["train"]["image_id"][:] == ["0.png"]
     for said in (
-        "1 x picture without a text file ('1.png')", "1 x caption file that is not UTF-8 (save it so) ('2.txt')",
-        "1 x image without a caption ('3.png')", "found 1 x text file without a picture ('readme.txt')",
+        "1 x image without a text file ('1.png')", "1 x caption file that is not UTF-8 (save it as UTF-8) ('2.txt')",
+        "1 x image without a caption ('3.png')", "found 1 x text file without an image ('readme.txt')",
     ):  # fmt: skip
         assert said in caplog.text
-    with pytest.raises(ValueError, match=r"picture without a text file: '1\.png'"):
+    with pytest.raises(ValueError, match=r"image without a text file: '1\.png'"):
         load_text_beside(folder, strict=True)
 
 
 def test_settings_without_a_use_are_refused(write):
     folder = write({"0.png": ("0.txt", "a")})
-    with pytest.raises(ValueError, match="a folder of pictures with texts: leave out caption_column='x'"):
+    with pytest.raises(ValueError, match="a folder of images with texts: leave out caption_column='x'"):
         load_captions(folder, caption_column="x")
 
 
 def test_pictures_without_any_text(write):
-    with pytest.raises(ValueError, match=r"no \.txt files beside pictures"):
+    with pytest.raises(ValueError, match=r"no \.txt files next to images"):
         load_captions(write({"0.png": None}))

@@ -76,7 +76,7 @@ def test_what_says_nothing_is_empty(empty):
 def test_what_is_no_text(value):
     skips = Skips("source")
     assert clean_captions([value], "7", skips) == []
-    name = f"caption that is no text ({type(value).__name__}) of image"
+    name = f"caption that is not text ({type(value).__name__}) of image"
     assert skips.names == {name: ["7"], "image without a caption": ["7"]}
 
 

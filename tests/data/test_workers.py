@@ -84,10 +84,10 @@ def test_a_worker_without_room_says_so():
         share([torch.zeros(10_000), None])
         return 1
 
-    with pytest.raises(ValueError, match="no room in shared memory") as raised:
+    with pytest.raises(ValueError, match="too little shared memory") as raised:
         loaded(make, no_room)
     said = said_by_worker(raised.value)
-    assert said.startswith("A worker found no room in shared memory (") and "Traceback" not in said
+    assert said.startswith("A worker has too little shared memory (") and "Traceback" not in said
     assert "--shm-size" in said
     share([torch.zeros(10_000)])  # outside of a worker nothing is moved
 
@@ -95,7 +95,7 @@ def test_a_worker_without_room_says_so():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Workers are killed where memory or shared memory is short."),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Workers are killed if memory or shared memory is short."),
         (lambda: decode_image(None), "image cannot be decoded: ValueError: the row has no image (null)"),
         (lambda: Path("/nowhere/at/all").read_text(), "No such file or directory: '/nowhere/at/all'"),
     ],

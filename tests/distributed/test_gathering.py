@@ -58,7 +58,7 @@ def test_two_processes_see_all_rows_in_the_order_of_processes(tmp_path, run_proc
         ({"MASTER_ADDR": "10.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, 4, None),  # under MPI
         ({"MASTER_ADDR": "10.0.0.1", "ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2"}, 2, None),
         ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, 1, "asked for several processes"),
-        ({"WORLD_SIZE": "2"}, 1, "asked for 2 processes, and this one finds 1"),
+        ({"WORLD_SIZE": "2"}, 1, "asked for 2 processes, but this process finds 1"),
     ],
 )
 def test_another_number_of_processes_than_was_asked_for_is_an_error(monkeypatch, environment, found, message):

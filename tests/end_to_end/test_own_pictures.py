@@ -169,7 +169,7 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     ):
         assert any(reason in line and name in line for line in finished.stderr.splitlines()), (reason, finished.stderr)
     assert finished.stderr.count("undecodable image") == 1
-    assert "It can hardly retrieve in this domain" in finished.stderr  # the tiny scorer is random
+    assert "The scorer can hardly retrieve in this domain" in finished.stderr  # the tiny scorer is random
 
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics) == ["before", "after", "people"]
@@ -330,7 +330,7 @@ def test_a_batch_that_the_pictures_do_not_fill(refusal):
 
 def test_a_batch_of_one(refusal):
     message = refusal(per_device_train_batch_size=1, memory_batches=0)
-    assert "something to contrast with" in message
+    assert "other images to compare with" in message
 
 
 def test_captioner_without_a_start_token(refusal, tiny_models, tmp_path):
@@ -349,7 +349,7 @@ def test_captioner_that_does_not_exist(refusal, tmp_path):
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    [("[float('nan')] * len(captions)", "5 steps in a row"), ("[1.0] * 3", "gave 3 values for 18 captions")],
+    [("[float('nan')] * len(captions)", "5 steps in a row"), ("[1.0] * 3", "returned 3 values for 18 captions")],
 )
 def test_a_reward_of_ones_own_that_fails(refusal, tmp_path, body, expected):
     file = tmp_path / "own.py"

@@ -23,9 +23,9 @@ def test_ref_clip_score_by_hand():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="one row of equal width each"):
+    with pytest.raises(ValueError, match="embeddings of the same shape"):
         clip_scores(TEXTS, IMAGES[:2])
     with pytest.raises(ValueError, match="image 1 has no reference"):
         ref_clip_scores(TEXTS, IMAGES, TEXTS, torch.tensor([0, 0, 2]))
-    with pytest.raises(ValueError, match="3 references need a row each"):
+    with pytest.raises(ValueError, match="3 references need one row number each"):
         ref_clip_scores(TEXTS, IMAGES, TEXTS, torch.tensor([0, 1]))

@@ -64,4 +64,4 @@ def test_judges_of_language(tmp_path):
     assert found["grammar"] == judge.accepts(captions).mean()
     assert found["perplexity"] == pytest.approx(value_of(perplexity(*both.model.surprise(captions)), 2))
     (line,) = both.told()
-    assert line.endswith("captions it did not learn from: people 0.88, cut 0.50.")
+    assert line.endswith("held-out captions: people 0.88, cut 0.50.")

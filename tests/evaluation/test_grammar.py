@@ -99,9 +99,9 @@ def _config(folder, **changed):
         (lambda folder: (folder / "config.json").unlink(), "No such file"),
         (lambda folder: (folder / "config.json").write_text("{"), "Expecting"),
         (lambda folder: _config(folder, kind="bert"), "not that of a caption grammar judge"),
-        (lambda folder: _config(folder, width=10**9), "width=1000000000 is no number from 1 to 1024"),
+        (lambda folder: _config(folder, width=10**9), "width=1000000000 is not a number from 1 to 1024"),
         (lambda folder: _config(folder, vocabulary=["dog"]), "judges of different sizes"),
-        (lambda folder: _config(folder, vocabulary=[["dog"]]), "no list of words"),
+        (lambda folder: _config(folder, vocabulary=[["dog"]]), "not a list of words"),
         (lambda folder: _config(folder, accuracy=[1]), "accuracy"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"pickle"), "Error while deserializing"),
     ],
@@ -109,7 +109,7 @@ def _config(folder, **changed):
 def test_a_damaged_one_is_one_clear_line(judge, tmp_path, spoil, said):
     judge.save(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(ValueError, match="holds no judge of grammar that can be read") as error:
+    with pytest.raises(ValueError, match="contains no readable grammar judge") as error:
         GrammarJudge.load(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
 

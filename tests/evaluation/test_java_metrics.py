@@ -9,9 +9,9 @@ from hf_distinct.evaluation.java_metrics import check_java, meteor_scores, spice
 
 def test_without_java(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="METEOR runs in Java, and there is no `java` on the PATH"):
+    with pytest.raises(ValueError, match="METEOR needs Java, and there is no `java` on the PATH"):
         meteor_scores(["a"], [["a"]])
-    with pytest.raises(ValueError, match="SPICE runs in Java"):
+    with pytest.raises(ValueError, match="SPICE needs Java"):
         check_java("SPICE")
 
 

@@ -115,7 +115,7 @@ def test_scoring_takes_the_causal_kernel_without_a_mask(tiny_models, monkeypatch
 
 def test_captions_that_are_not_as_many_for_each_image_are_refused(tiny_models):
     model = captioner(tiny_models)
-    with pytest.raises(ValueError, match="7 captions cannot be of 3 images"):
+    with pytest.raises(ValueError, match="7 captions cannot be divided evenly among 3 images"):
         caption_logits(model, images(), captions()[:7])
 
 

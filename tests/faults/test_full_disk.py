@@ -33,7 +33,7 @@ def test_the_run_stops_says_why_and_goes_on_when_there_is_room(tiny_models, tmp_
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert "checkpoint-2 could not be written: " in found["error"]
-    assert "checkpoint-1 is whole" in found["error"] and "resume_from_checkpoint true" in found["error"]
+    assert "newest complete checkpoint is" in found["error"] and "resume_from_checkpoint true" in found["error"]
     assert found["left"] == ["checkpoint-1"]  # nothing torn takes up the room that is needed
     assert found["resumed_from"] == 1
     assert found["losses"] == found["undisturbed"][1:] and len(found["undisturbed"]) == 4

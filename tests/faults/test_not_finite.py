@@ -59,7 +59,7 @@ def test_the_step_is_left_out_named_and_counted(make_trainer, caplog, row, value
     assert not torch.equal(watcher.weights[1][embedding], watcher.weights[2][embedding])
     assert all(torch.equal(watcher.weights[0][name], weight) for name, weight in watcher.weights[1].items())
     assert watcher.counts == [1, 1, 2] and trainer.void_steps.count == 1
-    assert f"step 2 is left out: reward 'flaky' is {value} for image 'train-0-" in caplog.text
+    assert f"step 2 is skipped: reward 'flaky' is {value} for image 'train-0-" in caplog.text
     assert [line.get("skipped_steps") for line in trainer.state.log_history[:3]] == [None, 1, 1]
     assert all(math.isfinite(x) for line in trainer.state.log_history for x in line.values())
 
@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_counts_too(make_trainer, caplog):
         trainer.reference_model.decoder.transformer.h[0].mlp.c_proj.bias[0] = math.nan
     with pytest.raises(ValueError, match=f"{SKIPPED_IN_A_ROW} steps in a row"):
         trainer.train()
-    assert "step 1 is left out: the loss is nan" in caplog.text
+    assert "step 1 is skipped: the loss is nan" in caplog.text
 
 
 def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_makes_no_step(make_trainer, caplog):
     assert not all(torch.equal(second[name], weight) for name, weight in third.items())
     assert all(weight.isfinite().all() for weight in third.values())
     assert trainer.void_steps.count == 1 and watcher.counts == [1, 1, 2]
-    assert "step 2 is left out: The gradient of decoder.transformer.wpe.weight is NaN or infinite" in caplog.text
+    assert "step 2 is skipped: The gradient of decoder.transformer.wpe.weight is NaN or infinite" in caplog.text
 
 
 def test_a_run_of_such_gradients_ends_the_training_and_the_good_checkpoint_stays(make_trainer, tmp_path):

@@ -62,12 +62,12 @@ def test_nothing_is_taken_unasked(tmp_path, setting):
 def test_true_begins_anew_where_nothing_is_whole(tmp_path, caplog):
     write(tmp_path, 1, sealed=False)
     assert checkpoints.choose("true", tmp_path) is None
-    assert "holds no whole checkpoint" in caplog.text
+    assert "has no complete checkpoint" in caplog.text
 
 
 def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
     torn, _ = write(tmp_path, 1, sealed=False), write(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"checkpoint-1 is torn: it was never finished .* no whole checkpoint before"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 is incomplete: .* no complete checkpoint before"):
         checkpoints.choose(str(torn), tmp_path)
     with pytest.raises(ValueError, match="checkpoint-7: there is no such folder"):
         checkpoints.choose(str(tmp_path / "checkpoint-7"), tmp_path)
@@ -76,16 +76,16 @@ def test_a_named_one_that_cannot_be_taken_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("write_it", "reason", "advice"),
     [
-        (lambda: Path("/dev/full").write_text("x"), "No space left on device", "The disk is full: make room, then"),
-        (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "enforce fail", "but the disk may be full: make room"),
-        (lambda: Path("/nowhere/x").write_text("x"), "No such file or directory: '/nowhere/x'", "Mend that, then"),
-        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Mend that, then con"),
+        (lambda: Path("/dev/full").write_text("x"), "No space left on device", "disk is full: free some space"),
+        (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "enforce fail", "may be full: free some space"),
+        (lambda: Path("/nowhere/x").write_text("x"), "No such file or directory: '/nowhere/x'", "Fix this, then"),
+        (lambda: save_file({"x": torch.zeros(1)}, "/nowhere/x"), "No such file or directory", "Fix this, then con"),
     ],
     ids=["full", "torch", "folder", "safetensors"],
 )
 def test_what_cannot_be_written_is_one_kind_of_error(tmp_path, write_it, reason, advice):
     write(tmp_path, 4)
-    message = r"^out could not be written: .*--resume_from_checkpoint true; .*checkpoint-4 is whole"
+    message = r"^out could .*--resume_from_checkpoint true; the newest complete checkpoint is .*checkpoint-4"
     with pytest.raises(OSError, match=message) as caught, checkpoints.written_to("out", tmp_path):
         write_it()
     assert reason in str(caught.value) and advice in str(caught.value)
@@ -94,7 +94,7 @@ def test_what_cannot_be_written_is_one_kind_of_error(tmp_path, write_it, reason,
 def test_an_error_that_is_no_disks_passes_as_it_is(tmp_path, caplog):
     with pytest.raises(ZeroDivisionError), checkpoints.written_to("out", tmp_path):
         1 / 0  # noqa: B018
-    assert "out was not written: ZeroDivisionError: division by zero; there is no whole checkpoint yet" in caplog.text
+    assert "ZeroDivisionError: division by zero; there is no complete checkpoint yet" in caplog.text
 
 
 def test_the_oldest_are_removed_but_never_the_newest_nor_the_best(tmp_path):
@@ -117,7 +117,7 @@ def test_bytes_that_changed_are_noticed_in_every_file(tmp_path, caplog, name):
     content[len(content) // 2] ^= 1
     (damaged / name).write_bytes(content)
     assert checkpoints.choose("true", tmp_path) == str(before)
-    assert f"checkpoint-2 is torn and is not used: {name} is not as it was written" in caplog.text
+    assert f"checkpoint-2 is incomplete and is skipped: {name} has changed since it was written" in caplog.text
 
 
 def test_a_seal_that_holds_sizes_alone_still_counts(tmp_path):

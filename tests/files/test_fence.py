@@ -32,7 +32,7 @@ def test_outside(places, name, folder):
 
 
 def test_a_name_that_no_file_can_have_is_outside(places):
-    with pytest.raises(ValueError, match="Nothing outside of"):
+    with pytest.raises(ValueError, match="Only files in"):
         Fence([places / "data"]).check(places / "data" / ".." / "a\0b", "list.json[3]")
 
 

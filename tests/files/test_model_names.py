@@ -28,7 +28,7 @@ def test_a_path_is_never_a_short_name(tmp_path, monkeypatch, caplog):
     assert shipped_or_named(Path("judge")) == "./judge"
     assert not caplog.text
     assert shipped_or_named("judge") == shipped("judge")
-    assert "for the folder here write './judge'" in caplog.text
+    assert "to load the local folder, write './judge'" in caplog.text
 
 
 def test_every_place_takes_every_name(tiny_models, tmp_path):

@@ -33,10 +33,10 @@ def test_a_folder_of_another_run_is_refused_until_that_run_dies(held, make_train
     folder, other = held
     (tmp_path / "link").symlink_to(folder)
     for name in (folder, f"{folder}/", tmp_path / "link"):
-        with pytest.raises(ValueError, match="another run is at work in this folder"):
+        with pytest.raises(ValueError, match="another run is using this folder"):
             run_lock.claim(name)
     trainer = make_trainer(folder)
-    with pytest.raises(ValueError, match="another run is at work in this folder"):
+    with pytest.raises(ValueError, match="another run is using this folder"):
         trainer.train()
     assert list(folder.iterdir()) == []
     other.kill()

@@ -47,7 +47,7 @@ def change(path, **settings):
 def test_settings_that_name_code_are_found_wherever_they_stand(settings, count):
     found = list(code_problems(settings, "x/config.json"))
     assert len(found) == count
-    assert all(problem.startswith("x/config.json asks for code") and "never runs" in problem for problem in found)
+    assert all(problem.startswith("x/config.json requires c") and "never runs" in problem for problem in found)
 
 
 @pytest.mark.both_ends
@@ -56,7 +56,7 @@ def test_a_captioner_whose_decoder_is_code_is_refused_without_a_question(folder,
     config = json.loads((folder / "config.json").read_text())
     own = {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": f"{folder}--own.Own"}}
     change(folder / "config.json", decoder=config["decoder"] | own)
-    with pytest.raises(ValueError, match=r"config\.json asks for code of its own .*own\.Own"):
+    with pytest.raises(ValueError, match=r"config\.json requires custom code .*own\.Own"):
         Captioner(folder)
     assert not mark.exists()
 
@@ -81,7 +81,7 @@ def test_a_scorer_whose_config_causes_a_type_error_runs_no_code_either(folder, m
     esm = {"model_type": "esm", "vocab_list": ["a"], "is_folding_model": True}
     code = {"esmfold_config": {"trust_remote_code": 1}, "auto_map": {"AutoConfig": "own.Own"}}
     change(folder / "config.json", **esm, **code)
-    with pytest.raises(ValueError, match="asks for code of its own"):
+    with pytest.raises(ValueError, match="requires custom code"):
         ClipScorer(str(folder))
     # With an empty value the setting passes for harmless, and the error comes from transformers.
     change(folder / "config.json", esmfold_config={"trust_remote_code": 0}, auto_map={})
@@ -99,16 +99,16 @@ def test_a_scorer_whose_text_tower_is_somebodys_code_is_refused(folder, mark, tm
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(tower)
     change(folder / "open_clip_config.json", **config)
-    with pytest.raises(ValueError, match=r"tower/config\.json asks for code of its own"):
+    with pytest.raises(ValueError, match=r"tower/config\.json requires custom code"):
         ClipScorer(str(folder))
     # The same in a file by itself, and in the folder's own.
     (tower / "config.json").rename(tower / "any.json")
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(tower / "any.json")
     change(folder / "open_clip_config.json", **config)
-    with pytest.raises(ValueError, match=r"tower/any\.json asks for code of its own"):
+    with pytest.raises(ValueError, match=r"tower/any\.json requires custom code"):
         ClipScorer(str(folder))
     (tower / "any.json").rename(folder / "text_config.json")
-    with pytest.raises(ValueError, match=r"text_config\.json asks for code of its own"):
+    with pytest.raises(ValueError, match=r"text_config\.json requires custom code"):
         ClipScorer(str(folder))
     assert not mark.exists()
 

@@ -7,7 +7,7 @@ def test_what_changed_is_named(tmp_path):
     described = describe(tmp_path, [path])
     assert changed(tmp_path, described) is None
     path.write_bytes(b"abd")
-    assert "a.npy is not as it was written" in (changed(tmp_path, described) or "")
+    assert "a.npy has changed since it was written" in (changed(tmp_path, described) or "")
     path.write_bytes(b"ab")
     assert changed(tmp_path, described) == "a.npy has 2 bytes instead of 3"
     path.unlink()
@@ -19,7 +19,7 @@ def test_a_name_that_leads_out_is_not_read(tmp_path):
     (tmp_path / "private").write_bytes(b"abc")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "private")
     for name in ("../private", str(tmp_path / "private"), "link"):
-        assert changed(tmp_path / "in", {name: 3}) == f"{name} lies outside of {tmp_path / 'in'}"
+        assert changed(tmp_path / "in", {name: 3}) == f"{name} is outside of {tmp_path / 'in'}"
 
 
 def test_a_list_of_files_that_lost_a_digest_is_not_trusted(tmp_path):

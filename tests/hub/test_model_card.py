@@ -80,7 +80,7 @@ def test_the_cards_metadata_is_what_the_hub_reads(tmp_path):
     assert card.data.base_model == "microsoft/git-base" and card.data.license == "mit"
     assert {"hf_distinct", "reinforcement-learning"} <= set(card.data.tags)
     assert card.data.model_name == "Crab: a captioner"
-    assert card.data.co2_eq_emissions == {"emissions": 12.5, "source": "told by who trained it"}
+    assert card.data.co2_eq_emissions == {"emissions": 12.5, "source": "reported by its author"}
     # To the last digit. The NaN is left out: it is not JSON, which the Hub turns the metadata into.
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
         "judge/t2i_R@1": 0.7512345678,
@@ -144,7 +144,7 @@ def test_a_custom_reward_is_told_by_its_name_and_its_docstring():
 def test_codecarbons_measurement_is_taken_over(tmp_path):
     (tmp_path / "emissions.csv").write_text("project_name,emissions\nme,0.1\nme,0.25\n")  # in kilograms, run by run
     assert "250 g of CO2 equivalents, measured by CodeCarbon." in write(tmp_path)
-    assert "3 g of CO2 equivalents, told by who trained it." in write(tmp_path, emissions=3.0)
+    assert "3 g of CO2 equivalents, reported by its author." in write(tmp_path, emissions=3.0)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_codecarbons_measurement_is_taken_over(tmp_path):
 )  # fmt: skip
 def test_a_measurement_without_a_figure_is_left_out(tmp_path, caplog, content):
     (tmp_path / "emissions.csv").write_bytes(content.encode("latin-1"))
-    assert "CO2" not in write(tmp_path) and "has no figure in its last row" in caplog.text
+    assert "CO2" not in write(tmp_path) and "has no value in its last row" in caplog.text
 
 
 def test_captions_stand_on_the_card_as_they_are(tmp_path):
@@ -176,7 +176,7 @@ def test_a_card_that_somebody_edited_is_not_lost(tmp_path, caplog):
     by_hand = card.read_text()
     path = write_model_card(tmp_path, model_name="cap", data="other scenes")
     assert card.read_text() == by_hand and path.name == "model_card.md" and "other scenes" in path.read_text()
-    assert "README.md was written or edited by hand" in caplog.text and "the new card is model_card.md" in caplog.text
+    assert "edited by hand" in caplog.text and "the new card is saved as model_card.md" in caplog.text
 
 
 def test_a_card_tells_nothing_of_the_machine_or_its_user(tmp_path):
@@ -285,4 +285,4 @@ def test_a_readme_of_the_user_stays_and_so_does_a_card_of_theirs_beside_it(tmp_p
         path = write_model_card(tmp_path, model_name="cap", data=data)
         assert path.name == "model_card.1.md" and data in path.read_text()
     assert {(tmp_path / name).read_text() for name in ("README.md", "model_card.md")} == {"# My notes\n"}
-    assert "README.md was written or edited by hand. It stays as it is, and the new card is model_" in caplog.text
+    assert "README.md was written or edited by hand, so it is kept, and the new card is saved as model_" in caplog.text

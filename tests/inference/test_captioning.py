@@ -112,17 +112,17 @@ def test_what_cannot_be_done_is_said(captioner, tiny_models, tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"b\.png"):
         captioner([tmp_path / "b.png"])
-    with pytest.raises(ValueError, match="give num_samples"):
+    with pytest.raises(ValueError, match="set num_samples"):
         hf_distinct.caption([], tiny_models / "captioner", rerank_with=str(tiny_models / "scorer"))
     with pytest.raises(ValueError, match="nowhere"):
         Captioner(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="batch_size=0"):
         captioner([], batch_size=0)
     for wrong in ({"num_beams": 0}, {"num_beams": 2, "num_samples": 3}):
-        with pytest.raises(ValueError, match="for captions that are not sampled"):
+        with pytest.raises(ValueError, match="cannot be used with num_samples"):
             captioner([], **wrong)
     for wrong in ({"temperature": 0.0, "num_samples": 3}, {"temperature": 0.5}):
-        with pytest.raises(ValueError, match="must be positive, and is for samples"):
+        with pytest.raises(ValueError, match="must be positive, and needs num_samples"):
             captioner([], **wrong)
 
 

@@ -22,7 +22,7 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     flags = ["--output_dir", output, "--model", tiny_models / "captioner", "--batch_size", 2]
     done = forked.run("caption.py", folder, *flags)
     assert "left out" in done.stderr and "torn.jpg" in done.stderr and "4/4" in done.stderr
-    assert "of 5 files, 4 have the file ending of" in done.stderr
+    assert "4 of 5 files have an image file extension" in done.stderr
     assert "3 pictures (1 left out)" in done.stdout
     lines = [json.loads(line) for line in (output / "captions.jsonl").read_text().splitlines()]
     assert [line["file_name"] for line in lines] == ["0.PNG", "deep/1.PNG", "deep/er/2.bmp"]

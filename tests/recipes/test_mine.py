@@ -78,7 +78,7 @@ def test_it_leaves_what_it_says(mined):
 def test_a_scorer_that_cannot_retrieve_here_is_warned_about(mined):
     """The tiny scorer is random."""
     _, told = mined
-    assert "It can hardly retrieve in this domain" in told and "hf-distinct train-clip" in told
+    assert "The scorer can hardly retrieve in this domain" in told and "hf-distinct train-clip" in told
 
 
 def test_training_takes_it_all_from_there(mined, pictures, tiny_models, tmp_path):
@@ -101,7 +101,7 @@ def test_it_is_refused_for_anything_else(mined, pictures, tiny_models):
     scorer = ClipScorer(str(tiny_models / "scorer"))
     rows = load_captions(pictures, caption_column="text")["train"]
     settings, config = train["Settings"](mined=str(output)), RLCaptionConfig(output_dir=None)
-    with pytest.raises(ValueError, match="neighbours of another data set, other pictures or another scorer"):
+    with pytest.raises(ValueError, match="neighbours of another dataset, other images or another scorer"):
         train["take_mined"](rows.select(range(9)), scorer, settings, config)
     with pytest.raises(FileNotFoundError, match=r"neighbours\.safetensors"):
         train["take_mined"](rows, scorer, train["Settings"](mined=str(pictures)), config)

@@ -27,5 +27,5 @@ def test_a_second_run_is_refused_at_once(tmp_path, recipe):
         done = forked.run(recipe, "--output_dir", tmp_path, *COMMANDS[recipe], fails=True)
     finally:
         run_lock.release(tmp_path)
-    assert f"error: output_dir {tmp_path}: another run is at work in this folder" in done.stderr
+    assert f"error: output_dir {tmp_path}: another run is using this folder" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -145,7 +145,7 @@ def test_all_that_does_not_fit_is_said_before_anything_is_embedded(recipe, place
     monkeypatch.setattr(sys, "argv", argv)
     embedded = []
     monkeypatch.setattr(recipe, "embed_once", lambda *given: embedded.append(given))
-    with pytest.raises(ValueError, match=r"(?s)3 things do not fit.*16 positions.*'cidr' is.*8 training images"):
+    with pytest.raises(ValueError, match=r"(?s)3 problems.*16 positions.*'cidr' is.*8 training images"):
         recipe.main()
     assert embedded == []
 

@@ -44,7 +44,7 @@ def test_every_system_is_numbered_and_named(tmp_path, twins, panels):
 def test_png_and_what_cannot_be_shown(tmp_path):
     write_frontier_plot(systems(twins=True), tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 900
-    with pytest.raises(ValueError, match="no system has judge/t2i_R@1"):
+    with pytest.raises(ValueError, match="no system has both judge/t2i_R@1"):
         write_frontier_plot([System("a", {"CIDEr-D": [1.0]})], tmp_path / "plot.png")
 
 

@@ -29,5 +29,5 @@ def test_other_shapes_keep_theirs(tmp_path):
 
 
 def test_no_pictures(tmp_path):
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         write_picture_strip([], tmp_path / "strip.png")

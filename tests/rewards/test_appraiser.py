@@ -109,7 +109,7 @@ def test_a_column_that_is_not_there_is_known_at_construction(make_trainer):
         return [float(each == "short") for each in style]
 
     make_trainer(rewards=[by_style], dataset=scenes).train()
-    with pytest.raises(ValueError, match="'by_style' needs 'style', which is no column .*; these are .*image_id"):
+    with pytest.raises(ValueError, match="'by_style' needs 'style', which is not a column .*; these are .*image_id"):
         make_trainer(rewards=[by_style])
     with pytest.raises(ValueError, match="reward 'looking' needs 'image'"):
         make_trainer(rewards=[CallableReward(lambda captions, image: [], "looking")])
@@ -127,13 +127,13 @@ def test_any_kind_of_column_reaches_a_reward_and_a_hidden_one_is_told(make_train
     make_trainer(rewards=[look], dataset=scenes).train()
     objects, mood, prompts = seen[0]
     assert {len(each) for each in objects} == {0, 1} and set(mood) == {None, "calm"} and set(prompts) == {""}
-    assert "rewards do not see the dataset's column 'prompts'" in caplog.text
+    assert "rewards cannot see the dataset's column 'prompts'" in caplog.text
 
 
 def test_rewards_that_cannot_stand_together():
     same = [CallableReward(lambda captions: [], "own"), SimilarityReward(), CallableReward(lambda captions: [], "own")]
     told = list(reward_problems(same, ["obj"]))
-    assert len(told) == 1 and told[0].startswith("2 rewards are called 'own'")
+    assert len(told) == 1 and told[0].startswith("2 rewards have the name 'own'")
     for name in ("total", "discriminator"):
         (problem,) = reward_problems([CallableReward(lambda captions: [], name)], [])
         assert f"a reward cannot be called {name!r}" in problem
@@ -155,12 +155,12 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
     assert list(reward_problems(["cider"], [], [1.0])) == []
     assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
         "1 reward_weights for 2 rewards: set as many of both.",
-        "2 rewards are called 'cider', so the log could not show them separately: name them with "
+        "2 rewards have the name 'cider', so the log could not distinguish them: name them with "
         "CallableReward(function, name).",
     ]
     alone = RLCaptionConfig(per_device_train_batch_size=1, use_cpu=True)
     (problem,) = contrast_problems(["cider", "contrastive_t2i"], alone)
-    assert problem.startswith("A contrastive reward needs something to contrast with")
+    assert problem.startswith("A contrastive reward needs other images to compare with")
     assert list(contrast_problems(["cider"], alone)) == []
     assert list(contrast_problems(["contrastive"], RLCaptionConfig(memory_batches=1, use_cpu=True))) == []
 

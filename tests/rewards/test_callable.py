@@ -88,7 +88,7 @@ def test_what_a_function_logs(batch, caplog):
     batch.trainer_state = TrainerState(global_step=7)
     CallableReward(length)(batch)
     assert batch.metrics == {"longest": [9.0, 7.0]}
-    assert "reward 'length': log_extra('text') keeps nothing" in caplog.text
+    assert "reward 'length': log_extra('text') has no effect" in caplog.text
 
 
 def test_none_is_where_a_reward_does_not_apply(batch):
@@ -172,14 +172,14 @@ def test_a_value_that_is_no_number(batch, bad):
     def broken(captions):
         return [1.0, bad]
 
-    with pytest.raises(ValueError, match="reward 'broken' gave .* for row 1, caption 'a red cat'"):
+    with pytest.raises(ValueError, match="reward 'broken' returned .* for row 1, caption 'a red cat'"):
         CallableReward(broken)(batch)
 
 
 def test_arrays_are_searched_too(batch):
-    with pytest.raises(ValueError, match="reward 'broken' gave 'x' for row 0, caption 'a dog'"):
+    with pytest.raises(ValueError, match="reward 'broken' returned 'x' for row 0, caption 'a dog'"):
         CallableReward(lambda captions: np.array(["x", 1.0], dtype=object), "broken")(batch)
-    with pytest.raises(ValueError, match=r"reward 'broken' gave \[1.0\] for row 0"):
+    with pytest.raises(ValueError, match=r"reward 'broken' returned \[1.0\] for row 0"):
         CallableReward(lambda captions: torch.ones(2, 1), "broken")(batch)
 
 
@@ -192,24 +192,24 @@ def test_what_is_not_finite_is_left_to_the_trainer(batch, value):
 
 
 def test_too_few_values(batch):
-    message = r"reward 'broken' gave 1 values for 2 captions: row 1 \(caption 'a red cat'\) got none"
+    message = r"reward 'broken' returned 1 values for 2 captions: row 1 \(caption 'a red cat'\) has none"
     with pytest.raises(ValueError, match=message):
         CallableReward(lambda captions: [1.0], "broken")(batch)
 
 
 def test_too_many_values(batch):
-    with pytest.raises(ValueError, match="reward 'broken' gave 3 values for 2 captions: the rest belong to none"):
+    with pytest.raises(ValueError, match="reward 'broken' returned 3 values for 2 captions: return no more"):
         CallableReward(lambda captions: [1.0, 2.0, 3.0], "broken")(batch)
 
 
 @pytest.mark.parametrize("value", [None, 0.5, "ab", torch.tensor(1.0), {0: 1.0, 1: 2.0}, iter([1.0, 2.0])])
 def test_no_list(batch, value):
-    with pytest.raises(ValueError, match="reward 'broken' gave .* instead of a list of 2 numbers"):
+    with pytest.raises(ValueError, match="reward 'broken' returned .*, not a list of 2 numbers"):
         CallableReward(lambda captions: value, "broken")(batch)
 
 
 def test_a_parameter_that_is_no_column(batch):
-    said = "reward 'broken' needs 'weather', which is no column .*; these are image_id, year. The function may"
+    said = "reward 'broken' needs 'weather', which is not a column .*; these are image_id, year. The function may"
     with pytest.raises(ValueError, match=said):
         CallableReward(lambda captions, weather: [0, 0], "broken")(batch)
 
@@ -218,12 +218,12 @@ def test_the_columns_that_a_function_needs():
     reward = CallableReward(lambda completions, style, mood, year=1, *, log_metric: [0], "picky")
     assert not list(reward.problems(["style", "mood"]))
     (problem,) = reward.problems(["mood", "colour"])
-    assert "reward 'picky' needs 'style', which is no column" in problem and "these are colour, mood." in problem
+    assert "reward 'picky' needs 'style', which is not a column" in problem and "these are colour, mood." in problem
     (problem,) = reward.problems([])
     assert "needs 'mood', 'style'" in problem and "these are none." in problem
     assert not list(CallableReward(lambda **everything: [0]).problems([]))
     (problem,) = CallableReward(len).problems(["style"])
-    assert "reward 'len' is called with keyword arguments, and its obj takes none" in problem
+    assert "reward 'len' is called with keyword arguments, but its obj is" in problem
 
 
 def test_an_error_of_the_function_is_told_as_its_own(batch):
@@ -260,7 +260,7 @@ def test_an_object_that_gives_something_else(batch, given, said):
         def __call__(self, batch):
             return given
 
-    with pytest.raises(ValueError, match=f"reward 'odd' gave {said} instead of a tensor of 2 numbers"):
+    with pytest.raises(ValueError, match=f"reward 'odd' returned {said} instead of a tensor of 2 numbers"):
         evaluate_rewards([Odd()], batch)
 
 
@@ -271,4 +271,4 @@ def test_not_callable():
 
 def test_parameters_that_take_no_name_are_told_before_the_first_call():
     (problem,) = CallableReward(lambda captions, /: [1.0] * len(captions), "odd").problems([])
-    assert "its captions takes none: take the / out of its parameters" in problem
+    assert "its captions is positional-only: remove the / from its parameters" in problem

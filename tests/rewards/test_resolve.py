@@ -99,7 +99,7 @@ def test_a_file(make_batch, tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         resolve_reward(f"{tmp_path / 'other.py'}:brevity")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="is no Python file"):
+    with pytest.raises(ValueError, match="is not a Python file"):
         resolve_reward(f"{tmp_path / 'notes.txt'}:brevity")
 
 
@@ -126,7 +126,7 @@ def test_a_class_that_needs_arguments():
         def __call__(self, captions):
             return [float(len(caption) > self.least) for caption in captions]
 
-    with pytest.raises(ValueError, match="made without arguments, but missing a required argument: 'least'"):
+    with pytest.raises(ValueError, match="instantiated without arguments, but missing a required argument: 'least'"):
         resolve_reward(Threshold)
     assert resolve_reward(Threshold(3)).name == "Threshold"
 
@@ -134,7 +134,7 @@ def test_a_class_that_needs_arguments():
 def test_unknown_names():
     with pytest.raises(ValueError, match="reward 'contrastve' is unknown; did you mean 'contrastive'"):
         resolve_reward("contrastve")
-    with pytest.raises(ValueError, match="Give one of contrastive, "):
+    with pytest.raises(ValueError, match="Use one of contrastive, "):
         resolve_reward("zzz")
     with pytest.raises(ValueError, match="reward 'cider' needs references_corpus"):
         resolve_reward("cider")

@@ -69,10 +69,10 @@ def test_a_warning_tells_both_numbers_once(caplog):
     finally:
         logging.disable_propagation()
     assert alarms.told == [
-        "step 2, alarm/cider: eval_CIDEr-D is 1.25, under 1.5 (0.5 of the 3 that it was at first): this is not how "
-        "people write",
-        "step 1, alarm/discriminator: discriminator/accuracy is 0.98, over 0.95: it knows them all, and its score "
-        "helps none",
+        "step 2, alarm/cider: eval_CIDEr-D is 1.25, below 1.5 (0.5 of its first value 3): people do not write "
+        "like this",
+        "step 1, alarm/discriminator: discriminator/accuracy is 0.98, above 0.95: it knows all rollouts, so its "
+        "score is useless",
     ]
     assert [record.getMessage() for record in caplog.records] == alarms.told
 

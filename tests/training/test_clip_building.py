@@ -69,7 +69,7 @@ def test_without_a_text_tower_there_is_a_small_one_of_the_captions_words(towers:
 def test_text_towers_of_other_kinds_are_refused(towers: Path, tmp_path: Path) -> None:
     shutil.copytree(towers / "text", tmp_path / "text")
     GPT2Config().save_pretrained(tmp_path / "text")
-    with pytest.raises(ValueError, match="text is a gpt2, and open_clip takes these as text towers: bert, "):
+    with pytest.raises(ValueError, match="text is a gpt2, but open_clip supports only these text towers: bert, "):
         build(towers, text=str(tmp_path / "text"))  # an absolute path
 
 
@@ -133,5 +133,5 @@ def test_towers_that_cannot_be_divided_are_refused(towers: Path) -> None:
     with pytest.raises(ValueError, match="--image_thawed_stages cannot divide a ResNet"):
         split_image_tower(resnet, 1)
     vit = small_clip({"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}, 8, CAPTIONS)
-    with pytest.raises(ValueError, match="--image_thawed_stages needs an image tower of timm"):
+    with pytest.raises(ValueError, match="--image_thawed_stages needs a timm image tower"):
         split_image_tower(vit.model, 1)

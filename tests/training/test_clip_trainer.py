@@ -78,7 +78,7 @@ def test_a_full_disk_is_found_before_the_first_step(towers, tmp_path, monkeypatc
     trained = sum(each.numel() for each in trainer.model.parameters())
     trained -= sum(each.numel() for each in text_tower_of(trainer.model).parameters)
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 24 * trained})())
-    with pytest.raises(OSError, match="No space left: The model and two checkpoints will take about"):
+    with pytest.raises(OSError, match="No space left: The model and two checkpoints will need about"):
         trainer.train()
     assert trainer.place.step == 0
 
@@ -86,7 +86,7 @@ def test_a_full_disk_is_found_before_the_first_step(towers, tmp_path, monkeypatc
 def test_other_settings_are_not_resumed(towers, tmp_path):
     make(towers, tmp_path, max_steps=3)[1].train()
     _, trainer = make(towers, tmp_path, max_steps=5, lr=0.5)
-    with pytest.raises(ValueError, match=r"cannot be resumed: .* max_steps=3 \(now 5\), lr=0.01 \(now 0.5\)\. Set"):
+    with pytest.raises(ValueError, match=r"cannot be resumed: .* max_steps=3 \(now 5\), lr=0.01 \(now 0.5\)\. Use"):
         trainer.resume(checkpoints.choose("true", tmp_path))
 
 

@@ -63,10 +63,10 @@ def test_pictures_that_cannot_be_decoded_are_named_and_replaced(tmp_path: Path, 
     dataset = Dataset.from_dict(rows, features=Features(kinds))
     images = CaptionedImages(dataset, SIZES)
     assert [images[number][0] for number in range(4)] == [(64, 64)] * 4
-    assert "image 'b' cannot be trained on" in caplog.text
+    assert "image 'b' cannot be used for training" in caplog.text
     broken = CaptionedImages(dataset.select([1]), SIZES)
     with pytest.raises(
-        ValueError, match="20 pictures one after the other cannot be decoded, the last one is image 'b'"
+        ValueError, match="20 images in a row cannot be decoded; the last error: image 'b'"
     ):
         broken[0]
 

@@ -50,7 +50,7 @@ def test_our_metrics_compare_captions_with_those_of_the_dataset(make_trainer):
 
 def test_metrics_that_are_none_are_a_clear_error(make_trainer):
     trainer = make_trainer(caption_metrics=lambda captions, _: 0.5, eval_dataset=tiny.scenes(2))
-    with pytest.raises(ValueError, match="caption_metrics gave a float; it must give a dict of figures"):
+    with pytest.raises(ValueError, match="caption_metrics returned a float; it must return a dict of numbers"):
         trainer.evaluate()
 
 
@@ -136,5 +136,5 @@ def test_a_picture_gets_one_caption_whatever_the_saved_config_asks_for(make_trai
     one = trainer.caption(dataset)
     trainer.model.generation_config.update(**asked)
     assert trainer.caption(dataset) == one and len(set(one)) > 1
-    with pytest.raises(ValueError, match="num_return_sequences: a picture gets one caption"):
+    with pytest.raises(ValueError, match="num_return_sequences: evaluation writes one caption per image"):
         trainer.predict(dataset, num_beams=2, num_return_sequences=2)

@@ -54,7 +54,7 @@ def test_another_scorer_is_refused_where_the_state_holds_its_embeddings(make_tra
     second = tiny.make_trainer(other_scorer, tmp_path / "run", max_steps=2, **SAVING)
     fingerprints = first.scorer.fingerprint, second.scorer.fingerprint
     message = (
-        rf"checkpoint-1 cannot be resumed: it was written with the scorer of fingerprint {fingerprints[0]}, and the "
+        rf"checkpoint-1 cannot be resumed: it was written with the scorer of fingerprint {fingerprints[0]}, but the "
         rf"scorer is {fingerprints[1]} now.*--model_name_or_path .*checkpoint-1"
     )
     with pytest.raises(ValueError, match=message):
@@ -67,7 +67,7 @@ def test_another_scorer_is_refused_where_the_state_holds_its_embeddings(make_tra
 def test_another_dataset_is_told(make_trainer, said):
     make_trainer(**SAVING).train()
     make_trainer(**SAVING, max_steps=2, dataset=tiny.scenes(8)).train(resume_from_checkpoint=True)
-    assert "its training dataset was another one (12 images, and 8 images now)" in said.text
+    assert "its training dataset was different (12 images, and 8 images now)" in said.text
 
 
 def test_other_rewards_are_told_and_the_alarms_forget_theirs(make_trainer, said):
@@ -91,13 +91,13 @@ def test_what_stays_in_the_optimisers_is_told(make_trainer, said):
     assert "learning_rate stays 0.01, not 0.5" in said.text and resumed.optimizer.param_groups[0]["lr"] == 0.01
     assert "discriminator_lr stays 7e-05, not 0.5" in said.text
     assert resumed.discriminator.optimizer.param_groups[0]["lr"] == 7e-5
-    assert "these settings were changed, and take effect from here on: num_rollouts 2 -> 3" in said.text
+    assert "these settings were changed, and take effect from now on: num_rollouts 2 -> 3" in said.text
 
 
 @pytest.mark.parametrize("change", [{"optim": "sgd"}, {"freeze_encoder": True}], ids=str)
 def test_an_optimiser_of_another_form_is_refused(make_trainer, change):
     make_trainer(**SAVING).train()
-    with pytest.raises(ValueError, match=f"{next(iter(change))} was .* the optimiser's state is of another form"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} was .* the optimiser's state has another form"):
         make_trainer(**SAVING, max_steps=2, **change).train(resume_from_checkpoint=True)
 
 
@@ -109,7 +109,7 @@ def test_kl_from_another_captioner_is_refused(make_trainer):
         return model
 
     make_trainer(**SAVING, kl_weight=0.1, max_steps=2).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="kl_weight measures how far the captioner is from the one"):
+    with pytest.raises(ValueError, match="kl_weight measures the divergence from the captioner before training"):
         make_trainer(**SAVING, kl_weight=0.1, max_steps=3, adapt=change).train(resume_from_checkpoint=True)
 
 

@@ -269,7 +269,7 @@ def by_length():
 def test_rows_have_one_order(make_trainer, tmp_path):
     with pytest.raises(ValueError, match=r"group_by_length needs the column 'length' \(length_column_name\)"):
         make_trainer(**by_length())
-    with pytest.raises(ValueError, match="group_by_length and hard_batches both say in which order the images come"):
+    with pytest.raises(ValueError, match="group_by_length and hard_batches both determine the order of the images"):
         make_trainer(**by_length(), hard_batches=True)
     dataset = tiny.scenes()
     dataset = dataset.add_column("words", list(range(len(dataset))))
@@ -289,27 +289,27 @@ STEPS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "s
         ({"eval_strategy": "epoch", **METRICS}, "eval_strategy=epoch needs eval_dataset"),
         ({"eval_strategy": "epoch", "eval_dataset": tiny.scenes(2)}, "eval_strategy=epoch needs caption_metrics"),
         ({"eval_on_start": True, "eval_dataset": tiny.scenes(2)}, "eval_on_start needs caption_metrics"),
-        ({"eval_dataset": {}, **METRICS}, "eval_dataset is a dict without any dataset"),
+        ({"eval_dataset": {}, **METRICS}, "eval_dataset is an empty dict"),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "CIDEr-D"},
-            "load_best_model_at_end needs evaluations to choose by: set eval_strategy",
+            "load_best_model_at_end needs evaluations: set eval_strategy",
         ),
         (
             {"save_strategy": "best", "metric_for_best_model": "CIDEr-D"},
-            "save_strategy=best needs evaluations to choose by: set eval_strategy",
+            "save_strategy=best needs evaluations: set eval_strategy",
         ),
         (
             {**STEPS, "load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_dataset": tiny.scenes(2),
              **METRICS},
-            "metric_for_best_model='loss' is not among what hf_distinct.caption_metrics computes: CIDEr-D, BLEU-1",
+            "metric_for_best_model='loss' is not computed by hf_distinct.caption_metrics, which returns CIDEr-D",
         ),
         (
             {**STEPS, "metric_for_best_model": "CIDEr-D", "eval_dataset": {"a": tiny.scenes(2)}, **METRICS},
-            "metric_for_best_model='CIDEr-D' belongs to none of the datasets in eval_dataset: begin it with the name "
+            "metric_for_best_model='CIDEr-D' belongs to none of the datasets in eval_dataset: start it with the name "
             "of one, as in a_CIDEr-D",
         ),
-        ({"generation_max_length": 18}, "generation_max_length=18 must lie between 2 and 17: the decoder has 16"),
-        ({"generation_max_length": 1}, "generation_max_length=1 must lie between 2 and 17"),
+        ({"generation_max_length": 18}, "generation_max_length=18 must be between 2 and 17: the decoder has 16"),
+        ({"generation_max_length": 1}, "generation_max_length=1 must be between 2 and 17"),
     ],
 )  # fmt: skip
 def test_what_would_fail_later_fails_at_construction(make_trainer, settings, message):
@@ -336,14 +336,14 @@ def test_what_fits_has_no_problem(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rollouts": "beam", "temperature": 0.7}, "temperature=0.7 does nothing with rollouts=beam."),
-        ({"num_beams": 3}, "num_beams=3 does nothing with rollouts=sample."),
-        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 does nothing with rollouts=sample."),
-        ({"neighbour_first_rank": 4}, "neighbour_first_rank=4 does nothing with pool_neighbours=0."),
-        ({"discriminator_weight": 0, "discriminator_lr": 1e-3}, "discriminator_lr=0.001 does nothing with"),
-        ({"wtf_weight": 0, "wtf_policy": "raw"}, "wtf_policy=raw does nothing with wtf_weight=0."),
-        ({"alarms": "off", "alarm_cider_floor": 0.5}, "alarm_cider_floor=0.5 does nothing with alarms=off."),
-        ({"fp16": True}, "fp16=True does nothing on a CPU, which trains in float32."),
+        ({"rollouts": "beam", "temperature": 0.7}, "temperature=0.7 has no effect with rollouts=beam."),
+        ({"num_beams": 3}, "num_beams=3 has no effect with rollouts=sample."),
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 has no effect with rollouts=sample."),
+        ({"neighbour_first_rank": 4}, "neighbour_first_rank=4 has no effect with pool_neighbours=0."),
+        ({"discriminator_weight": 0, "discriminator_lr": 1e-3}, "discriminator_lr=0.001 has no effect with"),
+        ({"wtf_weight": 0, "wtf_policy": "raw"}, "wtf_policy=raw has no effect with wtf_weight=0."),
+        ({"alarms": "off", "alarm_cider_floor": 0.5}, "alarm_cider_floor=0.5 has no effect with alarms=off."),
+        ({"fp16": True}, "fp16=True has no effect on a CPU, which trains in float32."),
         ({"neighbour_first_rank": 4, "hard_batches": True}, None),
         ({"rollouts": "beam", "num_beams": 3}, None),
         ({"temperature": 0.7}, None),
@@ -351,7 +351,7 @@ def test_what_fits_has_no_problem(settings):
 )
 def test_settings_that_do_nothing_beside_another_are_told(make_trainer, caplog, settings, message):
     make_trainer(num_rollouts=None, **settings)
-    told = [each.getMessage() for each in caplog.records if "does nothing" in each.getMessage()]
+    told = [each.getMessage() for each in caplog.records if "has no effect" in each.getMessage()]
     assert len(told) == (message is not None) and (message or "") in " ".join(told)
 
 

@@ -199,7 +199,7 @@ def test_a_captioner_that_cannot_caption_is_found_out_at_the_start(tiny_models, 
     def narrow(model: Any) -> None:
         model.decoder.transformer.wte = torch.nn.Embedding(1, 32)
 
-    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, but the decoder has embeddings of 1."):
+    with pytest.raises(ValueError, match="The tokenizer has 53 tokens .*, but the decoder has embeddings for 1."):
         make(tiny_models, tmp_path, adapt=narrow)
 
 
@@ -218,7 +218,7 @@ def test_what_is_not_finite_ends_the_training_and_is_not_saved(tiny_models, tmp_
 
     trainer = make(tiny_models, tmp_path, kind=Diverging, max_steps=3, save_strategy="steps", save_steps=1)
     before = tiny.weights(trainer.model)
-    with pytest.raises(ValueError, match="diverged and ends here.*not saved"):  # noqa: PT012
+    with pytest.raises(ValueError, match="diverged and is stopped.*not saved"):  # noqa: PT012
         trainer.train()
         next(trainer.model.parameters()).data[0] = torch.nan
         trainer.save_model()
@@ -299,7 +299,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tiny_models, tmp_path):
         [sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another run is at work in this folder"):
+        with pytest.raises(ValueError, match="another run is using this folder"):
             make(tiny_models, tmp_path).train()
         other.communicate("\n")
     make(tiny_models, tmp_path).train()
@@ -312,13 +312,13 @@ def test_a_checkpoint_that_brings_code_is_refused(tiny_models, tmp_path):
     config["decoder"]["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
     (checkpoint / "config.json").write_text(json.dumps(config))
     checkpoints.seal(checkpoint, 1)
-    with pytest.raises(ValueError, match="checkpoint-2.*asks for code of its own"):
+    with pytest.raises(ValueError, match="checkpoint-2.*requires custom code"):
         make(tiny_models, tmp_path, max_steps=3).train("true")
 
 
 def test_fp16_on_a_cpu_is_told_to_do_nothing(tiny_models, tmp_path, caplog):
     make(tiny_models, tmp_path, fp16=True)
-    assert [each.getMessage() for each in caplog.records if "fp16=True does nothing on a CPU" in each.getMessage()]
+    assert [each.getMessage() for each in caplog.records if "fp16=True has no effect on a CPU" in each.getMessage()]
 
 
 def test_fp16_that_finds_no_scale_ends_the_training():
@@ -366,10 +366,10 @@ def test_one_caption_for_all_pictures_is_reported(tiny_models, tmp_path, caplog)
     assert trainer.state.log_history[-2]["alarm/unique"] == 1.0
     unique, endings = trainer.last_alarms(trainer.evaluate())
     assert unique == (
-        "alarm/unique: eval_unique is 0.125, under 0.5: one caption for many pictures; of people's captions the share "
+        "alarm/unique: eval_unique is 0.125, below 0.5: one caption for many images; for people's captions it "
         "is 1"
     )
-    assert endings.startswith("alarm/endings: eval_bad_endings is 1, over 0.2")
+    assert endings.startswith("alarm/endings: eval_bad_endings is 1, above 0.2")
 
 
 def test_people_raise_no_alarm(tiny_models, tmp_path):

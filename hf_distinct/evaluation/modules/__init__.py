@@ -1,8 +1,8 @@
-"""Metrics for `evaluate.load(path)`, one a file; each works without a network.
+"""Metrics for `evaluate.load(path)`, one per file; each works without a network.
 
-They only wrap the functions of `hf_distinct.evaluation` and stand apart from them because `evaluate` takes seconds to
-import and looks for its metric class in the very file it is given. `evaluate` reads their import statements line by
-line and misreads `import a, b`. To find a file from anywhere:
+They only wrap functions of `hf_distinct.evaluation`. They are separate because importing `evaluate` takes seconds, and
+because it looks for a metric class in the file itself. `evaluate` parses their import statements line by line and
+misreads `import a, b`. To find a file from anywhere:
 
     import evaluate
     from hf_distinct.evaluation.modules import path
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def path(name: str) -> str:
-    """Return the file of a metric, to be given to `evaluate.load`.
+    """Return the file of a metric, to pass to `evaluate.load`.
 
     Args:
         name: "caption_quality", "caption_diversity", "caption_faults", "caption_grammar", "caption_invention",

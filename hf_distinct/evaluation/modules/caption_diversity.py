@@ -7,22 +7,22 @@ from hf_distinct.evaluation.diversity import distinct_n, mean_length, novelty, s
 
 _INPUTS = """
 Args:
-    predictions: list of captions, two at least.
-    training_captions: those that the captioner has seen, for "novelty".
+    predictions: list of captions, at least two.
+    training_captions: the captioner's training captions, for "novelty".
 
 Returns:
-    "vocabulary" (number of different words), "mean_length" (words in a caption), "unique" (share of captions that
-    differ), "distinct_1" and "distinct_2" (share of words and word pairs that differ), "self_BLEU" (each against all
-    others, 0 to 1), and with training captions "novelty" (share of captions that are none of them).
+    "vocabulary" (number of different words), "mean_length" (words per caption), "unique" (fraction of different
+    captions), "distinct_1" and "distinct_2" (fraction of different words and word pairs), "self_BLEU" (each caption
+    against all others, 0 to 1), and with training captions "novelty" (fraction of captions that are not among them).
 """
 
 
 class CaptionDiversity(evaluate.Metric):
-    """How varied captions are, see `hf_distinct.evaluation.diversity`."""
+    """Diversity of captions, see `hf_distinct.evaluation.diversity`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="How varied a set of image captions is.",
+            description="Diversity of a set of image captions.",
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),

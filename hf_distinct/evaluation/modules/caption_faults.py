@@ -10,8 +10,8 @@ Args:
     predictions: list of captions.
 
 Returns:
-    "bad_endings" (share of captions that end where something must follow) and "repeats" (share that say a word twice
-    in a row, or two words in a row twice), from 0 to 1.
+    "bad_endings" (fraction of captions that stop in mid-phrase) and "repeats" (fraction that repeat a word in a row,
+    or contain the same two words in a row twice), from 0 to 1.
 """
 
 
@@ -20,7 +20,7 @@ class CaptionFaults(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Shares of captions that end badly, or repeat themselves.",
+            description="Fractions of captions that stop in mid-phrase, or repeat words.",
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),

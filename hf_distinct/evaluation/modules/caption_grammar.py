@@ -1,4 +1,4 @@
-"""The share of captions whose language passes for a person's, as a metric of `evaluate`."""
+"""The fraction of captions that a grammar judge accepts, as a metric of `evaluate`."""
 
 import datasets
 import evaluate
@@ -8,20 +8,20 @@ from hf_distinct.evaluation.grammar import GrammarJudge
 _INPUTS = """
 Args:
     predictions: list of captions.
-    judge: folder of a judge of grammar, which recipes/train_grammar.py wrote.
+    judge: folder of a grammar judge, written by `hf-distinct train-grammar`.
 
 Returns:
-    "grammar", the share of captions that the judge takes for people's, from 0 to 1; "accuracy", what share of captions
-    it was right about when it was made, by kind.
+    "grammar", the fraction of captions that the judge classifies as people's, from 0 to 1; "accuracy", the judge's
+    accuracy on held-out captions, by kind.
 """
 
 
 class CaptionGrammar(evaluate.Metric):
-    """What a judge of grammar finds of captions, see `hf_distinct.evaluation.grammar`."""
+    """The verdict of a grammar judge on captions, see `hf_distinct.evaluation.grammar`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of captions that a judge of grammar takes for people's.",
+            description="Fraction of captions that a grammar judge classifies as people's.",
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),

@@ -1,4 +1,4 @@
-"""The share of content words that no reference has, as a metric of `evaluate`."""
+"""The fraction of content words that no reference contains, as a metric of `evaluate`."""
 
 import datasets
 import evaluate
@@ -7,20 +7,20 @@ from hf_distinct.evaluation.invention import invention
 
 _INPUTS = """
 Args:
-    predictions: list of captions, one for each image.
+    predictions: list of captions, one per image.
     references: list of lists, the reference captions of each image.
 
 Returns:
-    "invention", the share of the captions' content words that none of the references of their image has, from 0 to 1.
+    "invention", the fraction of the captions' content words that no reference of their image contains, from 0 to 1.
 """
 
 
 class CaptionInvention(evaluate.Metric):
-    """How much of captions nobody else saw, see `hf_distinct.evaluation.invention`."""
+    """Content words of captions that no reference contains, see `hf_distinct.evaluation.invention`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of content words of image captions that no reference caption has.",
+            description="Fraction of content words of image captions that no reference caption contains.",
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features(

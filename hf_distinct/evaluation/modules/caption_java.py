@@ -1,4 +1,4 @@
-"""METEOR and SPICE of captions, where Java is, as a metric of `evaluate`."""
+"""METEOR and SPICE of captions, which need Java, as a metric of `evaluate`."""
 
 import datasets
 import evaluate
@@ -7,17 +7,17 @@ from hf_distinct.evaluation.java_metrics import meteor_scores, spice_scores
 
 _INPUTS = """
 Args:
-    predictions: list of captions, one for each image.
+    predictions: list of captions, one per image.
     references: list of lists, the reference captions of each image.
-    spice: whether SPICE is wanted too, which is slow and downloads its models at first use.
+    spice: also compute SPICE, which is slow and downloads its models at first use.
 
 Returns:
-    "METEOR", and "SPICE" where it is wanted, from 0 to 1.
+    "METEOR", and "SPICE" if requested, from 0 to 1.
 """
 
 
 class CaptionJava(evaluate.Metric):
-    """The metrics that exist in Java alone, see `hf_distinct.evaluation.java_metrics`."""
+    """Metrics that need Java, see `hf_distinct.evaluation.java_metrics`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

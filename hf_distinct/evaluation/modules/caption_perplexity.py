@@ -12,12 +12,12 @@ Args:
     model: the language model, a Hub id or a folder.
 
 Returns:
-    "perplexity" from 1, over all tokens of all captions.
+    "perplexity", at least 1, over all tokens of all captions.
 """
 
 
 class CaptionPerplexity(evaluate.Metric):
-    """How unlikely a language model finds captions, see `hf_distinct.evaluation.fluency`."""
+    """Perplexity of captions under a language model, see `hf_distinct.evaluation.fluency`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -16,16 +16,16 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    predictions: list of captions, one for each image.
+    predictions: list of captions, one per image.
     references: list of lists, the reference captions of each image.
 
 Returns:
-    "CIDEr-D" in its own unit (1.0 is what papers print as 100), "BLEU-1" to "BLEU-4" and "ROUGE-L" from 0 to 1.
+    "CIDEr-D" in its own unit (papers print 1.0 as 100), "BLEU-1" to "BLEU-4" and "ROUGE-L" from 0 to 1.
 """
 
 
 class CaptionQuality(evaluate.Metric):
-    """How well captions agree with the references, see `hf_distinct.evaluation.captions`."""
+    """Agreement of captions with references, see `hf_distinct.evaluation.captions`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -10,16 +10,16 @@ _INPUTS = """
 Args:
     predictions: list of CLIP embeddings of captions, L2-normalised.
     references: list of CLIP embeddings of images, L2-normalised; predictions[i] describes references[i].
-    neighbours: for each image the rows of the images most similar to it; without them the next line is left out.
+    neighbours: for each image the rows of the images most similar to it, for retrieval among them.
 
 Returns:
     for the prefixes "t2i_" and "i2t_": "R@1", "R@5", "R@10", "MRR" from 0 to 1, and "median_rank" from 1. Ties count
-    against the captions. For "neighbours_t2i_" and "neighbours_i2t_" the same within each image's neighbours.
+    against the captions. With neighbours also "neighbours_t2i_" and "neighbours_i2t_", for retrieval among them.
 """
 
 
 class ClipRetrieval(evaluate.Metric):
-    """Where captions and images find each other, see `hf_distinct.evaluation.retrieval`."""
+    """Retrieval between captions and images, see `hf_distinct.evaluation.retrieval`."""
 
     def _info(self) -> evaluate.MetricInfo:
         embedding = datasets.Sequence(datasets.Value("float32"))

@@ -27,7 +27,7 @@ Returns:
 
 
 class ClipScore(evaluate.Metric):
-    """How well CLIP thinks captions fit, see `hf_distinct.evaluation.clip_score`."""
+    """Similarity of captions and images under CLIP, see `hf_distinct.evaluation.clip_score`."""
 
     def _info(self) -> evaluate.MetricInfo:
         embedding = datasets.Sequence(datasets.Value("float32"))
@@ -48,6 +48,6 @@ class ClipScore(evaluate.Metric):
         scores = {"CLIPScore": clip_scores(texts, images).mean().item()}
         if reference_captions is not None:
             rows = torch.tensor([row for row, own in enumerate(reference_captions) for _ in own])
-            told = torch.tensor([embedding for own in reference_captions for embedding in own])
-            scores["RefCLIPScore"] = ref_clip_scores(texts, images, told, rows).mean().item()
+            embeds = torch.tensor([embedding for own in reference_captions for embedding in own])
+            scores["RefCLIPScore"] = ref_clip_scores(texts, images, embeds, rows).mean().item()
         return scores
