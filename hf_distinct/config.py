@@ -283,7 +283,8 @@ class RLCaptionConfig(LaunchedArguments):
             self.reward = [self.reward]
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
+        named = self.reward if "reward" in self.changed else None  # the trainer may get other rewards, and then checks
+        if self.reward_weights is not None and named and len(self.reward_weights) != len(named):
             weights, rewards = (" ".join(map(str, each)) for each in (self.reward_weights, self.reward))
             raise ValueError(
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: set as many of both, not "
