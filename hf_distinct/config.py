@@ -148,8 +148,11 @@ class RLCaptionConfig(LaunchedArguments):
 
         > Parameters that control the logging and the alarms
 
-        log_samples (`int`, *optional*, defaults to `3`):
-            Number of sampled captions to show at each log line.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print a table of the last step's rollouts in the main process every `logging_steps` steps: image
+            id, reference caption, rollout, each reward r_k, their total R and the advantage A.
+        num_completions_to_print (`int`, *optional*):
+            Number of rollouts to print (used with `log_completions`). If unset, all of them are printed.
         alarms (`str`, *optional*, defaults to `"warn"`):
             What to do when captions begin to please the scorer instead of people: `warn`, `stop` and restore the best
             checkpoint, or `off`.
@@ -209,7 +212,8 @@ class RLCaptionConfig(LaunchedArguments):
     encoder_cache: str | None = None
     fast_paths: bool = True
 
-    log_samples: int = 3
+    log_completions: bool = False
+    num_completions_to_print: int | None = None
     alarms: AlarmMode = "warn"
     alarm_cider_floor: float = 0.75
 
@@ -253,7 +257,7 @@ class RLCaptionConfig(LaunchedArguments):
             ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
             ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
             ("discriminator_pretrain_steps", 0), ("no_repeat_ngram_size", 0), ("max_new_tokens", 1),
-            ("max_reference_length", 2), ("log_samples", 0), ("generation_num_beams", 1),
+            ("max_reference_length", 2), ("num_completions_to_print", 1), ("generation_num_beams", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

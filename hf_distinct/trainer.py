@@ -175,7 +175,7 @@ class RLCaptionTrainer(CaptionTrainer):
         if args.kl_weight:
             with generation_ready(model, self.accelerator) as whole:
                 self.reference_model = copy.deepcopy(whole).eval().requires_grad_(False)
-        self.step_log = StepLog(self.accelerator, args.log_samples)
+        self.step_log = StepLog(self.accelerator, args.log_completions, args.num_completions_to_print)
         self.meter = self.step_log.meter
         self._begin(None)
 
@@ -228,7 +228,7 @@ class RLCaptionTrainer(CaptionTrainer):
             loss = loss * float("nan")
         else:
             ends = end_ids(captioner_in(model, self.accelerator))
-            self.step_log.note(inputs, rollouts, ends, appraisal.figures | terms)
+            self.step_log.note(inputs, rollouts, appraisal, ends, terms)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:

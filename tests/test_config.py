@@ -14,6 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from hf_distinct import RLCaptionConfig
+from hf_distinct.runs.arguments import parse_settings
 from hf_distinct.settings import help_from_docstring
 
 LITERALS = dict.fromkeys(("Rollouts", "AlarmMode", "BaselineSetting", "Normalization", "ReferenceWeighting"), "str")
@@ -76,6 +77,15 @@ def test_help_comes_from_the_docstring_and_may_hold_a_percent_sign(capsys):
     assert "Share of all, 100 % at most. (default: 0.5)" in told and "Another. (default: 1)" in told
 
 
+@pytest.mark.parametrize("name", ["log_samples", "num_generations"])
+def test_a_setting_that_does_not_exist_is_an_error(name, capsys):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        RLCaptionConfig(**{name: 3})
+    with pytest.raises(SystemExit):
+        parse_settings(RLCaptionConfig, argv=[f"--{name}", "3"])
+    assert f"unknown setting --{name}; did you mean --" in capsys.readouterr().err
+
+
 def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
     assert RLCaptionConfig().num_rollouts == 5
     assert RLCaptionConfig(rollouts="beam").num_rollouts == 1
@@ -105,6 +115,7 @@ def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
         ({"discriminator_pretrain_steps": -1}, "discriminator_pretrain_steps=-1 must be at least 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be at least 0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"num_completions_to_print": 0}, "num_completions_to_print=0 must be at least 1"),
         ({"max_reference_length": 1}, "max_reference_length=1 must be at least 2"),
         ({"discriminator_weight": 1.5}, "discriminator_weight=1.5 must lie between 0 and 1"),
         ({"discriminator_weight": math.nan}, "discriminator_weight=nan must lie between 0 and 1"),

@@ -38,6 +38,7 @@ class Appraisal:
         figures: scalar tensors to be logged, by name; those of all processes together.
         rewards: each reward, and their ``total``, R(c), of rollouts, ground-truth and greedy captions: ``(N,)`` each;
             0 where a reward does not apply.
+        applies: where each of them does: ``(N,)`` bool, on the CPU.
         captions: those N captions.
         image_ids: of the image of each.
     """
@@ -46,6 +47,7 @@ class Appraisal:
     reference_weights: Tensor
     figures: dict[str, Tensor]
     rewards: dict[str, Tensor]
+    applies: dict[str, Tensor]
     captions: list[str]
     image_ids: list[str]
 
@@ -193,7 +195,7 @@ class Appraiser:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
         ids = [str(image_id) for image_id in batch.columns["image_id"]]
-        return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
+        return Appraisal(advantages.flatten(), weights, figures, parts, where, batch.captions, ids)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """One update of the discriminator on rollouts that nobody rewards; figures to be logged."""
