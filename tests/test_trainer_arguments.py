@@ -103,6 +103,16 @@ def test_a_run_with_adapters_is_resumed_to_the_bit(make_trainer, tmp_path, own):
     assert resumed.step_losses == whole.step_losses[2:] and len(resumed.step_losses) == 2
 
 
+def test_the_card_beside_adapters_is_ours(make_trainer, tmp_path):
+    trainer = make_trainer(peft_config=LORA)
+    folder = tmp_path / "saved"
+    for _ in range(2):
+        trainer.save_model(str(folder))
+        trainer.write_card(folder)
+    assert "More Information Needed" not in (folder / "README.md").read_text()
+    assert "hf_distinct" in (folder / "README.md").read_text() and not (folder / "model_card.md").exists()
+
+
 @pytest.mark.parametrize(
     ("peft_config", "message"),
     [
