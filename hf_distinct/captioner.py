@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor, nn
-from transformers import VisionEncoderDecoderModel
+from transformers import VisionEncoderDecoderModel, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import is_peft_available
 
 from hf_distinct.fast.packing import Packing, may_pack
 from hf_distinct.fast.shared_cross_attention import share_images
 from hf_distinct.losses import IGNORED_LABEL
+from hf_distinct.text.problems import one_line
 
 
 def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
@@ -29,6 +31,37 @@ def without_adapters(model: Any) -> Any:
     """Return the base model of a peft model, and any other model unchanged."""
     # Like isinstance(model, peft.PeftModel), without importing peft.
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
+    """Wrap a captioner with ``peft.get_peft_model``: its own weights are frozen, the new adapters are trained.
+
+    Args:
+        model: The captioner.
+        peft_config: Any ``peft.PeftConfig``, such as a ``LoraConfig``.
+        seed: Seed of the adapters' initial weights, so that they are the same in all processes and in a resumed run.
+
+    Raises:
+        ValueError: peft is not installed, ``peft_config`` does not fit, or the model has adapters already.
+    """
+    if not is_peft_available():
+        raise ValueError("peft_config needs the package peft: pip install peft")
+    from peft import PeftConfig, get_peft_model
+
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(
+            f"peft_config should be a peft.PeftConfig, such as a LoraConfig, not a {type(peft_config).__name__}."
+        )
+    if without_adapters(model) is not model:
+        raise ValueError(
+            "The model has adapters already: leave out peft_config to train them, or pass model.merge_and_unload() "
+            "to train new ones."
+        )
+    set_seed(seed)
+    try:
+        return get_peft_model(model, peft_config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"peft_config does not fit the captioner: {one_line(error)}") from error
 
 
 def token_id(model: VisionEncoderDecoderModel, name: str) -> int:

@@ -10,7 +10,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_distinct.distributed.launching import TOKENS, LaunchedArguments
 from hf_distinct.losses import Normalization, ReferenceWeighting
-from hf_distinct.settings import accelerator_problems, changed_settings, refused_settings
+from hf_distinct.settings import accelerator_problems, changed_settings, help_from_docstring, refused_settings
 from hf_distinct.text.problems import refuse
 
 Rollouts = Literal["sample", "beam"]
@@ -20,181 +20,202 @@ BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats", "invention", "distance")
 
 
+@help_from_docstring
 @dataclass(repr=False)
 class RLCaptionConfig(LaunchedArguments):
-    """Settings of [`RLCaptionTrainer`], on top of those of ``Seq2SeqTrainingArguments``.
+    r"""Configuration class for the [`RLCaptionTrainer`].
 
-    The method is that of arXiv 2402.13936; where our default differs, the help names what its code uses. Defaults
-    that differ from the parent's: ``remove_unused_columns=False`` (rewards read every column),
-    ``dataloader_drop_last=True`` (a batch of one image has nothing to contrast with), ``learning_rate=1e-5``,
-    ``logging_steps=10``, ``report_to=[]``.
-    Settings of the parent that would have no effect here are refused: see `hf_distinct.settings.REFUSED`.
+    This class documents the parameters of the method (arXiv 2402.13936), and those of `Seq2SeqTrainingArguments` whose
+    defaults differ here. All others are as in `Seq2SeqTrainingArguments`, except that those which would have no effect
+    raise an error (see `hf_distinct.settings.REFUSED`). With rollouts c and reference captions g, the loss is
+
+        L = - mean(A(c) ℓ(c)) - α mean(w(g) ℓ(g)) + β KL,   R(c) = (1 - λ) Σ_k w_k r_k(c) + λ D(c)
+
+    where ℓ is the normalised log-probability of a caption, R its reward, A(c) is R(c) minus a baseline, and the weight
+    w(g) is made from R(g).
+
+    Parameters:
+        > Parameters whose defaults differ from those of `Seq2SeqTrainingArguments`
+
+        output_dir (`str`, *optional*, defaults to `"outputs/rl"`):
+            Folder for the checkpoints and the trained captioner.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Must be `False`, because rewards read columns of the dataset that the model does not.
+        dataloader_drop_last (`bool`, *optional*, defaults to `True`):
+            Whether to leave out the last batch of an epoch if it is smaller than the others.
+        learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Peak learning rate of the captioner.
+        logging_steps (`float`, *optional*, defaults to `10`):
+            Number of steps between two log lines. A number below 1 is a fraction of all steps.
+        report_to (`str` or `list[str]`, *optional*, defaults to `[]`):
+            Experiment trackers to report to, such as `wandb` or `tensorboard`.
+
+        > Parameters that control the rollouts
+
+        rollouts (`str`, *optional*, defaults to `"sample"`):
+            How the captioner writes rollouts: `sample` draws them, `beam` (the paper) takes the best of a beam search.
+        num_rollouts (`int`, *optional*):
+            Number K of rollouts of each image. If unset, 5 with `rollouts="sample"` and 1 with `rollouts="beam"`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature T (used with `rollouts="sample"`). Every log-probability of the loss is that of
+            softmax(logits / T), from which rollouts are drawn.
+        num_beams (`int`, *optional*, defaults to `5`):
+            Number of beams (used with `rollouts="beam"`), at least `num_rollouts`.
+        no_repeat_ngram_size (`int`, *optional*, defaults to `3`):
+            Size of the n-grams that a rollout must not repeat (used with `rollouts="beam"`). 0 allows repetition.
+        max_new_tokens (`int`, *optional*):
+            Maximum number of tokens in a rollout; the paper uses 50. If unset, the model's generation config has it.
+
+        > Parameters that control the rewards
+
+        reward (`list[str]`, *optional*, defaults to `["contrastive"]`):
+            Rewards r_k: `contrastive` (the paper), its directions `contrastive_i2t` and `contrastive_t2i`,
+            `similarity` (cosine under CLIP), `cider` (CIDEr-D), or your own as a dotted path or `FILE.py:FUNCTION`.
+            With s the logit scale of CLIP, τ = 1/s and L(t, v) = s cos(t, v), a caption c of image v has
+            r_i2t(c) = τ [L(c, v) - logsumexp_t L(t, v)] over the other texts t of the pool,
+            r_t2i(c) = τ [L(c, v) - logsumexp_u L(c, u)] over the other images u of the pool, and
+            r_contrastive(c) = ½ (r_i2t(c) + r_t2i(c)).
+        reward_weights (`list[float]`, *optional*):
+            Weight w_k of each reward in Σ_k w_k r_k(c). If unset, each weight is 1.
+        baseline (`str`, *optional*, defaults to `"auto"`):
+            What is subtracted from R(c) to get the advantage A(c) of a rollout: `none` (the paper), `greedy` (reward
+            of the greedy caption, as in SCST) or `leave_one_out` (mean reward of the image's other rollouts). `auto`
+            is `leave_one_out` with several rollouts of an image. With one it is `none` if every reward is an advantage
+            already, as the contrastive ones are, and `greedy` otherwise.
+        reward_clamp (`float`, *optional*, defaults to `16.0`):
+            Upper bound C of the log-odds in each direction of the contrastive rewards, which are then at most τ C.
+
+        > Parameters that control the pools of the contrastive rewards
+
+        pool_references (`bool`, *optional*, defaults to `True`):
+            Whether to use reference captions as negatives.
+        pool_greedy (`bool`, *optional*, defaults to `False`):
+            Whether to use greedy captions as negatives.
+        pool_own_rollouts (`bool`, *optional*, defaults to `True`):
+            Whether to use the other rollouts of the same image as negatives.
+        pool_other_captions (`bool`, *optional*, defaults to `True`):
+            Whether to use the captions of other images as negatives.
+        pool_other_processes (`bool`, *optional*, defaults to `True`):
+            Whether to use the captions and images of all processes as negatives.
+        pool_neighbours (`int`, *optional*, defaults to `0`):
+            Number of mined similar images of each image to use as negatives; the paper uses 2.
+        neighbour_first_rank (`int`, *optional*, defaults to `1`):
+            Rank of the first mined similar image to use; the paper's code uses ranks 4 and 5.
+        hard_batches (`bool`, *optional*, defaults to `False`):
+            Whether to build each batch from images that are each other's mined neighbours.
+        memory_batches (`int`, *optional*, defaults to `0`):
+            Number of earlier batches whose embeddings are kept as negatives.
+
+        > Parameters that control the discriminator
+
+        discriminator_weight (`float`, *optional*, defaults to `0.06`):
+            Weight λ of the discriminator in R(c) = (1 - λ) Σ_k w_k r_k(c) + λ D(c), where D(c) is the probability that
+            a person wrote c. 0 turns the discriminator off.
+        discriminator_lr (`float`, *optional*, defaults to `7e-5`):
+            Learning rate of the discriminator, which has an Adam optimizer of its own.
+        discriminator_pretrain_steps (`int`, *optional*, defaults to `0`):
+            Number of discriminator updates before the first training step.
+
+        > Parameters that control the teacher forcing on reference captions
+
+        references_per_image (`int`, *optional*, defaults to `1`):
+            Number of reference captions of each image in a step.
+        wtf_weight (`float`, *optional*, defaults to `1.0`):
+            Weight α of the weighted teacher forcing loss, - mean(w(g) ℓ(g)). 0 turns it off.
+        wtf_policy (`str`, *optional*, defaults to `"clamp"`):
+            How the rewards R(g) of the N reference captions of a batch become their weights w(g): `clamp` is
+            max(R(g), 0), `softmax` is N softmax(R)(g), `shift` is R(g) - min R, `raw` (the paper) is R(g), and
+            `constant` is 1, plain teacher forcing. A negative weight makes a reference caption less likely.
+        max_reference_length (`int`, *optional*, defaults to `50`):
+            Maximum number of tokens of a reference caption, the end token included. Longer ones are cut.
+
+        > Parameters that control the loss
+
+        kl_weight (`float`, *optional*, defaults to `0.0`):
+            Weight β of KL(policy ‖ reference model), per token of the rollouts. The reference model is the captioner
+            that training starts from, kept in memory only if β > 0.
+        length_normalization (`str`, *optional*, defaults to `"tokens"`):
+            What the sum of a caption's token log-probabilities is divided by to get ℓ(c): `tokens` is the number of
+            its tokens, `constant` is `max_new_tokens`, or `max_reference_length` if that is unset.
+        freeze_encoder (`bool`, *optional*, defaults to `False`):
+            Whether to train the decoder only and keep the weights of the image encoder.
+        encoder_cache (`str`, *optional*):
+            Folder for the outputs of a frozen encoder, which are then computed only once, in float16. Needs
+            `freeze_encoder`.
+        fast_paths (`bool`, *optional*, defaults to `True`):
+            Whether to use accelerations that reach into transformers, torch and open_clip (see `hf_distinct.fast`).
+            Without them, results are the same up to rounding.
+
+        > Parameters that control the logging and the alarms
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print a table of the last step's rollouts in the main process every `logging_steps` steps: image
+            id, reference caption, rollout, each reward r_k, their total R and the advantage A.
+        num_completions_to_print (`int`, *optional*):
+            Number of rollouts to print (used with `log_completions`). If unset, all of them are printed.
+        alarms (`str`, *optional*, defaults to `"warn"`):
+            What to do when captions begin to please the scorer instead of people: `warn`, `stop` and restore the best
+            checkpoint, or `off`.
+        alarm_cider_floor (`float`, *optional*, defaults to `0.75`):
+            Fraction of its first value below which the CIDEr-D of an evaluation raises an alarm.
 
     Attributes:
-        changed: the settings that differ from their defaults, by name.
+        changed: The settings that differ from their defaults, by name.
 
     Raises:
-        ValueError: if settings contradict each other or are not supported, the message names them; or if the launcher
-            was asked for another number of processes than there are.
+        ValueError: Settings contradict each other or are not supported, the message names them; or the launcher was
+            asked for another number of processes than there are.
     """
 
-    # ------------------------------------------------------------------------------------------------ parent's
-    output_dir: str | None = field(default="outputs/rl", metadata={"help": "Where checkpoints and the captioner go."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: the rewards read columns that the model does not."}
-    )
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Leave out the last batch of an epoch if it is smaller."}
-    )
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of the captioner."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
-    report_to: None | str | list[str] = field(
-        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
-    )
+    # The docstring documents each of these, and is their `--help`.
+    output_dir: str | None = "outputs/rl"
+    remove_unused_columns: bool = False
+    dataloader_drop_last: bool = True
+    learning_rate: float = 1e-5
+    logging_steps: float = 10
+    report_to: None | str | list[str] = field(default_factory=list)
 
-    # ------------------------------------------------------------------------------------------------ rollouts
-    rollouts: Rollouts = field(
-        default="sample",
-        metadata={"help": "How rollouts are written: `sample` draws them, `beam` takes the best of a beam search."},
-    )
-    num_rollouts: int = field(  # a number once the config is made
-        default=None,  # type: ignore[assignment]
-        metadata={
-            "help": "Number of rollouts of each image. Default: 5 with `sample`; 1 with `beam`, which returns "
-            "its best ones."
-        },
-    )
-    temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "Sampling temperature (with `--rollouts sample`). All log-probabilities in the loss are those of "
-            "logits divided by it."
-        },
-    )
-    num_beams: int = field(default=5, metadata={"help": "Number of beams (with `--rollouts beam`)."})
-    no_repeat_ngram_size: int = field(
-        default=3, metadata={"help": "Beam search repeats no n-gram of this size. 0: it may repeat any."}
-    )
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum number of tokens in a rollout (the paper: 50). Default: that of the "
-            "model's generation config."
-        },
-    )
+    rollouts: Rollouts = "sample"
+    num_rollouts: int = None  # type: ignore[assignment]  # a number once the config is made
+    temperature: float = 1.0
+    num_beams: int = 5
+    no_repeat_ngram_size: int = 3
+    max_new_tokens: int | None = None
 
-    # ------------------------------------------------------------------------------------------------- rewards
-    reward: list[str] = field(
-        default_factory=lambda: ["contrastive"],
-        metadata={
-            "help": "The rewards: contrastive, contrastive_i2t, contrastive_t2i, similarity, cider, or your own as a "
-            "dotted path or FILE.py:FUNCTION."
-        },
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward. Default: 1 for each."}
-    )
-    baseline: BaselineSetting = field(
-        default="auto",
-        metadata={
-            "help": "What is subtracted from the reward: none (the paper), greedy (SCST) or leave_one_out. `auto`: "
-            "leave_one_out with several rollouts of an image; with one, none if every reward is already an advantage "
-            "(the contrastive ones are), else greedy.",
-        },
-    )
+    reward: list[str] = field(default_factory=lambda: ["contrastive"])
+    reward_weights: list[float] | None = None
+    baseline: BaselineSetting = "auto"
+    reward_clamp: float = 16.0
 
-    # --------------------------------------------------------------------------------- pools of the contrast
-    pool_references: bool = field(default=True, metadata={"help": "Use the reference captions as negatives."})
-    pool_greedy: bool = field(default=False, metadata={"help": "Use the greedy captions as negatives."})
-    pool_own_rollouts: bool = field(
-        default=True, metadata={"help": "Use the other rollouts of the same image as negatives."}
-    )
-    pool_other_captions: bool = field(
-        default=True, metadata={"help": "Use the captions of other images as negatives."}
-    )
-    pool_other_processes: bool = field(
-        default=True, metadata={"help": "Use the captions and images of all processes as negatives."}
-    )
-    pool_neighbours: int = field(
-        default=0, metadata={"help": "Number of mined similar images of each image used as negatives (the paper: 2)."}
-    )
-    neighbour_first_rank: int = field(
-        default=1, metadata={"help": "Rank of the first mined similar image that is used (the paper: 4, then 5)."}
-    )
-    hard_batches: bool = field(
-        default=False, metadata={"help": "Build each batch from images that are each other's neighbours."}
-    )
-    memory_batches: int = field(
-        default=0, metadata={"help": "Number of earlier batches whose embeddings are kept as negatives."}
-    )
-    reward_clamp: float = field(
-        default=16.0, metadata={"help": "Upper bound of the log-odds in each direction of the contrastive rewards."}
-    )
+    pool_references: bool = True
+    pool_greedy: bool = False
+    pool_own_rollouts: bool = True
+    pool_other_captions: bool = True
+    pool_other_processes: bool = True
+    pool_neighbours: int = 0
+    neighbour_first_rank: int = 1
+    hard_batches: bool = False
+    memory_batches: int = 0
 
-    # ------------------------------------------------------------------------------------------- discriminator
-    discriminator_weight: float = field(
-        default=0.06,
-        metadata={"help": "Weight λ of the discriminator's score D in R = (1 - λ) r + λ D. 0: no discriminator."},
-    )
-    discriminator_lr: float = field(default=7e-5, metadata={"help": "Learning rate of the discriminator (Adam)."})
-    discriminator_pretrain_steps: int = field(
-        default=0, metadata={"help": "Number of discriminator updates before the first training step."}
-    )
+    discriminator_weight: float = 0.06
+    discriminator_lr: float = 7e-5
+    discriminator_pretrain_steps: int = 0
 
-    # ------------------------------------------------------------------------------- ground truth as trajectories
-    references_per_image: int = field(
-        default=1, metadata={"help": "Number of reference captions of each image in a step."}
-    )
-    wtf_weight: float = field(
-        default=1.0, metadata={"help": "Weight α of the weighted teacher forcing. 0: no teacher forcing."}
-    )
-    wtf_policy: ReferenceWeighting = field(
-        default="clamp",
-        metadata={"help": "How the reward of a reference caption becomes its weight in teacher forcing."},
-    )
-    max_reference_length: int = field(
-        default=50, metadata={"help": "Maximum number of tokens in a reference caption."}
-    )
+    references_per_image: int = 1
+    wtf_weight: float = 1.0
+    wtf_policy: ReferenceWeighting = "clamp"
+    max_reference_length: int = 50
 
-    # -------------------------------------------------------------------------------------------------- alarms
-    alarms: AlarmMode = field(
-        default="warn",
-        metadata={
-            "help": "What to do when captions begin to please the scorer instead of people: `warn`, `stop` (and "
-            "restore the best checkpoint) or `off`."
-        },
-    )
-    alarm_cider_floor: float = field(
-        default=0.75,
-        metadata={"help": "Fraction of its first value below which an evaluation's CIDEr-D raises an alarm."},
-    )
+    kl_weight: float = 0.0
+    length_normalization: Normalization = "tokens"
+    freeze_encoder: bool = False
+    encoder_cache: str | None = None
+    fast_paths: bool = True
 
-    # ------------------------------------------------------------------------------------------------ the rest
-    kl_weight: float = field(
-        default=0.0, metadata={"help": "Weight β of KL(policy || the captioner that training starts from)."}
-    )
-    length_normalization: Normalization = field(
-        default="tokens",
-        metadata={
-            "help": "How the log-probability of a caption is normalised: the mean over its tokens, or the sum divided "
-            "by a constant.",
-        },
-    )
-    freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights."}
-    )
-    fast_paths: bool = field(
-        default=True,
-        metadata={
-            "help": "Use accelerations that reach into transformers, torch and open_clip (see `hf_distinct.fast`). "
-            "Without them the results are the same up to rounding."
-        },
-    )
-    encoder_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
-    )
-    log_samples: int = field(default=3, metadata={"help": "Number of sampled captions shown at each log line."})
+    log_completions: bool = False
+    num_completions_to_print: int | None = None
+    alarms: AlarmMode = "warn"
+    alarm_cider_floor: float = 0.75
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -236,7 +257,7 @@ class RLCaptionConfig(LaunchedArguments):
             ("num_rollouts", 1), ("num_beams", 1), ("references_per_image", 1), ("pool_neighbours", 0),
             ("neighbour_first_rank", 1), ("memory_batches", 0), ("wtf_weight", 0), ("kl_weight", 0),
             ("discriminator_pretrain_steps", 0), ("no_repeat_ngram_size", 0), ("max_new_tokens", 1),
-            ("max_reference_length", 2), ("log_samples", 0), ("generation_num_beams", 1),
+            ("max_reference_length", 2), ("num_completions_to_print", 1), ("generation_num_beams", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
@@ -266,7 +287,8 @@ class RLCaptionConfig(LaunchedArguments):
             self.reward = [self.reward]
         if not self.reward:
             raise ValueError("reward is empty; name at least one, e.g. contrastive")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
+        named = self.reward if "reward" in self.changed else None  # the trainer may get other rewards, and then checks
+        if self.reward_weights is not None and named and len(self.reward_weights) != len(named):
             weights, rewards = (" ".join(map(str, each)) for each in (self.reward_weights, self.reward))
             raise ValueError(
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: set as many of both, not "

@@ -93,14 +93,20 @@ class ClipScorer:
         self.fingerprint = self._fingerprint()
 
     def _check_tokenizer(self) -> None:
-        """Check that the text tower has a row for each token and a position for each token of the longest text."""
+        """Check that the tokenizer works, and that the text tower can read all that it returns."""
         rows = int(self.model.vocab_size if hasattr(self.model, "vocab_size") else self.model.text.vocab_size)
         own = getattr(self.tokenizer, "tokenizer", None)
         tokens = self.tokenizer.vocab_size if own is None else len(own)
         if tokens > rows:
             raise ValueError(f"Scorer {self.name!r}: its tokenizer has {tokens} tokens, its text tower {rows} rows.")
         try:
-            self.encode_texts(["a " * self.context_length])
+            token_ids = self.tokenize(["a " * self.context_length])
+        except BaseException as error:  # a panic of the Rust tokenizers is no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise ValueError(f"Scorer {self.name!r}: its tokenizer cannot read a text: {one_line(error)}") from error
+        try:
+            self.encode_tokens(token_ids)
         except (IndexError, RuntimeError) as error:
             raise ValueError(
                 f"Scorer {self.name!r} cannot read a text of {self.context_length} tokens, the context_length of its "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 _EVALUATION = "An evaluation writes captions and computes caption_metrics of them; it computes no loss and no logits."
 _TOKENS = "It would count the pixels of the images as tokens."
@@ -51,6 +54,9 @@ REFUSED: dict[str, str] = {
 
 # Other spellings of a default, which Seq2SeqTrainingArguments replaces itself; and the usual name of the labels.
 _SAME = {"include_num_input_tokens_seen": (False, "no"), "label_names": (["labels"],)}
+
+Settings = TypeVar("Settings")
+_ENTRY = re.compile(r"^ {4}(\w+) \(.+\):\n((?: {8}.*\n?)+)", re.MULTILINE)
 
 _BY_LAUNCHER = {"ACCELERATE_USE_FSDP": ("false", _FSDP), "ACCELERATE_DYNAMO_BACKEND": ("no", _COMPILE)}
 _ACCELERATOR = {"split_batches": False, "dispatch_batches": None, "even_batches": True}
@@ -108,3 +114,23 @@ def changed_settings(settings: Any) -> dict[str, Any]:
         if field.init and value != default and not nothing:
             changed[field.name] = value
     return changed
+
+
+def help_from_docstring(cls: type[Settings]) -> type[Settings]:
+    """Decorate a dataclass so that what its docstring says of a field is the field's ``--help``.
+
+    Entries have the form of transformers' configuration classes:
+
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature.
+
+    Args:
+        cls: A dataclass. Fields of its parents, and fields without an entry, stay as they are.
+    """
+    fields: Any = cls
+    for name, text in _ENTRY.findall(inspect.cleandoc(cls.__doc__ or "")):
+        if name in cls.__annotations__:
+            words = " ".join(text.split()).replace("%", "%%")  # argparse formats it
+            field = fields.__dataclass_fields__[name]
+            field.metadata = MappingProxyType({**field.metadata, "help": words})
+    return cls

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -19,19 +18,19 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCal
 from transformers.utils import logging
 
 from hf_distinct import losses
-from hf_distinct.captioner import captioner_in, end_ids
+from hf_distinct.captioner import captioner_in, end_ids, with_adapters, without_adapters
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
-from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.fast import as_set
-from hf_distinct.generation.policy import Policy, Rollouts, prepare_policy
+from hf_distinct.generation.policy import Policy, Rollouts, prepare_policy, reference_copy
 from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.hub.training_card import scorer_id, write_training_card
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
+from hf_distinct.inference.pipelines import as_captioner
 from hf_distinct.rewards.appraiser import Appraisal, Appraiser
 from hf_distinct.rewards.resolve import Rewards, found_rewards
 from hf_distinct.scorer import ClipScorer, as_scorer, scorer_problems
@@ -47,48 +46,61 @@ from hf_distinct.training.step_log import StepLog
 from hf_distinct.training.training_data import EpochCallback, collator_of, embedded_and_mined, hard_batch_sampler
 from hf_distinct.training.void_steps import VoidSteps
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 logger = logging.get_logger(__name__)
 
 
 class RLCaptionTrainer(CaptionTrainer):
-    """Trains a captioner to say what singles an image out (arXiv 2402.13936).
+    """Trainer for distinctive image captioning by CLIP-guided reinforcement learning (arXiv 2402.13936).
 
-    A step encodes the images once, lets the captioner write, rewards what it wrote by how well a frozen CLIP finds
-    the image with it, and scores rollouts and ground-truth captions in one decoder pass:
+    A step encodes the images once, lets the captioner write rollouts, rewards each rollout by how well a frozen CLIP
+    finds the image with it, and scores rollouts and reference captions in one decoder pass:
 
         L = - mean(A(c) l(c)) - alpha mean(w(g) l(g)) + beta KL,   R(c) = (1 - lambda) r(c) + lambda D(c)
 
+    For example:
+
+        trainer = RLCaptionTrainer(
+            "user/captioner", RLCaptionConfig(output_dir="outputs/mine"), scorer="ViT-B-32:openai",
+            train_dataset=load_captions("captions.json", "images")["train"],
+        )
+        trainer.train()
+
     Args:
-        model: any ``VisionEncoderDecoderModel``, or one that ``peft.get_peft_model`` gave adapters.
-        args: the settings.
-        scorer: the CLIP that rewards: a [`ClipScorer`], or what it takes as its name.
-        train_dataset: ``image``, ``captions``, ``image_id``, in any form that
-            [`hf_distinct.data.prepared.as_captioned`] takes; further columns reach the rewards. Images that cannot be
-            read and captions that are empty are left out, with a warning that names them.
-        eval_dataset: ``image``, and what ``caption_metrics`` reads; in the same forms. Or several by name, in a dict
-            or a ``DatasetDict``.
-        processing_class: the captioner's tokenizer.
-        image_processor: the captioner's image processor; saved beside it.
-        embeddings: those of ``train_dataset`` under ``scorer``, if you have them (see ``embed_dataset``); computed
-            otherwise.
-        rewards: instead of ``args.reward``, one or several: names, functions (those written for TRL too, see
-            [`hf_distinct.rewards.CallableReward`]) or objects of the protocol [`hf_distinct.rewards.Reward`].
-        caption_metrics: what [`evaluate`] and [`predict`] compute from captions and their dataset, e.g.
-            [`hf_distinct.caption_metrics`]; figures by name.
-        card: what only you know of the training, for its card: arguments of
-            [`hf_distinct.hub.model_card.write_model_card`] by name.
-        callbacks: as in ``Trainer``.
-        optimizers: as in ``Trainer``.
+        model: The captioner to train, with or without adapters; or its Hub id or folder, or ``"captioner"``, which
+            hf_distinct ships. Code in a repository is never run.
+        args: The settings. If None, the defaults.
+        scorer: The frozen CLIP that rewards captions: a [`ClipScorer`], or the name that it is made from.
+        train_dataset: Dataset with the columns ``image``, ``captions`` and ``image_id``, in any form that
+            [`hf_distinct.data.prepared.as_captioned`] takes. Rewards get its other columns. Images that cannot be
+            read and empty captions are left out, with a warning that names them.
+        processing_class: The captioner's tokenizer. If None, it is loaded from where the model was loaded from.
+        image_processor: The captioner's image processor. If None, it is loaded from the same place.
+        eval_dataset: Dataset with ``image`` and the columns that ``caption_metrics`` reads; or several of them by
+            name, in a dict or a ``DatasetDict``.
+        embeddings: What [`embed_dataset`] made of ``train_dataset`` with this scorer. If None, it is computed.
+        rewards: One or several, instead of ``args.reward``: names, functions (those written for TRL work too, see
+            [`CallableReward`]) or objects of the protocol [`Reward`].
+        caption_metrics: Function of captions and their dataset that returns metrics by name, such as
+            [`hf_distinct.caption_metrics`]. [`evaluate`] needs it.
+        card: Facts for the model card that only you know: arguments of [`write_model_card`] by name.
+        callbacks: As in ``Trainer``.
+        optimizers: The captioner's optimizer and its scheduler, as in ``Trainer``.
+        peft_config: A ``peft.PeftConfig``. The model is wrapped with ``peft.get_peft_model``, so that only adapters
+            are trained and saved.
 
     Attributes:
-        appraiser: makes rewards, advantages and weights; holds discriminator and memory.
-        policy: writes rollouts and scores captions.
-        alarms: watch what is logged.
-        void_steps: counts the steps that were left out, because something in them was not finite.
-        reference_model: the captioner that ``kl_weight`` compares with; None: there is none.
+        appraiser: Makes rewards, advantages and weights; holds discriminator and memory.
+        policy: Writes rollouts and scores captions.
+        alarms: Watch what is logged.
+        step_log: Holds the figures and rollouts that the next log line shows.
+        void_steps: Counts the steps that were left out because something in them was not finite.
+        reference_model: The captioner that ``kl_weight`` compares with, or None.
 
     Raises:
-        ValueError: if captioner, tokenizer, settings and data do not fit together; the message says where.
+        ValueError: Captioner, tokenizer, settings and data do not fit together, or cannot be loaded.
     """
 
     args: RLCaptionConfig
@@ -98,13 +110,13 @@ class RLCaptionTrainer(CaptionTrainer):
 
     def __init__(
         self,
-        model: VisionEncoderDecoderModel,
-        args: RLCaptionConfig,
+        model: VisionEncoderDecoderModel | str | os.PathLike[str],
+        args: RLCaptionConfig | None = None,
         *,
         scorer: ClipScorer | str | os.PathLike[str],
         train_dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        image_processor: BaseImageProcessor,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        image_processor: BaseImageProcessor | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         embeddings: CaptionEmbeddings | None = None,
         rewards: Rewards | None = None,
@@ -112,11 +124,17 @@ class RLCaptionTrainer(CaptionTrainer):
         card: Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
     ):
+        args = RLCaptionConfig() if args is None else args
         if not isinstance(args, RLCaptionConfig):
             raise ValueError(f"args should be an RLCaptionConfig, not a {type(args).__name__}.")
+        captioner: Any
+        captioner, processing_class, image_processor = as_captioner(model, processing_class, image_processor)
+        if peft_config is not None:
+            captioner = with_adapters(captioner, peft_config, args.seed)
         if args.generation_config is not None:  # before all else that reads it; the parent loads a config as it is
-            bare = getattr(model, "get_base_model", lambda: model)()  # which adapters wrap
+            bare = without_adapters(captioner)
             wanted = self.load_generation_config(args.generation_config)  # type: ignore[arg-type]
             args.generation_config = bare.generation_config = with_special_tokens(wanted, bare)
         problems: list[str] = []
@@ -129,53 +147,42 @@ class RLCaptionTrainer(CaptionTrainer):
             args, train_dataset=captioned, eval_dataset=eval_dataset, scorer=clip, rewards=found,
             caption_metrics=caption_metrics, embeddings=embeddings,
         )  # fmt: skip
-        check_fit(model, processing_class, image_processor, args, problems)
+        check_fit(captioner, processing_class, image_processor, args, problems)
         assert captioned is not None and clip is not None
+        assert processing_class is not None and image_processor is not None
         train_dataset, self.scorer = captioned, clip.to(args.device)
-        longest = min(args.max_new_tokens or rollout_config(model).max_new_tokens, decoder_positions(model))
-        for each in [*idle_settings(args, model.generation_config), *scorer_problems(self.scorer, longest)]:
+        longest = min(args.max_new_tokens or rollout_config(captioner).max_new_tokens, decoder_positions(captioner))
+        for each in [*idle_settings(args, captioner.generation_config), *scorer_problems(self.scorer, longest)]:
             logger.warning(each)
         fit_trainer(args, image_processor)
-        prepare_policy(model, args)
+        prepare_policy(captioner, args)
         self.card = dict(card or {})
         self.alarms = AlarmCallback(args.alarms, args.alarm_cider_floor)
         train_dataset, embeddings = embedded_and_mined(train_dataset, embeddings, self.scorer, args)
         self.hard_batches = hard_batch_sampler(train_dataset, args)
-        collator = collator_of(train_dataset, embeddings, model, processing_class, image_processor, args)
+        collator = collator_of(train_dataset, embeddings, captioner, processing_class, image_processor, args)
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            image_processor=image_processor,
-            caption_metrics=caption_metrics,
+            model=captioner, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            processing_class=processing_class, image_processor=image_processor, caption_metrics=caption_metrics,
             callbacks=[EpochCallback(collator, self.hard_batches), self.alarms, *(callbacks or [])],
             optimizers=optimizers,
-        )
+        )  # fmt: skip
         # The loss is a mean over captions; the Trainer must only divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         discriminator = Discriminator(self.scorer.embed_dim).to(args.device)
         self.discriminator = DiscriminatorTrainer(discriminator, lr=args.discriminator_lr)
         self.appraiser = Appraiser(
-            args,
-            scorer=self.scorer,
-            discriminator=self.discriminator,
-            accelerator=self.accelerator,
-            rewards=found,
-            references_corpus=self.train_dataset["captions"],
-            columns=self.train_dataset.column_names,
+            args, scorer=self.scorer, discriminator=self.discriminator, accelerator=self.accelerator, rewards=found,
+            references_corpus=self.train_dataset["captions"], columns=self.train_dataset.column_names,
             tokenizer=processing_class,
-        )
+        )  # fmt: skip
         self.policy = Policy(args, self.accelerator, processing_class, self.compute_loss_context_manager)
         self.void_steps = VoidSteps(self.accelerator)
         self.rl_state = RLState(args, self.appraiser, self.alarms, self.void_steps)
         self.reference_model: VisionEncoderDecoderModel | None = None
         if args.kl_weight:
-            with generation_ready(model, self.accelerator) as whole:
-                self.reference_model = copy.deepcopy(whole).eval().requires_grad_(False)
-        self.step_log = StepLog(self.accelerator, args.log_samples)
+            self.reference_model = reference_copy(captioner, self.accelerator)
+        self.step_log = StepLog(self.accelerator, args.log_completions, args.num_completions_to_print)
         self.meter = self.step_log.meter
         self._begin(None)
 
@@ -212,9 +219,9 @@ class RLCaptionTrainer(CaptionTrainer):
             self.discriminator.synchronize()
             self._pretrain_discriminator(model)
         with self.meter.phase("encode"):
-            hidden = self._encode(model, inputs["pixel_values"])
+            hidden = self.policy.encode(model, inputs["pixel_values"])
         with self.meter.phase("generate"):
-            rollouts = self._roll_out(model, hidden, len(inputs["captions"]))
+            rollouts = self.policy.roll_out(model, hidden, len(inputs["captions"]), self.appraiser.needs_greedy)
         with self.meter.phase("reward"):
             appraisal = self.appraiser.judge(inputs, rollouts.texts, rollouts.greedy, self.state)
         with self.meter.phase("score"):
@@ -228,14 +235,8 @@ class RLCaptionTrainer(CaptionTrainer):
             loss = loss * float("nan")
         else:
             ends = end_ids(captioner_in(model, self.accelerator))
-            self.step_log.note(inputs, rollouts, ends, appraisal.figures | terms)
+            self.step_log.note(inputs, rollouts, appraisal, ends, terms)
         return (loss, {"logits": logits}) if return_outputs else loss
-
-    def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
-        return self.policy.encode(model, pixel_values)
-
-    def _roll_out(self, model: Any, hidden: Tensor, images: int) -> Rollouts:
-        return self.policy.roll_out(model, hidden, images, greedy=self.appraiser.needs_greedy)
 
     def _loss(
         self, model: Any, hidden: Tensor, rollouts: Rollouts, inputs: dict[str, Any], appraisal: Appraisal
@@ -296,8 +297,8 @@ class RLCaptionTrainer(CaptionTrainer):
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
             inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
-                hidden = self._encode(model, inputs["pixel_values"])
-                rollouts = self._roll_out(model, hidden, len(inputs["captions"]))
+                hidden = self.policy.encode(model, inputs["pixel_values"])
+                rollouts = self.policy.roll_out(model, hidden, len(inputs["captions"]), self.appraiser.needs_greedy)
             found = self.appraiser.teach_discriminator(inputs, rollouts.texts)
         loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
         accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
@@ -327,13 +328,10 @@ class RLCaptionTrainer(CaptionTrainer):
     def _compare(self, checkpoint: Path | None) -> None:
         """As the parent's; also with what a run is made with."""
         origin = origin_of(
-            self.args,
-            scorer=self.scorer.fingerprint,
-            dataset=self.train_dataset,
+            self.args, scorer=self.scorer.fingerprint, dataset=self.train_dataset,
             rewards=[reward.name for reward in self.appraiser.rewards],
-            reward_weights=self.appraiser.reward_weights,
-            reference_model=self.reference_model,
-        )
+            reward_weights=self.appraiser.reward_weights, reference_model=self.reference_model,
+        )  # fmt: skip
         super()._compare(checkpoint)
         if checkpoint is not None:
             self.rl_state.compare(checkpoint, origin)

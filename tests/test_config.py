@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
 import math
+import re
 
 import pytest
 import torch
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers import HfArgumentParser
 
 from hf_distinct import RLCaptionConfig
+from hf_distinct.runs.arguments import parse_settings
+from hf_distinct.settings import help_from_docstring
+
+LITERALS = dict.fromkeys(("Rollouts", "AlarmMode", "BaselineSetting", "Normalization", "ReferenceWeighting"), "str")
 
 
 def test_the_defaults_are_consistent(tmp_path):
@@ -26,11 +33,57 @@ def test_two_configs_share_no_list():
     assert second.reward == ["contrastive"]
 
 
-def test_every_setting_of_ours_says_what_it_is():
-    parents = {f.name for f in dataclasses.fields(Seq2SeqTrainingArguments)}
-    ours = [f for f in dataclasses.fields(RLCaptionConfig) if f.name not in parents]
-    assert len(ours) > 20
-    assert [f.name for f in ours if not f.metadata.get("help")] == []
+def documented(kind):
+    """The entries of a configuration class's docstring: what stands after each name, and the text."""
+    told = re.findall(r"^ {4}(\w+) \((.+)\):\n((?: {8}.*\n?)+)", inspect.getdoc(kind), re.MULTILINE)
+    return {name: (head, " ".join(text.split())) for name, head, text in told}
+
+
+def test_every_setting_is_documented_where_it_is_defined():
+    fields = {field.name: field for field in dataclasses.fields(RLCaptionConfig)}
+    own = list(RLCaptionConfig.__annotations__)
+    told = documented(RLCaptionConfig)
+    assert len(own) > 30 and list(told) == own
+    for name, (head, text) in told.items():
+        field = fields[name]
+        kinds = [LITERALS.get(kind, kind) for kind in str(field.type).split(" | ") if kind != "None"]
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        of_type, _, of_default = head.partition(", *optional*")
+        assert of_type.replace("`", "").split(" or ") == kinds, name
+        shown = re.fullmatch(r", defaults to `(.+)`", of_default)
+        assert (ast.literal_eval(shown[1]) if shown else None) == default, name
+        assert re.fullmatch(r"[A-Z].+\.", text), name
+        assert field.metadata["help"] == text, name
+
+
+def test_help_comes_from_the_docstring_and_may_hold_a_percent_sign(capsys):
+    @help_from_docstring
+    @dataclasses.dataclass
+    class Settings:
+        """Settings of a test.
+
+        Parameters:
+            share (`float`, *optional*, defaults to `0.5`):
+                Share of all,
+                100 % at most.
+        """
+
+        share: float = 0.5
+        other: int = dataclasses.field(default=1, metadata={"help": "Another."})
+
+    with pytest.raises(SystemExit):
+        HfArgumentParser((Settings,)).parse_args_into_dataclasses(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Share of all, 100 % at most. (default: 0.5)" in told and "Another. (default: 1)" in told
+
+
+@pytest.mark.parametrize("name", ["log_samples", "num_generations"])
+def test_a_setting_that_does_not_exist_is_an_error(name, capsys):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        RLCaptionConfig(**{name: 3})
+    with pytest.raises(SystemExit):
+        parse_settings(RLCaptionConfig, argv=[f"--{name}", "3"])
+    assert f"unknown setting --{name}; did you mean --" in capsys.readouterr().err
 
 
 def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
@@ -62,6 +115,7 @@ def test_beam_search_has_one_rollout_unless_more_of_its_beams_are_asked_for():
         ({"discriminator_pretrain_steps": -1}, "discriminator_pretrain_steps=-1 must be at least 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be at least 0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"num_completions_to_print": 0}, "num_completions_to_print=0 must be at least 1"),
         ({"max_reference_length": 1}, "max_reference_length=1 must be at least 2"),
         ({"discriminator_weight": 1.5}, "discriminator_weight=1.5 must lie between 0 and 1"),
         ({"discriminator_weight": math.nan}, "discriminator_weight=nan must lie between 0 and 1"),

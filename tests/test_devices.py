@@ -99,7 +99,7 @@ def test_a_step_mixes_no_devices_and_gives_the_loss_of_the_cpu(make_trainer, on_
 
 def test_where_a_step_waits_for_the_device(on_gpu):
     with PretendedGpu() as gpu:
-        trainer = on_gpu()
+        trainer = on_gpu(log_completions=True)
         inputs = tiny.a_batch(trainer)
         phases(trainer, gpu)
         gpu.waits.clear()
@@ -107,8 +107,11 @@ def test_where_a_step_waits_for_the_device(on_gpu):
             loss = trainer.compute_loss(trainer.model, inputs)
         with trainer.meter.phase("backward"):
             loss.backward()
-    gpu.waits["generate"] -= {"fast/finished_rows.py choose"}
-    assert dict(gpu.waits) == WAITS
+        found = {phase: set(lines) for phase, lines in gpu.waits.items()}
+        assert len(trainer.step_log.completions()) == 8
+    found["generate"] -= {"fast/finished_rows.py choose"}
+    assert found == WAITS
+    assert "training/step_log.py completions" in gpu.waits[""]  # the log line waits instead
 
 
 def test_a_training_is_resumed_exactly(on_gpu, tmp_path):

@@ -75,6 +75,18 @@ def test_a_batch_of_one_works_where_it_has(make_trainer, settings):
     assert all(math.isfinite(loss) for loss in trainer.step_losses) and len(trainer.step_losses) == 2
 
 
+def test_as_many_weights_as_rewards_of_either_kind(make_trainer):
+    def own(captions, **columns):
+        return [1.0] * len(captions)
+
+    trainer = make_trainer(rewards=["similarity", own], reward_weights=[1.0, 0.5])
+    assert trainer.appraiser.reward_weights == [1.0, 0.5]
+    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set as many of both"):
+        make_trainer(rewards=["similarity"], reward_weights=[1.0, 0.5])
+    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set as many of both"):
+        make_trainer(reward_weights=[1.0, 0.5])
+
+
 def test_a_batch_larger_than_the_data_is_a_clear_error(make_trainer):
     with pytest.raises(ValueError, match="12 training images do not fill one batch of 13"):
         make_trainer(per_device_train_batch_size=13)

@@ -145,7 +145,7 @@ def make_trainer(
     """
     own = {
         name: settings.pop(name)
-        for name in ("rewards", "caption_metrics", "eval_dataset", "embeddings")
+        for name in ("rewards", "caption_metrics", "eval_dataset", "embeddings", "peft_config")
         if name in settings
     }
     model, tokenizer, image_processor = load_captioner(models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +32,22 @@ def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
         model.encoder.requires_grad_(False)
     with fast_paths(args.fast_paths):
         fuse_gelu(model)
+
+
+def reference_copy(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
+    """Return a frozen copy of the captioner as it is now, from which ``kl_weight`` measures the divergence.
+
+    Adapters are merged into the copy. A resumed run, which begins with other random adapters that add nothing yet,
+    therefore has the same copy.
+
+    Args:
+        model: The captioner, with or without adapters.
+        accelerator: Knows the wrappers of the model.
+    """
+    with generation_ready(model, accelerator) as captioner:
+        adapted = captioner is not model and hasattr(model, "merge_and_unload")
+        copied = copy.deepcopy(model).merge_and_unload() if adapted else copy.deepcopy(captioner)
+    return copied.eval().requires_grad_(False)
 
 
 class Rollouts(NamedTuple):

@@ -39,7 +39,7 @@ TRIAL_SIZES = (64, 48), (48, 64)  # width and height of the trial images: one la
 def check_fit(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
-    image_processor: BaseImageProcessor,
+    image_processor: BaseImageProcessor | None,
     args: TrainingArguments | None = None,
     *further: Iterable[str],
 ) -> None:
@@ -57,12 +57,15 @@ def check_fit(
     Raises:
         ValueError: something does not fit. The message lists all problems.
     """
-    if lacks := list(captioner_problems(model, tokenizer)):  # nothing else can be checked without these
+    lacks = list(captioner_problems(model, tokenizer))
+    if not lacks and args is not None:
+        lacks = list(frozen_problems(model))
+    if lacks:  # nothing else can be checked without these
         refuse(lacks, *further)
     captioner = without_adapters(model)
     found = [token_problems(captioner, tokenizer), length_problems(captioner, args)]
     if args is not None:
-        found += [launch_problems(args), generation_problems(captioner)]
+        found += [launch_problems(args), push_problems(model, args), generation_problems(captioner)]
     problems = list(chain(*found, *further))
     # With tokens that the decoder lacks, a forward pass would fail with a less helpful message.
     with fast_paths(getattr(args, "fast_paths", True)):
@@ -76,6 +79,16 @@ def launch_problems(args: TrainingArguments) -> Iterator[str]:
             f"This process sees {args.n_gpu} GPUs, so the Trainer would use nn.DataParallel, which hf_distinct does "
             "not support. Start one process per GPU: `accelerate launch --multi_gpu --num_processes "
             f"{args.n_gpu} SCRIPT ...`; or make only one GPU visible: `CUDA_VISIBLE_DEVICES=0`."
+        )
+
+
+def push_problems(model: Any, args: TrainingArguments) -> Iterator[str]:
+    """Yield a message if adapters would be pushed: a push contains the files of a whole captioner."""
+    if args.push_to_hub and without_adapters(model) is not model:
+        yield (
+            "push_to_hub pushes whole captioners, but of a model with adapters only the adapters are saved. Leave it "
+            "out. After the training, call trainer.model.push_to_hub(name) for the adapters alone, or "
+            "trainer.model.merge_and_unload().push_to_hub(name) for a whole captioner."
         )
 
 
@@ -95,6 +108,15 @@ def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) ->
                 f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
                 "the tokenizer's; captions cannot begin or end without it."
             )
+
+
+def frozen_problems(model: Any) -> Iterator[str]:
+    """Yield a message if no weight of the captioner is trainable."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        yield (
+            "No weight of the captioner is trainable. Adapters that are loaded by the name of their folder are "
+            "frozen: to train them, pass peft.PeftModel.from_pretrained(captioner, folder, is_trainable=True)."
+        )
 
 
 def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator[str]:
@@ -229,7 +251,9 @@ def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
 
 
 @torch.no_grad()
-def picture_problems(model: VisionEncoderDecoderModel, image_processor: BaseImageProcessor) -> Iterator[str]:
+def picture_problems(
+    model: VisionEncoderDecoderModel, image_processor: BaseImageProcessor | None
+) -> Iterator[str]:
     """Yield problems between the image processor, the encoder and the decoder.
 
     They are found by trying two small images, since errors of image processors and models are too many to predict.

@@ -23,8 +23,10 @@ from transformers import (
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
 
+from hf_distinct.captioner import without_adapters
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.files.safe_loading import refuse_code
+from hf_distinct.text.problems import one_line
 
 TASK = "image-to-text"
 EXACT_SEGFORMER = "hf_distinct_segformer"
@@ -85,11 +87,15 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 
 def load_captioner(
     source: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
 ) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerBase, BaseImageProcessor]:
     """Load a captioner with its tokenizer and image processor. Custom code is rejected, never run.
 
     Args:
         source: a Hub id, a folder, or `"captioner"` for the shipped model.
+        tokenizer: use this tokenizer instead of loading one.
+        image_processor: use this image processor instead of loading one.
 
     Raises:
         ValueError: the model does not exist, a part is missing or damaged, or it contains custom code. The message
@@ -99,11 +105,58 @@ def load_captioner(
     try:
         refuse_code(source)
         model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return model, tokenizer, load_image_processor(source)
+        return model, *_processors(source, tokenizer, image_processor)
     except Exception as error:  # transformers and safetensors raise many types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"Captioner {source!r} cannot be loaded: {reason}") from error
+        raise ValueError(f"Captioner {source!r} cannot be loaded: {one_line(error)}") from error
+
+
+def as_captioner(
+    given: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
+) -> tuple[Any, PreTrainedTokenizerBase | None, BaseImageProcessor | None]:
+    """Return a captioner with its processors. Missing ones are loaded from where the captioner was loaded from.
+
+    Args:
+        given: the captioner, or its name for `load_captioner`.
+        tokenizer: its tokenizer, or None.
+        image_processor: its image processor, or None.
+
+    Returns:
+        All three. A `given` that is not a captioner is returned unchanged, for `check_fit` to refuse.
+
+    Raises:
+        ValueError: a part cannot be loaded; the message names it.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return load_captioner(given, tokenizer, image_processor)
+    captioner = without_adapters(given)
+    needed = {"processing_class": tokenizer, "image_processor": image_processor}
+    missing = " and ".join(name for name, processor in needed.items() if processor is None)
+    if not missing or not isinstance(captioner, VisionEncoderDecoderModel):
+        return given, tokenizer, image_processor
+    source = captioner.config._name_or_path
+    if not source:
+        raise ValueError(
+            f"Pass {missing}: the model does not name a folder or Hub id that it was loaded from "
+            "(model.config._name_or_path is empty)."
+        )
+    try:
+        refuse_code(source)
+        return given, *_processors(source, tokenizer, image_processor)
+    except Exception as error:
+        raise ValueError(
+            f"Pass {missing}, which {source!r}, where the model was loaded from, does not have: {one_line(error)}"
+        ) from error
+
+
+def _processors(
+    source: str, tokenizer: PreTrainedTokenizerBase | None, image_processor: BaseImageProcessor | None
+) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
+    """Return both processors of a captioner; load those that are None."""
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return tokenizer, load_image_processor(source) if image_processor is None else image_processor
 
 
 def load_image_processor(source: str | os.PathLike[str], **place: Any) -> BaseImageProcessor:

@@ -38,6 +38,7 @@ class Appraisal:
         figures: scalar tensors to log, by name, computed over all processes.
         rewards: every reward and their ``total``, R(c), for rollouts, references and greedy captions: ``(N,)`` each; 0
             where a reward does not apply.
+        applies: where each of them applies: ``(N,)`` bool, on the CPU.
         captions: the N captions.
         image_ids: the image id of each caption.
     """
@@ -46,6 +47,7 @@ class Appraisal:
     reference_weights: Tensor
     figures: dict[str, Tensor]
     rewards: dict[str, Tensor]
+    applies: dict[str, Tensor]
     captions: list[str]
     image_ids: list[str]
 
@@ -193,7 +195,7 @@ class Appraiser:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
         ids = [str(image_id) for image_id in batch.columns["image_id"]]
-        return Appraisal(advantages.flatten(), weights, figures, parts, batch.captions, ids)
+        return Appraisal(advantages.flatten(), weights, figures, parts, where, batch.captions, ids)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """Update the discriminator once on rollouts without computing rewards, and return figures to log."""

@@ -18,7 +18,10 @@ _PARENTS = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler_type", "max_grad_norm", "optim", "per_device_train_batch_size", "seed", "weight_decay",
 )  # fmt: skip
-_SHOWN = ("alarms", "alarm_cider_floor", "fast_paths", "log_samples", "reward", "reward_weights")
+_SHOWN = (
+    "alarms", "alarm_cider_floor", "fast_paths", "log_completions", "num_completions_to_print", "reward",
+    "reward_weights",
+)  # fmt: skip
 _OF_OPTIMIZERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "discriminator_lr", "learning_rate", "weight_decay")
 """Settings stored in the optimiser's state: the old value is restored with it, whatever the settings say."""
 _FIXED = ("freeze_encoder", "optim")

@@ -244,13 +244,21 @@ class ResumableTrainer(Seq2SeqTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         writer = written_together(folder) if self.args.should_save else nullcontext(folder / UNFINISHED)
         with checkpoints.written_to(folder, str(self.args.output_dir)), writer as unfinished:
-            if self.args.should_save and (folder / "README.md").is_file():
-                shutil.copy2(folder / "README.md", unfinished)  # PEFT adds to it
             self.accelerator.wait_for_everyone()
             super().save_model(str(unfinished), _internal_call=True)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As the parent's, without the card that PEFT writes beside adapters: a form to be filled in."""
+        card = Path(output_dir or str(self.args.output_dir)) / "README.md"
+        ours = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict)
+        if ours is not None:
+            card.write_bytes(ours)
+        else:
+            card.unlink(missing_ok=True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

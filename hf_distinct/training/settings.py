@@ -52,6 +52,7 @@ _IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("discriminator_weight", 0, ("discriminator_lr", "discriminator_pretrain_steps")),
     ("wtf_weight", 0, ("wtf_policy",)),
     ("alarms", "off", ("alarm_cider_floor",)),
+    ("log_completions", False, ("num_completions_to_print",)),
 )
 """A setting, its value, and the settings that then have no effect."""
 

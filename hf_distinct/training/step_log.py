@@ -4,56 +4,103 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 from transformers import TrainerState
-from transformers.utils import logging
 
 from hf_distinct.generation.labels import rollout_figures
 from hf_distinct.generation.policy import Rollouts
-from hf_distinct.text.escaping import plain
+from hf_distinct.reporting.completions import completions_table, spread
+from hf_distinct.rewards.appraiser import Appraisal
 from hf_distinct.training.metering import Meter, peak_memory
-
-logger = logging.get_logger(__name__)
 
 
 class StepLog:
-    """Collects figures and captions of steps.
+    """Collects the figures and the rollouts of steps on the device; a log line reads them.
 
     Args:
-        accelerator: knows the other processes.
-        shown: number of rollouts that a log line shows.
+        accelerator: Gathers figures over processes.
+        log_completions: Whether to keep the rollouts of the last step, and print them at each log line.
+        num_completions_to_print: Number of rollouts to print. None: all of the last step.
 
     Attributes:
-        meter: holds what has been measured since the last log line.
-        samples: the first rollout of each image of the last step, and the image's first reference.
+        meter: The figures since the last log line.
     """
 
-    def __init__(self, accelerator: Accelerator, shown: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, log_completions: bool = False, num_completions_to_print: int | None = None
+    ) -> None:
         self.accelerator = accelerator
-        self.shown = shown
+        self.log_completions = log_completions
+        self.num_completions_to_print = num_completions_to_print
         self.meter = Meter(accelerator.device)
-        self.samples: list[tuple[str, str]] = []
+        self._last: tuple[dict[str, Any], Rollouts, Appraisal] | None = None
 
-    def note(self, inputs: dict[str, Any], rollouts: Rollouts, ends: list[int], figures: dict[str, Tensor]) -> None:
-        """Keep what one step measured and wrote.
+    def note(
+        self,
+        inputs: dict[str, Any],
+        rollouts: Rollouts,
+        appraisal: Appraisal,
+        ends: list[int],
+        terms: dict[str, Tensor],
+    ) -> None:
+        """Keep what one step measured and wrote; nothing is copied to the host.
 
         Args:
-            inputs: the batch.
-            rollouts: what was written for it.
-            ends: the captioner's end tokens.
-            figures: scalar tensors by name.
+            inputs: The batch.
+            rollouts: The rollouts of the batch.
+            appraisal: Their rewards and advantages.
+            ends: The captioner's end tokens.
+            terms: The terms of the loss, scalar tensors by name.
         """
-        figures = figures | rollout_figures(rollouts.labels, rollouts.texts, ends, self.accelerator)
-        for name, value in figures.items():
+        figures = rollout_figures(rollouts.labels, rollouts.texts, ends, self.accelerator)
+        for name, value in (appraisal.figures | terms | figures).items():
             self.meter.add(name, value)
-        first = rollouts.texts[:: max(len(rollouts.texts) // max(len(inputs["captions"]), 1), 1)]
-        self.samples = [(rollout, texts[0]) for rollout, texts in zip(first, inputs["captions"], strict=True)]
+        if self.log_completions:
+            self._last = inputs, rollouts, appraisal
+
+    def completions(self) -> list[dict[str, Any]]:
+        """The rollouts of this process in the last step, a row for each; the rollouts of an image are adjacent.
+
+        This copies rewards and advantages from the device, once for all.
+
+        Returns:
+            Rows with ``image_id``, ``reference`` (the first reference caption of the step), ``rollout``,
+            ``reward/NAME`` of each reward (None where it does not apply) and of their ``total``, and ``advantage``.
+        """
+        if self._last is None:
+            return []
+        inputs, rollouts, appraisal = self._last
+        count, images = len(rollouts.texts), len(inputs["captions"])
+        names = [f"reward/{name}" for name in appraisal.rewards]
+        values = torch.stack([*(each[:count] for each in appraisal.rewards.values()), appraisal.advantages]).T.tolist()
+        applies = torch.stack([each[:count] for each in appraisal.applies.values()]).T.tolist()
+        rows = []
+        for place, text in enumerate(rollouts.texts):
+            image = place * images // count
+            *rewards, advantage = values[place]
+            known = (value if where else None for value, where in zip(rewards, applies[place], strict=True))
+            rows.append(
+                {
+                    "image_id": inputs["columns"]["image_id"][image],
+                    "reference": inputs["captions"][image][0],
+                    "rollout": text,
+                    **dict(zip(names, known, strict=True)),
+                    "advantage": advantage,
+                }
+            )
+        return rows
 
     def flush(self, state: TrainerState) -> dict[str, float]:
-        """Means since the last log line, over steps and processes, and the peak of memory; show samples."""
-        if self.accelerator.is_main_process:
-            for rollout, reference in self.samples[: self.shown]:
-                said = plain(rollout), plain(reference)
-                logger.info("step %d | rollout: %s | reference: %s", state.global_step, *said)
+        """Print the last step's rollouts in the main process.
+
+        Returns:
+            Means since the last log line, over steps and processes, and the peak memory.
+        """
+        if self.accelerator.is_main_process and (rows := self.completions()):
+            table = completions_table(spread(rows, self.num_completions_to_print), f"Step {state.global_step}")
+            tqdm.write(table)  # to stdout as the Trainer's log line, above its progress bar
+        self._last = None
         return {**self.meter.flush(self.accelerator), "memory/peak_gib": peak_memory(self.accelerator)}

@@ -25,6 +25,7 @@ from hf_distinct.data.images import decode_image, to_pixel_values
 from hf_distinct.inference.captioning import _PreparedBatches
 from hf_distinct.inference.pipelines import (
     ImageToTextPipeline,
+    as_captioner,
     load_captioner,
     load_image_processor,
     pipeline,
@@ -253,3 +254,43 @@ def test_a_captioner_that_cannot_be_loaded_is_one_line_with_its_name(tiny_models
         with pytest.raises(ValueError, match=f"Captioner '{folder}' cannot be loaded: ") as refused:
             load(str(folder))
         assert "\n" not in str(refused.value)
+
+
+def test_what_a_captioner_lacks_is_loaded_from_where_it_comes_from(tiny_models, tmp_path):
+    folder = tiny_models / "captioner"
+    model, tokenizer, image_processor = load_captioner(folder)
+    for given in (str(folder), folder, model):
+        found = as_captioner(given)
+        assert [type(each) for each in found] == [type(model), type(tokenizer), type(image_processor)]
+        assert found[1].get_vocab() == tokenizer.get_vocab()
+        assert found[2].to_dict() == image_processor.to_dict()
+    assert found[0] is model
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    for given in (bare, VisionEncoderDecoderModel.from_pretrained(bare)):
+        assert as_captioner(given, tokenizer)[1] is tokenizer
+        assert as_captioner(given, tokenizer, image_processor)[2] is image_processor
+
+
+def test_processors_that_are_nowhere_are_one_line(tiny_models, tmp_path):
+    folder = Path(shutil.copytree(tiny_models / "captioner", tmp_path / "captioner"))
+    model, tokenizer, image_processor = load_captioner(folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=f"Pass image_processor, which '{folder}', .* does not have: ") as refused:
+        as_captioner(model, tokenizer)
+    assert "\n" not in str(refused.value)
+    new = VisionEncoderDecoderModel(model.config.__class__(**model.config.to_dict()))
+    new.config._name_or_path = ""
+    with pytest.raises(ValueError, match="^Pass processing_class and image_processor: the model does not name"):
+        as_captioner(new)
+    with pytest.raises(ValueError, match="^Pass processing_class: the model does not name"):
+        as_captioner(new, image_processor=image_processor)
+
+
+def test_processors_that_bring_code_are_refused(tiny_models, tmp_path):
+    folder = Path(shutil.copytree(tiny_models / "captioner", tmp_path / "captioner"))
+    model, _, _ = load_captioner(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+    with pytest.raises(ValueError, match="asks for code of its own"):
+        as_captioner(model)

@@ -43,7 +43,7 @@ def other_scorer(tiny_models, tmp_path):
 def test_resumed_with_the_same_nothing_is_said(make_trainer, said):
     make_trainer(**SAVING).train()
     said.clear()
-    resumed = make_trainer(**SAVING, max_steps=2, log_samples=1)
+    resumed = make_trainer(**SAVING, max_steps=2, log_completions=True)
     resumed.train(resume_from_checkpoint=True)
     assert len(resumed.step_losses) == 1 and "is resumed" not in said.text
 

@@ -89,9 +89,10 @@ SHOWN_BY = {
     "hub_token": "faults/test_safety.py::test_a_token_is_in_nothing_that_a_run_leaves_or_says",
     "length_column_name": "training/test_settings.py::test_rows_have_one_order",
     "load_best_model_at_end": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
-    "log_samples": "test_trainer_steps.py::test_what_a_log_line_says",
+    "log_completions": "training/test_step_log.py::test_a_log_line_shows_what_the_last_step_wrote_and_earned",
     "max_grad_norm": "test_trainer_options.py::test_a_clipped_step_has_the_length_that_was_asked_for",
     "metric_for_best_model": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
+    "num_completions_to_print": "training/test_step_log.py::test_only_so_many_completions_are_printed",
     "optim": "distributed/test_two_processes.py::test_an_optimiser_that_deepspeed_would_replace_is_refused",
     "output_dir": "test_trainer_state.py::test_a_resumed_run_is_the_same_run_to_the_bit",
     "per_device_eval_batch_size": "test_trainer_evaluation.py::"

@@ -1,0 +1,61 @@
+"""The rollouts of a training step as a table on the screen."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from hf_distinct.text.escaping import plain
+
+Row = TypeVar("Row")
+REWARD = "reward/"
+
+
+def completions_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return a table as wide as the terminal, in which long texts are wrapped.
+
+    Args:
+        rows: At least one; all have the same names. Numbers are shown with three digits, None as "-".
+        title: Shown above the table.
+
+    Example:
+        >>> print(completions_table([{"rollout": "a red dog", "reward/total": 0.5, "advantage": -0.25}], "Step 10"))
+                   Step 10
+         ────────────────────────────
+         rollout     total  advantage
+         ────────────────────────────
+         a red dog   0.500     -0.250
+         ────────────────────────────
+    """
+    from rich import box  # here: only who asks for this table needs rich
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=box.HORIZONTALS, show_lines=True, collapse_padding=True, pad_edge=False)
+    for name, value in rows[0].items():
+        text = isinstance(value, str)
+        heading = Text(plain(name.removeprefix(REWARD)))
+        table.add_column(heading, justify="left" if text else "right", overflow="fold", min_width=8 if text else 6)
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))  # a Text is never markup
+    screen = io.StringIO()
+    Console(file=screen, width=Console().width).print(table)
+    lines = (line.rstrip() for line in screen.getvalue().splitlines())
+    encoding = sys.stdout.encoding or "utf-8"
+    return "\n".join(lines).encode(encoding, "replace").decode(encoding)
+
+
+def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
+    """Return at most ``count`` rows at even distances; None: all of them."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else plain(str(value))

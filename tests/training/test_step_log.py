@@ -1,0 +1,81 @@
+"""Rollouts at a log line: as rows with what they earned, and on the screen."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from hf_distinct import CallableReward
+
+pytestmark = pytest.mark.both_ends
+
+
+def short_ones(captions, **columns):
+    return [1.0 if len(caption.split()) < 4 else None for caption in captions]
+
+
+def test_rows_hold_what_the_last_step_wrote_and_earned(make_trainer):
+    trainer = make_trainer(
+        log_completions=True, num_rollouts=3, discriminator_weight=0.0,
+        rewards=["similarity", CallableReward(short_ones)], reward_weights=[1.0, 0.5],
+    )  # fmt: skip
+    inputs = tiny.a_batch(trainer)
+    torch.manual_seed(5)
+    _, texts = tiny.plain_captions(trainer, inputs, samples=3)
+    torch.manual_seed(5)
+    trainer.compute_loss(trainer.model, inputs)
+    rows = trainer.step_log.completions()
+    names = ["image_id", "reference", "rollout", "reward/similarity", "reward/short_ones", "reward/total", "advantage"]
+    assert {tuple(row) for row in rows} == {tuple(names)}
+    assert [row["rollout"] for row in rows] == texts
+    places = [place for place in range(4) for _ in range(3)]
+    assert [row["image_id"] for row in rows] == [inputs["columns"]["image_id"][place] for place in places]
+    assert [row["reference"] for row in rows] == [inputs["captions"][place][0] for place in places]
+    cosines = (trainer.scorer.encode_texts(texts) * inputs["image_embeds"][places]).sum(dim=1)
+    short = [row["reward/short_ones"] for row in rows]
+    assert short == short_ones(texts) and {1.0, None} == set(short)
+    totals = cosines + 0.5 * torch.tensor([each or 0.0 for each in short])
+    means = (totals.view(4, 3).sum(dim=1, keepdim=True) - totals.view(4, 3)) / 2
+    for name, expected in (
+        ("reward/similarity", cosines), ("reward/total", totals), ("advantage", (totals.view(4, 3) - means).flatten()),
+    ):  # fmt: skip
+        assert [row[name] for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_log_line_shows_what_the_last_step_wrote_and_earned(make_trainer, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    trainer = make_trainer(log_completions=True, max_steps=4, logging_steps=2)
+    shown, completions = [], trainer.step_log.completions
+    trainer.step_log.completions = lambda: shown.append(completions()) or shown[-1]
+    trainer.train()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [place for place, line in enumerate(lines) if line.strip() in ("Step 2", "Step 4")]
+    logs = [place for place, line in enumerate(lines) if line.startswith("{'loss'")]
+    assert steps[0] < logs[0] < steps[1] < logs[1]
+    for begin, end, rows in zip(steps, logs, shown, strict=True):
+        table = " ".join(" ".join(lines[begin:end]).split())
+        assert len(rows) == 8 and rows[0]["rollout"]
+        for row in rows:
+            advantage = f"{row['advantage']:.3f}"
+            assert f"{row['image_id']} {row['reference']} {row['rollout']}" in table and advantage in table
+
+
+def test_only_so_many_completions_are_printed(make_trainer, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    trainer = make_trainer(log_completions=True, num_completions_to_print=4, logging_steps=1)
+    trainer.train()
+    assert capsys.readouterr().out.count(" train-0-") == 4  # one of each image
+
+
+def test_nothing_is_kept_or_shown_unless_it_is_asked_for(make_trainer, capsys):
+    trainer = make_trainer()
+    trainer.compute_loss(trainer.model, tiny.a_batch(trainer))
+    assert trainer.step_log.completions() == []
+    trainer.train()
+    assert "Step 1" not in capsys.readouterr().out
+
+
+def test_a_number_of_completions_does_nothing_without_them(make_trainer, caplog):
+    make_trainer(num_completions_to_print=4)
+    assert "num_completions_to_print=4 does nothing with log_completions=False." in caplog.text
