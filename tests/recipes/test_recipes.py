@@ -1,4 +1,8 @@
-"""Every setting of a recipe acts, or is refused by name where it cannot act: none is ignored in silence."""
+"""What all recipes hold to.
+
+Every setting acts, or is refused by name where it cannot act: none is ignored in silence. A second run in the same
+folder is refused at its start, before it loads or embeds anything.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import forked
 import pytest
 
+from hf_distinct.files import run_lock
 from hf_distinct.runs.dataset_settings import DatasetSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -200,3 +206,27 @@ def test_what_cannot_act_is_refused_by_name(name: str, setting: str, value: Any,
 def test_what_cannot_be_is_refused_by_name(name: str, setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=setting):
         recipe(name).Settings(**{**NEEDED.get(name, {}), setting: value})
+
+
+MISSING = "no/such/model"
+COMMANDS = {
+    "train.py": ["--model_name_or_path", MISSING],
+    "warm_up.py": ["--model_name_or_path", MISSING],
+    "distill.py": ["--dataset", "no/such/file", "--teacher", MISSING],
+    "train_clip.py": ["--model", MISSING],
+    "mine.py": ["--scorer", MISSING],
+    "evaluate_captions.py": ["--model", MISSING],
+    "caption.py": ["--folder", "no/such/folder", "--model", MISSING],
+    "ablation.py": [],
+}
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_a_second_run_is_refused_at_once(tmp_path, recipe):
+    run_lock.claim(tmp_path)
+    try:
+        done = forked.run(recipe, "--output_dir", tmp_path, *COMMANDS[recipe], fails=True)
+    finally:
+        run_lock.release(tmp_path)
+    assert f"error: output_dir {tmp_path}: another run is at work in this folder" in done.stderr
+    assert not list(tmp_path.iterdir())
