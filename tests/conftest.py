@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,7 @@ def make_trainer(tiny_models: Path, tmp_path: Path) -> Callable[..., tiny.Record
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on, for processes that want to meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return tiny.free_port()
 
 
 @pytest.fixture

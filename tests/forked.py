@@ -7,15 +7,18 @@ for that; a run is a fork of it, and so is a run of a recipe that a recipe start
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -32,6 +35,17 @@ TIMEOUT = 500
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTS)
 subprocess_run = subprocess.run
+
+
+@cache
+def module(name: str) -> ModuleType:
+    """A recipe as a module, for what is tested of its parts."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found  # dataclasses look their module up
+    spec.loader.exec_module(found)
+    return found
 
 
 def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:

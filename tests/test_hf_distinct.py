@@ -28,11 +28,6 @@ def test_each_public_name_is_there_and_documented(name):
     assert name in dir(hf_distinct)
 
 
-def test_each_public_name_has_one_home():
-    homes = [name for names in hf_distinct._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(hf_distinct.__all__)
-
-
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'hf_distinct' has no attribute 'nothing'"):
         hf_distinct.nothing  # noqa: B018

@@ -6,6 +6,7 @@ Nothing is a stand-in: a stock ViT and GPT-2 of one layer each, an open_clip mod
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -213,6 +214,13 @@ def plain_captions(
     end = tokenizer.eos_token_id
     rows = [row[: row.index(end) + 1] if end in row else row for row in sequences]
     return rows, [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for processes that want to meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:

@@ -95,7 +95,8 @@ def run(tiny_models, folder):
     def run(kind: str) -> dict:
         meeting: list[list[str]] = [[]]
         if kind == MACHINES:
-            place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", "29577"]
+            port = str(tiny.free_port())
+            place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
             meeting = [[*place, "--machine_rank", str(rank)] for rank in range(2)]
         started = [start(tiny_models, folder / kind, kind, *flags) for flags in meeting]
         tiny.finish(started, timeout=600)

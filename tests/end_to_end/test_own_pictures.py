@@ -179,7 +179,6 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
     for values in metrics.values():
         language = {"CIDEr-D", "BLEU-4", "ROUGE-L", "vocabulary", "mean_length", "unique", "repeats", "bad_endings"}
         assert language | set(retrieval) <= set(values)
-        assert all(0 <= values[name] <= 1 for name in [*retrieval, "BLEU-4", "ROUGE-L", "unique"])
         assert not {"true", "well_formed", "details"} & set(values)  # nobody knows the facts of a photograph
     lines = [line.split() for line in finished.stdout.splitlines()]
     names = [first for first, *_ in lines[lines.index(["people", "before", "after"]) + 2 :]]

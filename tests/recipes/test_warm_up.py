@@ -1,10 +1,8 @@
 """Teacher forcing from nothing, and on from there with one's own pictures."""
 
-import importlib.util
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,13 +35,7 @@ CAPTIONS = ["a red dog", "a blue cat on a mat"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("warm_up", forked.RECIPES / "warm_up.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return forked.module("warm_up")
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ SHOWN_BY = {
     "save_total_limit": "files/test_checkpoints.py::test_the_oldest_are_removed_but_never_the_newest_nor_the_best",
     "skip_memory_metrics": "training/test_evaluating.py::test_an_evaluation_measures_time_and_memory",
     "train_sampling_strategy": "training/test_settings.py::test_rows_have_one_order",
-    "use_cpu": "test_config.py::test_the_processor_is_chosen_only_where_there_is_nothing_else",
+    "use_cpu": "distributed/test_two_processes.py::test_there_really_are_as_many_processes",
 }  # fmt: skip
 
 # What Trainer and Accelerate do by themselves, in code that is not replaced here.
@@ -277,7 +277,8 @@ def test_rows_have_one_order(make_trainer, tmp_path):
     dataset = dataset.add_column("words", list(range(len(dataset))))
     trainer = make_trainer(**by_length(), length_column_name="words", dataset=dataset, eval_dataset=tiny.scenes(3),
                            caption_metrics=lambda captions, _: {"n": len(captions)})  # fmt: skip
-    assert next(iter(trainer._get_train_sampler())) == len(dataset) - 1  # the longest of all comes first
+    first = next(iter(trainer.get_train_dataloader()))["columns"]["image_id"][0]
+    assert first == dataset[-1]["image_id"]  # the longest of all comes first
     assert trainer.evaluate()["eval_n"] == 3
 
 

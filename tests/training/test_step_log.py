@@ -22,7 +22,6 @@ def test_what_a_log_line_says(make_trainer):
     expected |= {f"time/{name}" for name in ("encode", "generate", "reward", "score", "backward", "step")}
     assert expected <= set(line)
     assert all(math.isfinite(line[name]) for name in expected)
-    assert 0 <= line["ended"] <= 1 and 0 < line["unique"] <= 1 and 1 <= line["length"] <= tiny.MAX_LENGTH
     assert not [name for name in line if "greedy" in name]
 
 
