@@ -61,7 +61,7 @@ def of_one(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny_models, tmp_path_factory.mktemp("one") / "run", [sys.executable], processes=1)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero3"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_two_processes_train_the_captioner_of_one(tiny_models: Path, of_one: Path, tmp_path: Path, kind: str):
     config = str(RECIPES / "accelerate" / f"{kind}.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]

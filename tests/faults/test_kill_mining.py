@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import published_forms
+import pytest
 from datasets import Dataset
 
 from hf_distinct.data.table import caption_features
@@ -14,6 +15,7 @@ from hf_distinct.data.table import caption_features
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_the_same_to_the_bit(tiny_models, tmp_path):
     pictures = published_forms.jpegs(330)
     pictures[100] = pictures[100][:300]  # a picture that cannot be decoded stays out, whoever finds it

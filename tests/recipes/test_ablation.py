@@ -69,6 +69,7 @@ def test_rows_are_averaged_over_seeds_and_finished_runs_are_not_repeated(recipe:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_path: Path) -> None:
     images = []
     for number, row in enumerate(emoji_scenes("train", 30, seed=3)):
@@ -161,6 +162,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_runs_that_are_at_work_and_begins_no_other() -> None:
     command = [sys.executable, "-c", STOPPED, str(forked.RECIPES / "ablation.py")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -36,6 +36,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200)
 
 
+@pytest.mark.slow
 def test_the_rehearsal_is_green(tmp_path):
     done = run("--rehearse", "--output", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())

@@ -22,6 +22,7 @@ def benchmark():
         return importlib.import_module("step")
 
 
+@pytest.mark.slow
 def test_ratios_phases_and_memory_of_four_ways(tmp_path):
     output = tmp_path / "report.json"
     done = forked.run("benchmarks/step.py", "--images", 3, "--repetitions", 1, "--output", output)
