@@ -7,6 +7,7 @@ import math
 import pytest
 import tiny
 import torch
+from transformers.utils import logging
 
 from hf_distinct import RLCaptionConfig
 from hf_distinct.data import stable_hash
@@ -167,9 +168,15 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
 
 
 def test_tokens_of_a_persons_long_caption_need_no_warning(make_trainer, caplog):
-    trainer = make_trainer(rewards=[lambda completion_ids: [float(len(ids)) for ids in completion_ids]])
-    (ids,) = trainer.appraiser._token_ids(["a red dog " * 10])
-    assert len(ids) == 31 and ids[-1] == trainer.processing_class.eos_token_id
+    seen = []
+    trainer = make_trainer(rewards=[lambda completion_ids: seen.extend(completion_ids) or [1.0] * len(completion_ids)])
+    inputs = tiny.a_batch(trainer)
+    logging.enable_propagation()
+    try:
+        trainer.appraiser.judge(inputs, ["a red dog " * 10] * 8, [])
+    finally:
+        logging.disable_propagation()
+    assert len(seen[0]) == 31 and seen[0][-1] == trainer.processing_class.eos_token_id
     assert "longer than the specified maximum" not in caplog.text
 
 
