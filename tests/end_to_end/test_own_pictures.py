@@ -148,7 +148,10 @@ def own_models(models: Path, judge: Path) -> dict[str, Any]:
     return {"model_name_or_path": models / "captioner", "scorer": models / "scorer", "judge": judge}
 
 
-@pytest.mark.parametrize("form", ["karpathy", "coco", "folder"])
+SLOW_FORMS = [pytest.param(form, marks=pytest.mark.slow) for form in ("karpathy", "coco")]
+
+
+@pytest.mark.parametrize("form", ["folder", *SLOW_FORMS])
 def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tiny_models, judge, tmp_path):
     folder, captions = pictures
     data = lay_out(form, folder, captions, tmp_path / "data")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 from safetensors.torch import load_file
@@ -32,21 +33,20 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-def run(launcher: list[str], *flags: object) -> subprocess.CompletedProcess:
+def launch(*flags: object) -> subprocess.CompletedProcess:
     environment = {
         **os.environ, "PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    command = [*launcher, *map(str, flags)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, flags)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
 def mined(pictures: Path, tiny_models: Path, tmp_path_factory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("mined") / "deep"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    done = run(
-        launcher, "--config_file", RECIPES / "accelerate" / "ddp.yaml", RECIPES / "mine.py", "--dataset", pictures,
+    done = launch(
+        "--config_file", RECIPES / "accelerate" / "ddp.yaml", RECIPES / "mine.py", "--dataset", pictures,
         "--caption_column", "text", "--scorer", tiny_models / "scorer", "--output_dir", output, "--num_neighbours", 3,
         "--first_rank", 2, "--num_workers", 1,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_it_leaves_what_it_says(mined):
     (folder,) = output.glob("embeddings-*")
     embeddings = CaptionEmbeddings.load(folder)
     # An eighth of what is no test picture is held out for validation: 52 - 5 = 47 to train on, of which one is broken.
-    assert len(embeddings) == 46 or len(embeddings) == 47
+    assert len(embeddings) == 46
     neighbours = load_file(output / "neighbours.safetensors")
     assert neighbours["rows"].shape == (len(embeddings), 4)
     statistics = json.loads((output / "statistics.json").read_text())
@@ -83,14 +83,13 @@ def test_a_scorer_that_cannot_retrieve_here_is_warned_about(mined):
 def test_training_takes_it_all_from_there(mined, pictures, tiny_models, tmp_path):
     output, _ = mined
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    done = run(
-        [sys.executable], RECIPES / "train.py", "--dataset", pictures, "--caption_column", "text", "--mined", output,
+    forked.run(
+        "train.py", "--dataset", pictures, "--caption_column", "text", "--mined", output,
         "--scorer", tiny_models / "scorer", "--judge", tiny_models / "scorer", "--pool_neighbours", 2,
         "--model_name_or_path", tiny_models / "captioner", "--output_dir", tmp_path / "run", "--max_steps", 1,
         "--per_device_train_batch_size", 4, "--max_reference_length", tiny.MAX_LENGTH, "--num_rollouts", 2,
         "--discriminator_pretrain_steps", 0, "--hard_batches", "true",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
