@@ -93,6 +93,7 @@ def test_two_processes_train_the_captioner_of_one(tiny_models: Path, of_one: Pat
     assert [describe(picture)[0]["generated_text"].strip() for picture in pictures] == after[:5]
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_fewer_processes_than_it_was_asked_for_stops(tmp_path: Path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command = [*launcher, str(RECIPES / "train.py"), "--output_dir", str(tmp_path / "run")]

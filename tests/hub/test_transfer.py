@@ -327,6 +327,7 @@ def test_a_line_that_stays_broken_leaves_the_last_good_commit(hub, copy):
     assert hub.repos[NAME].files == before and not hub.meddlers
 
 
+@pytest.mark.slow
 def test_a_push_killed_in_mid_upload_leaves_the_last_good_commit_and_can_be_made_again(hub, copy, tmp_path):
     push_folder(copy, "cap")
     repo = hub.repos[NAME]
