@@ -45,6 +45,6 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def run_processes(free_port: int) -> Callable[..., None]:
+def run_processes(free_port: int) -> Callable[..., str]:
     """tiny.run_processes at a free port; a script that is run need not load tiny.py for it."""
     return functools.partial(tiny.run_processes, free_port)

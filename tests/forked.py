@@ -62,8 +62,11 @@ def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.Comp
 
 def run_together(
     script: str, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]
-) -> None:
-    """Run a script in several processes that need each other, until all have ended well; in any case none is left."""
+) -> str:
+    """Run a script in several processes that need each other, until all have ended well; in any case none is left.
+
+    Returns what they said.
+    """
     processes = []
     with TemporaryDirectory() as folder, patch.dict(os.environ, ENVIRONMENT):
         try:
@@ -75,6 +78,7 @@ def run_together(
                 process.join(TIMEOUT)
                 said = "\n".join(file.read_text() for file in sorted(Path(folder).glob("*.stderr")))
                 assert process.exitcode == 0, said  # of all: who failed first?
+            return "".join(file.read_text() for file in sorted(Path(folder).iterdir()))
         finally:
             for process in processes:
                 process.kill()

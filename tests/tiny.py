@@ -223,12 +223,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
+def run_processes(port: int, script: str, *arguments: Sequence[object]) -> str:
     """Run a script in as many processes as there are lists of arguments; each gets its rank, then its arguments.
 
-    They find each other at the port, through the environment, as torchrun would have it.
+    They find each other at the port, through the environment, as torchrun would have it. Returns what they said.
     """
-    forked.run_together(script, [[rank, *own] for rank, own in enumerate(arguments)], ranks(port, len(arguments)))
+    numbered = [[rank, *own] for rank, own in enumerate(arguments)]
+    return forked.run_together(script, numbered, ranks(port, len(arguments)))
 
 
 def ranks(port: int, number: int) -> list[dict[str, str]]:

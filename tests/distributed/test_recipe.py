@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from hf_distinct import emoji_scenes, pipeline
 
+pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS, BATCH, IMAGES, TEST_IMAGES = 3, 8, 64, 40
 # Beam search writes the same captions whoever holds the image; SGD would show a gradient of the wrong length.
@@ -61,7 +62,7 @@ def of_one(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny_models, tmp_path_factory.mktemp("one") / "run", [sys.executable], processes=1)
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ddp", "zero3"])
 def test_two_processes_train_the_captioner_of_one(tiny_models: Path, of_one: Path, tmp_path: Path, kind: str):
     config = str(RECIPES / "accelerate" / f"{kind}.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
@@ -93,7 +94,6 @@ def test_two_processes_train_the_captioner_of_one(tiny_models: Path, of_one: Pat
     assert [describe(picture)[0]["generated_text"].strip() for picture in pictures] == after[:5]
 
 
-@pytest.mark.slow
 def test_a_launch_that_starts_fewer_processes_than_it_was_asked_for_stops(tmp_path: Path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command = [*launcher, str(RECIPES / "train.py"), "--output_dir", str(tmp_path / "run")]

@@ -111,7 +111,7 @@ class Losing(TrainerCallback):
         shutil.rmtree(state.best_model_checkpoint)
 
 
-def test_without_its_best_checkpoint_a_run_ends_with_its_last_captioner(make_trainer, tmp_path, caplog):
+def test_without_its_best_checkpoint_a_run_ends_with_its_last_captioner(make_trainer, caplog):
     trainer = make_trainer(
         eval_dataset=tiny.scenes(2), caption_metrics=lambda *_: {"x": 1.0}, eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="x",

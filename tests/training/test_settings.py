@@ -268,7 +268,7 @@ def by_length():
     }  # fmt: skip
 
 
-def test_rows_have_one_order(make_trainer, tmp_path):
+def test_rows_have_one_order(make_trainer):
     with pytest.raises(ValueError, match=r"group_by_length needs the column 'length' \(length_column_name\)"):
         make_trainer(**by_length())
     with pytest.raises(ValueError, match="group_by_length and hard_batches both say in which order the images come"):
