@@ -5,7 +5,7 @@ from hf_distinct.data.hashing import stable_hash
 
 def test_hash_does_not_change_between_versions():
     # A changed hash would silently break checkpoints that hold hashed ids.
-    # By `printf '%s' TEXT | b2sum -l 64`: 300d09f2a47bb838 and e83335cfe1549b3a, less 2**64 where the first bit is set.
+    # `printf '%s' TEXT | b2sum -l 64` gives 300d09f2a47bb838 and e83335cfe1549b3a, whose first bit is set.
     assert stable_hash("391895") == 3462434626264086584
     assert stable_hash("日本") == -1714967866143106246
 
