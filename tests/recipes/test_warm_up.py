@@ -202,6 +202,7 @@ def test_pretrained_parts_are_trained_at_a_lower_rate(recipe) -> None:
 
 def test_two_processes_without_a_gpu_train_one_captioner(run_processes, tmp_path) -> None:
     flags = ["--train_size", 32, "--per_device_train_batch_size", 4, "--max_steps", 1, "--save_steps", 1]
+    flags += ["--validation_size", 40]
     two = forked.RECIPES.parent / "tests" / "distributed" / "recipe_in_two.py"
     run_processes(str(two), *[["warm_up.py", *flags, "--save_strategy", "steps", "--output_dir", tmp_path]] * 2)
     assert checkpoints.processes_of(tmp_path / "checkpoint-1") == 2
