@@ -88,8 +88,8 @@ RECIPE = """
 import signal, sys
 from hf_distinct.runs.arguments import clear_errors
 _, number, *nohup = sys.argv
-if nohup:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs in the background ignores
+signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
 with clear_errors():
     try:
         signal.raise_signal(int(number))
