@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,10 @@ def make_trainer(tiny_models: Path, tmp_path: Path) -> Callable[..., tiny.Record
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on, for processes that want to meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return tiny.free_port()
 
 
 @pytest.fixture
-def run_processes(free_port: int) -> Callable[..., None]:
+def run_processes(free_port: int) -> Callable[..., str]:
     """tiny.run_processes at a free port; a script that is run need not load tiny.py for it."""
     return functools.partial(tiny.run_processes, free_port)

@@ -7,15 +7,18 @@ for that; a run is a fork of it, and so is a run of a recipe that a recipe start
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -34,6 +37,17 @@ SERVER.set_forkserver_preload(IMPORTS)
 subprocess_run = subprocess.run
 
 
+@cache
+def module(name: str) -> ModuleType:
+    """A recipe as a module, for what is tested of its parts."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found  # dataclasses look their module up
+    spec.loader.exec_module(found)
+    return found
+
+
 def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end, which has to be a failure, told in words, if it ``fails``."""
     command = [str(RECIPES / recipe), *map(str, arguments)]
@@ -48,8 +62,11 @@ def run(recipe: str, *arguments: object, fails: bool = False) -> subprocess.Comp
 
 def run_together(
     script: str, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]
-) -> None:
-    """Run a script in several processes that need each other, until all have ended well; in any case none is left."""
+) -> str:
+    """Run a script in several processes that need each other, until all have ended well; in any case none is left.
+
+    Returns what they said.
+    """
     processes = []
     with TemporaryDirectory() as folder, patch.dict(os.environ, ENVIRONMENT):
         try:
@@ -61,6 +78,7 @@ def run_together(
                 process.join(TIMEOUT)
                 said = "\n".join(file.read_text() for file in sorted(Path(folder).glob("*.stderr")))
                 assert process.exitcode == 0, said  # of all: who failed first?
+            return "".join(file.read_text() for file in sorted(Path(folder).iterdir()))
         finally:
             for process in processes:
                 process.kill()

@@ -76,6 +76,7 @@ def test_all_packages_are_in_the_wheel():
     assert sorted(listed) == sorted([*found, "hf_distinct.recipes"])
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_trains_and_captions_from_another_folder(tmp_path):
     def run(*command: str, cwd: Path = tmp_path) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}

@@ -10,7 +10,6 @@ import math
 import re
 
 import pytest
-import torch
 from transformers import HfArgumentParser
 
 from hf_distinct import RLCaptionConfig
@@ -18,13 +17,6 @@ from hf_distinct.runs.arguments import parse_settings
 from hf_distinct.settings import help_from_docstring
 
 LITERALS = dict.fromkeys(("Rollouts", "AlarmMode", "BaselineSetting", "Normalization", "ReferenceWeighting"), "str")
-
-
-def test_the_defaults_are_consistent(tmp_path):
-    config = RLCaptionConfig(output_dir=str(tmp_path))
-    assert config.reward == ["contrastive"] and config.reward_weights is None
-    assert config.discriminator_weight == 0.06 and config.wtf_weight == 1.0 and config.kl_weight == 0.0
-    assert config.remove_unused_columns is False and config.dataloader_drop_last is True and config.report_to == []
 
 
 def test_two_configs_share_no_list():
@@ -172,11 +164,6 @@ def test_it_is_read_from_a_command_line_and_written_as_json(tmp_path):
     assert json.loads(config.to_json_string())["reward_weights"] == [1.0, 0.5]
     again = RLCaptionConfig(**{k: v for k, v in config.to_dict().items() if k in ("reward", "rollouts", "baseline")})
     assert again.reward == config.reward and again.num_rollouts == 1
-
-
-def test_the_processor_is_chosen_only_where_there_is_nothing_else(tmp_path):
-    """What that does for several processes, tests/distributed shows."""
-    assert RLCaptionConfig(output_dir=str(tmp_path)).use_cpu is not torch.accelerator.is_available()
 
 
 def test_it_remembers_what_it_was_told_and_nothing_of_the_machine():

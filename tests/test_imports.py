@@ -1,4 +1,4 @@
-"""Imports go one way: a room knows only those below it, and no two modules know each other."""
+"""Imports go one way: a room knows only those below it, and no two modules know each other. Tests mirror modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 import hf_distinct
 
 PACKAGE = Path(hf_distinct.__file__).parent
+TESTS = Path(__file__).parent
+SPANNING = {"distributed", "end_to_end", "faults", "models"}  # tests of more than one module
 # From the bottom to the top; those of a line do not know each other.
 ROOMS = [
     {"text", "losses", "settings", "_moved"},
@@ -74,3 +76,14 @@ def test_every_room_knows_only_those_below_it(graph):
 def test_no_file_is_too_long():
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
     assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_each_test_file_lies_where_its_module_does():
+    """One of a package's __init__.py, or of what all modules of a folder hold to, has the name of the folder."""
+    modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    modules |= {path.relative_to(TESTS.parent) for path in (TESTS.parent / "recipes").rglob("*.py")}
+    subjects = {path.with_name(path.stem.strip("_")) for path in modules}
+    subjects |= {path.parent / path.parent.name for path in modules} | {Path("hf_distinct"), Path("imports")}
+    files = {path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    lost = {path for path in files if path.with_name(path.stem.removeprefix("test_")) not in subjects}
+    assert {str(path) for path in lost if path.parts[0] not in SPANNING} == set()

@@ -6,6 +6,7 @@ Nothing is a stand-in: a stock ViT and GPT-2 of one layer each, an open_clip mod
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -215,12 +216,20 @@ def plain_captions(
     return rows, [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-def run_processes(port: int, script: str, *arguments: Sequence[object]) -> None:
+def free_port() -> int:
+    """A port that nobody listens on, for processes that want to meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_processes(port: int, script: str, *arguments: Sequence[object]) -> str:
     """Run a script in as many processes as there are lists of arguments; each gets its rank, then its arguments.
 
-    They find each other at the port, through the environment, as torchrun would have it.
+    They find each other at the port, through the environment, as torchrun would have it. Returns what they said.
     """
-    forked.run_together(script, [[rank, *own] for rank, own in enumerate(arguments)], ranks(port, len(arguments)))
+    numbered = [[rank, *own] for rank, own in enumerate(arguments)]
+    return forked.run_together(script, numbered, ranks(port, len(arguments)))
 
 
 def ranks(port: int, number: int) -> list[dict[str, str]]:

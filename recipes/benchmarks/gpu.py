@@ -70,7 +70,8 @@ def parts(output: Path, rehearse: bool, photographs: Path | None) -> list[Part]:
     scenes += [*steps, "--per_device_train_batch_size", "4" if rehearse else "32"]
     half = ["--bf16", "true"]
     no_deepspeed = "" if util.find_spec("deepspeed") else "DeepSpeed is not installed"
-    tests = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")]
+    test_file = str(ROOT / "tests" / "end_to_end" / "test_gpu.py")
+    tests = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "gpu", test_file]
     rows = {"captioning": "8" if rehearse else "512", "embedding": "8" if rehearse else "512"}
     photographed = ["--dataset", str(photographs), "--test_size", "500", "--eval_strategy", "no"]
     for name in ("model_name_or_path", "scorer"):

@@ -149,7 +149,7 @@ def test_ids_that_a_table_made_floats(folder):
     assert loaded["train"]["image_id"][:] == ["1", "pets/1.png"]
 
 
-def test_paths_of_windows_and_of_urls(picture, folder, caplog):
+def test_paths_of_windows_and_of_urls(picture, folder):
     picture("pets/a b.JPG")
     lines = [line(0, file_name="pets\\0.png"), line(0, file_name="pets/a%20b.jpg"), line(0, file_name=" pets/2.png ")]
     assert len(load_image_folder(folder(*lines))["train"]) == 3

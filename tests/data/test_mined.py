@@ -100,7 +100,7 @@ def test_pictures_of_another_size_or_captions_of_other_words_are_not_found(score
     assert cache_names(other, scorer)[1] != shared
 
 
-def test_what_mining_did_not_finish_is_not_pushed(tmp_path, monkeypatch):
+def test_what_mining_did_not_finish_is_not_pushed(tmp_path):
     with pytest.raises(ValueError, match=r"is not a completed output folder of `hf-distinct mine`"):
         push_folder(tmp_path, NAME, repo_type="dataset", token="hf_never_used")
 

@@ -57,7 +57,7 @@ def test_a_link_that_leads_out_is_refused(folder):
         load_captions(folder)
 
 
-def test_a_file_of_save_to_disk_names_no_other_folder(folder, tmp_path):
+def test_a_file_of_save_to_disk_names_no_other_folder(tmp_path):
     rows = Dataset.from_dict({"image": PICTURES, "captions": ["a", "b"]})
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     rows.save_to_disk(str(tmp_path / "private"))

@@ -104,7 +104,7 @@ def test_rows_without_a_caption_are_left_out(empty, caplog):
     assert "1 x image without a caption ('a')" in caplog.text
 
 
-def test_nothing_but_a_null_in_the_place_of_a_text(caplog):
+def test_nothing_but_a_null_in_the_place_of_a_text():
     found = as_captioned(rows(captions=[None, "a bird"]), "train_dataset")
     assert found["captions"][:] == [["a bird"]]
 

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from hf_distinct import emoji_scenes, pipeline
 
+pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS, BATCH, IMAGES, TEST_IMAGES = 3, 8, 64, 40
 # Beam search writes the same captions whoever holds the image; SGD would show a gradient of the wrong length.

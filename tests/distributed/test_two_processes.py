@@ -66,6 +66,11 @@ PLAN = {
 MACHINES = "zero2"  # this one is launched as if each process had a machine of its own
 
 
+def launched(kind: str, *case: str) -> Any:
+    """A test of a launch; those with DeepSpeed are slow."""
+    return pytest.param(kind, *case, marks=[pytest.mark.slow] if kind.startswith("zero") else [])
+
+
 def start(models: Path, output: Path, kind: str, *flags: str, **again: Any) -> subprocess.Popen:
     size = BATCH if kind == "one_process" else BATCH // 2
     cases = {name: {**SETTINGS, **CASES[name], "per_device_train_batch_size": size} for name in PLAN[kind]}
@@ -95,7 +100,8 @@ def run(tiny_models, folder):
     def run(kind: str) -> dict:
         meeting: list[list[str]] = [[]]
         if kind == MACHINES:
-            place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", "29577"]
+            port = str(tiny.free_port())
+            place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
             meeting = [[*place, "--machine_rank", str(rank)] for rank in range(2)]
         started = [start(tiny_models, folder / kind, kind, *flags) for flags in meeting]
         tiny.finish(started, timeout=600)
@@ -108,14 +114,16 @@ def test_every_launch_configuration_is_tried():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(PLAN)
 
 
-@pytest.mark.parametrize("kind", PLAN)
+@pytest.mark.parametrize("kind", [launched(kind) for kind in PLAN])
 def test_there_really_are_as_many_processes(run, kind):
     for found in run(kind).values():
         assert len(set(found["processes"])) == (1 if kind == "one_process" else 2)
         assert found["backend"] == (None if kind == "one_process" else "gloo")
 
 
-@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind in PLAN for case in PLAN[kind] if kind[0] != "o"])
+@pytest.mark.parametrize(
+    ("kind", "case"), [launched(kind, case) for kind in PLAN if kind != "one_process" for case in PLAN[kind]]
+)
 def test_it_is_the_run_of_one_process(run, kind, case):
     """Losses, everything that is logged, weights, discriminator; in half precision as near as that is."""
     two, one = run(kind)[case], run("one_process")[case]
@@ -132,13 +140,15 @@ def test_it_is_the_run_of_one_process(run, kind, case):
         assert_close({name: two["weights"][name] for name in one["weights"]}, one["weights"], **near)
 
 
-@pytest.mark.parametrize(("kind", "case"), [("ddp", "sampled"), ("zero2", "ragged"), ("zero3", "ragged")])
+@pytest.mark.parametrize(
+    ("kind", "case"), [launched(*each) for each in (("ddp", "sampled"), ("zero2", "ragged"), ("zero3", "ragged"))]
+)
 def test_generation_ends_earlier_on_one_process_and_nobody_waits(run, kind, case):
     first, second = run(kind)[case]["lengths"]
     assert any(ours != theirs for ours, theirs in zip(first, second, strict=kind != "ddp"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PLAN if "stopped" in PLAN[kind]])
+@pytest.mark.parametrize("kind", [launched(kind) for kind in PLAN if "stopped" in PLAN[kind]])
 def test_what_one_process_measures_stops_all_at_the_best_checkpoint(run, folder, kind):
     """The other one measured something else. Later steps were not better: what all have, and save, is of step 2."""
     found = run(kind)["stopped"]
@@ -151,13 +161,14 @@ def test_what_one_process_measures_stops_all_at_the_best_checkpoint(run, folder,
         assert (saved / name).read_bytes() == (best / name).read_bytes()
 
 
-def test_a_step_that_is_void_in_one_process_is_void_in_all(run):
+@pytest.mark.parametrize("kind", [launched(kind) for kind in PLAN if "spoiled" in PLAN[kind]])
+def test_a_step_that_is_void_in_one_process_is_void_in_all(run, kind):
     """The image with the NaN comes once in each of three epochs, whose two steps are of two batches and of one."""
-    for kind in ("one_process", "ddp", "zero2", "zero3"):
-        found = run(kind)["spoiled"]
-        assert found["losses"].isnan().sum() == 3 == found["log"][-1]["skipped_steps"]
+    found = run(kind)["spoiled"]
+    assert found["losses"].isnan().sum() == 3 == found["log"][-1]["skipped_steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "processes"), [("zero2", 1), ("zero3", 1), ("zero2_offload", 2)])
 def test_a_checkpoint_of_deepspeed_is_taken_up_by_as_many_processes_or_by_others(
     run, folder, tiny_models, kind, processes
@@ -184,6 +195,7 @@ def test_clipping_clips(run):
     assert min(norms) > CASES["accumulated"]["max_grad_norm"]
 
 
+@pytest.mark.slow
 def test_zero3_gathers_the_weights_for_a_rollout_and_not_for_each_token(run):
     (short, two_tokens), (long, more) = run("zero3")["ragged"]["gathers"]
     assert two_tokens == 2 and more > 2
@@ -191,6 +203,7 @@ def test_zero3_gathers_the_weights_for_a_rollout_and_not_for_each_token(run):
     assert [found for found, _ in run("zero2")["ragged"]["gathers"]] == [0, 0]
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_deepspeed_would_replace_is_refused(run, folder):
     assert run("zero2_offload")
     assert "optim=sgd cannot be offloaded" in (folder / "zero2_offload" / "refused.txt").read_text()

@@ -12,11 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from faults.campaign import NAMESPACE, may_mount
 
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_run_stops_says_why_and_goes_on_when_there_is_room(tiny_models, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -13,6 +13,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_taken_up_and_the_same_to_the_bit(processes):
     environment = {

@@ -13,6 +13,7 @@ import pytest
 
 from hf_distinct.files import checkpoints
 
+pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[2] / "recipes"
 DDP = ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]
 ALONE = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -41,7 +41,9 @@ def test_captions_of_every_family_begin_and_end(own, expected, tiny_models, tmp_
     ids = [tokenizer.convert_tokens_to_ids(token) for token in expected]
     for config in (model.config, model.generation_config):
         assert [config.decoder_start_token_id, config.eos_token_id, config.pad_token_id] == ids
-    labels = CaptionCollator(tokenizer, image_processor)._labels([["a red dog"], [f"a {expected[1]} dog"]])
+    first, second = tiny.scenes(2)
+    rows = [first | {"captions": ["a red dog"]}, second | {"captions": [f"a {expected[1]} dog"]}]
+    labels = CaptionCollator(tokenizer, image_processor)(rows)["labels"]
     words = [tokenizer.convert_tokens_to_ids(word) for word in ("a", "red", "dog")]
     assert labels.tolist() == [[[*words, ids[1]]], [[words[0], words[2], ids[1], -100]]]  # one end, no start
     assert tokenizer.decode([*words, ids[1]], skip_special_tokens=True) == "a red dog"

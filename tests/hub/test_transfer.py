@@ -328,6 +328,7 @@ def test_a_line_that_stays_broken_leaves_the_last_good_commit(hub, copy):
     assert hub.repos[NAME].files == before and not hub.meddlers
 
 
+@pytest.mark.slow
 def test_a_push_killed_in_mid_upload_leaves_the_last_good_commit_and_can_be_made_again(hub, copy, tmp_path):
     push_folder(copy, "cap")
     repo = hub.repos[NAME]
@@ -347,7 +348,7 @@ def test_a_push_killed_in_mid_upload_leaves_the_last_good_commit_and_can_be_made
 # --------------------------------------------------------------------------------------------- names, tokens, branches
 
 
-def test_a_private_repository_is_for_nobody_else(hub, captioner_folder, monkeypatch):
+def test_a_private_repository_is_for_nobody_else(hub, captioner_folder):
     push_folder(captioner_folder, NAME, private=True)
     assert hub.repos[NAME].private and hub.repos[NAME].commits == 1
     push_folder(captioner_folder, NAME, private=True)  # there it is already

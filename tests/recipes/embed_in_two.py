@@ -3,10 +3,11 @@
 python embed_in_two.py RANK MODELS PICTURES OUTPUT
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import forked
 import torch
 from accelerate import PartialState
 
@@ -14,10 +15,7 @@ from hf_distinct import ClipScorer, RLCaptionConfig
 from hf_distinct.data import load_captions
 
 rank, models, pictures, output = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("train_recipe", Path(__file__).parents[2] / "recipes" / "train.py")
-recipe = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = recipe
-spec.loader.exec_module(recipe)
+recipe = forked.module("train")
 
 PartialState(cpu=True)
 config = RLCaptionConfig(output_dir=output, use_cpu=True)

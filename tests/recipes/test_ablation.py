@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import forked
 import pytest
 import yaml
 from PIL import Image
 
-from hf_distinct import emoji_scenes
+from hf_distinct import RLCaptionConfig, emoji_scenes
 from hf_distinct.data.coco_results import read_coco_results
+from hf_distinct.runs.arguments import parse_settings
 from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.scorer import shipped
 
@@ -26,13 +27,7 @@ run = partial(forked.run, "ablation.py")
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", forked.RECIPES / "ablation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return forked.module("ablation")
 
 
 def write_report(run: RecordedRun, judge: float, cider: float) -> None:
@@ -74,6 +69,7 @@ def test_rows_are_averaged_over_seeds_and_finished_runs_are_not_repeated(recipe:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_nothing_on_pictures_in_the_form_of_coco(tiny_models: Path, tmp_path: Path) -> None:
     images = []
     for number, row in enumerate(emoji_scenes("train", 30, seed=3)):
@@ -166,6 +162,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_runs_that_are_at_work_and_begins_no_other() -> None:
     command = [sys.executable, "-c", STOPPED, str(forked.RECIPES / "ablation.py")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -205,10 +202,26 @@ def test_all_begin_with_the_captioner_that_the_plan_names(recipe: ModuleType, tm
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_plans_have_settings_that_exist(file: Path) -> None:
-    from hf_distinct import RLCaptionConfig
+def test_every_run_of_a_plan_has_settings_that_its_recipe_takes(
+    recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path
+) -> None:
+    """Each command line is read as the recipe reads it, which then does nothing."""
+    train, warm_up, evaluate = (forked.module(name) for name in ("train", "warm_up", "evaluate_captions"))
+    kinds = {
+        "train.py": (train.Settings, RLCaptionConfig),
+        "warm_up.py": (warm_up.Settings, warm_up.Training),
+        "evaluate_captions.py": (evaluate.Settings,),
+    }
+    read = []
 
-    plan = yaml.safe_load(file.read_text())
-    for settings in [*plan["others"].values(), *plan["ours"].values()]:
-        names = set(settings) - {"scorer"}
-        assert names <= set(RLCaptionConfig.__dataclass_fields__), names
+    def take(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        name, default = Path(command[1]).name, train.default_file if command[1].endswith("train.py") else None
+        parse_settings(*kinds[name], argv=command[2:], default_file=default)
+        read.append(name)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", take)
+    for part in recipe.Ablation(recipe.Settings(str(file), str(tmp_path))).runs():
+        for each in part:
+            each(threads=1)
+    assert set(read) == set(kinds)

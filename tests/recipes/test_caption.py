@@ -1,7 +1,6 @@
 """recipes/caption.py as a person runs it."""
 
 import json
-import runpy
 
 import forked
 import pytest
@@ -40,13 +39,13 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
 
 
 def test_what_was_captioned_before_a_signal_stays(tmp_path, caplog):
-    recipe = runpy.run_path(str(forked.RECIPES / "caption.py"))
+    recipe = forked.module("caption")
 
     def stopped():
         yield tmp_path / "a.png", "a dog"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recipe["write_lines"](stopped(), tmp_path / "lines", tmp_path)
+        recipe.write_lines(stopped(), tmp_path / "lines", tmp_path)
     assert json.loads((tmp_path / "lines").read_text()) == {"file_name": "a.png", "caption": "a dog"}
     assert f"not finished: the captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text

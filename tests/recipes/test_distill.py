@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import forked
@@ -24,11 +23,11 @@ STUDENT = {
 
 
 @pytest.mark.parametrize("name", ["distill", "warm_up"])
-def test_the_way_from_photographs_to_a_captioner_can_be_read(name: str, tmp_path: Path) -> None:
-    recipe = runpy.run_path(str(forked.RECIPES / f"{name}.py"))
+def test_the_way_from_photographs_to_a_captioner_can_be_read(name: str) -> None:
+    recipe = forked.module(name)
     file = {"distill": "encoder", "warm_up": "captioner"}[name]
     argv = [str(forked.RECIPES / "configs" / "flickr8k" / f"{file}.yaml"), "--dataset", "x.json", "--use_cpu", "true"]
-    settings, training = parse_settings(recipe["Settings"], recipe["Training"], argv=argv)
+    settings, training = parse_settings(recipe.Settings, recipe.Training, argv=argv)
     assert training.output_dir == f"outputs/flickr8k/{file}"
     assert training.load_best_model_at_end and training.metric_for_best_model == {"distill": "R2"}.get(name, "CIDEr-D")
     if name == "warm_up":
@@ -36,7 +35,7 @@ def test_the_way_from_photographs_to_a_captioner_can_be_read(name: str, tmp_path
         assert training.max_steps == -1 and training.num_train_epochs > 3
     else:
         training.max_steps = 100
-        assert recipe["number_of_epochs"](training, 6400) == 0.5
+        assert recipe.number_of_epochs(training, 6400) == 0.5
 
 
 def test_a_distilled_encoder_becomes_a_captioner(tmp_path: Path) -> None:

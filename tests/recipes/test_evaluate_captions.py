@@ -58,7 +58,6 @@ def test_captions_that_anyone_made(tmp_path):
     expected = {name: sum(turn[name] for turn in turns) / 2 for name in turns[0]}
     assert metrics[PEOPLE] == pytest.approx({**expected, "vocabulary": round(expected["vocabulary"])})
     for name, value in metrics["ours"].items():
-        assert intervals["ours"][name]["low"] <= value <= intervals["ours"][name]["high"]
         assert intervals["ours - theirs"][name]["value"] == pytest.approx(value - metrics["theirs"][name])
     rows = json.loads((tmp_path / "out" / "captions" / "theirs.json").read_text())
     assert rows == [{"image_id": i, "caption": THEIRS[i]} for i in REFERENCES]
@@ -79,7 +78,6 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     assert "R@1 by chance: 0.083 among all images, among each image's neighbours 0.333 under the judge" in done.stdout
     assert "grammar: fraction of captions that the grammar judge takes" in done.stdout and "cut 0.75" in done.stdout
     for system, figures in found.items():
-        assert 0 <= figures["grammar"] <= 1
         distance = abs(math.log(figures["perplexity"] / found[PEOPLE]["perplexity"]))
         assert system == PEOPLE or figures["perplexity_distance"] == pytest.approx(distance)
     metrics = found["captioner"]
@@ -87,6 +85,7 @@ def test_captioners_on_pictures(tiny_models, tmp_path):
     said = hf_distinct.caption(dataset["image"][:], model)
     written = json.loads((output / "captions" / "captioner.json").read_text())
     assert [(row["image_id"], row["caption"]) for row in written] == list(zip(dataset["image_id"], said, strict=True))
+    assert metrics["grammar"] == judge.accepts(said).mean()
     clip = ClipScorer(str(tiny_models / "scorer"))
     best = hf_distinct.caption(dataset["image"][:], model, num_samples=3, rerank_with=clip, seed=5, temperature=0.8)
     guided = hf_distinct.caption(dataset["image"][:], model, guidance=2.0)

@@ -1,10 +1,8 @@
 """CLIP training from nothing and from a trained model, on emoji scenes and on one's own pictures."""
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,13 +30,7 @@ train = partial(forked.run, "train_clip.py", "--output_dir")
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_clip", forked.RECIPES / "train_clip.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return forked.module("train_clip")
 
 
 def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:

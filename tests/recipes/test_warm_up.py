@@ -1,10 +1,8 @@
 """Teacher forcing from nothing, and on from there with one's own pictures."""
 
-import importlib.util
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,13 +35,7 @@ CAPTIONS = ["a red dog", "a blue cat on a mat"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("warm_up", forked.RECIPES / "warm_up.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return forked.module("warm_up")
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +202,7 @@ def test_pretrained_parts_are_trained_at_a_lower_rate(recipe) -> None:
 
 def test_two_processes_without_a_gpu_train_one_captioner(run_processes, tmp_path) -> None:
     flags = ["--train_size", 32, "--per_device_train_batch_size", 4, "--max_steps", 1, "--save_steps", 1]
+    flags += ["--validation_size", 40]
     two = forked.RECIPES.parent / "tests" / "distributed" / "recipe_in_two.py"
     run_processes(str(two), *[["warm_up.py", *flags, "--save_strategy", "steps", "--output_dir", tmp_path]] * 2)
     assert checkpoints.processes_of(tmp_path / "checkpoint-1") == 2

@@ -1,4 +1,4 @@
-"""How rewards become advantages: where one does not apply, what rewards log, and which may not stand together."""
+"""How rewards become advantages, which may not stand together, and the pools of texts and images that they see."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import pytest
 import tiny
 import torch
+from transformers.utils import logging
 
 from hf_distinct import RLCaptionConfig
-from hf_distinct.rewards import CallableReward, SimilarityReward
+from hf_distinct.data import stable_hash
+from hf_distinct.rewards import CallableReward, SimilarityReward, TextKind
 from hf_distinct.rewards.appraiser import _advantages
 from hf_distinct.rewards.resolve import found_rewards
 from hf_distinct.training.fit import contrast_problems, reward_problems
@@ -166,7 +168,94 @@ def test_rewards_are_compared_with_their_weights_and_their_pools():
 
 
 def test_tokens_of_a_persons_long_caption_need_no_warning(make_trainer, caplog):
-    trainer = make_trainer(rewards=[lambda completion_ids: [float(len(ids)) for ids in completion_ids]])
-    (ids,) = trainer.appraiser._token_ids(["a red dog " * 10])
-    assert len(ids) == 31 and ids[-1] == trainer.processing_class.eos_token_id
+    seen = []
+    trainer = make_trainer(rewards=[lambda completion_ids: seen.extend(completion_ids) or [1.0] * len(completion_ids)])
+    inputs = tiny.a_batch(trainer)
+    logging.enable_propagation()
+    try:
+        trainer.appraiser.judge(inputs, ["a red dog " * 10] * 8, [])
+    finally:
+        logging.disable_propagation()
+    assert len(seen[0]) == 31 and seen[0][-1] == trainer.processing_class.eos_token_id
     assert "longer than the specified maximum" not in caplog.text
+
+
+def test_captions_that_the_scorer_does_not_read_to_their_end_are_counted(make_trainer):
+    trainer = make_trainer(num_rollouts=3)
+    inputs = tiny.a_batch(trainer)
+    assert trainer.scorer.context_length == 14  # start, twelve words, end
+    captions = ["a " * words for words in (1, 12, 13, 13, 20, 30, 7, 7, 7, 7, 7, 7)]
+    assert trainer.appraiser.judge(inputs, captions, []).figures["cut_by_scorer"] == pytest.approx(4 / 12)
+
+
+# ------------------------------------------------------------------------------------------ pools and memory
+
+
+def pools_of(trainer, steps=1):
+    """The pools that the rewards of the last of some steps saw, through a reward that looks."""
+    seen = []
+
+    class Looking:
+        name, is_advantage = "looking", True
+
+        def __call__(self, batch):
+            seen.append(batch)
+            return torch.zeros(len(batch))
+
+    trainer.appraiser.rewards.append(Looking())
+    trainer.appraiser.reward_weights = [*trainer.appraiser.reward_weights, 1.0]
+    for _ in range(steps):
+        trainer.compute_loss(trainer.model, tiny.a_batch(trainer))
+    return seen
+
+
+def kinds(batch):
+    return torch.bincount(batch.text_pool.kinds, minlength=4).tolist()
+
+
+def test_pools_hold_the_batch(make_trainer):
+    """4 images with 2 rollouts, 3 references and 1 greedy caption each, and 2 neighbours of each image."""
+    (batch,) = pools_of(make_trainer(references_per_image=3, pool_greedy=True, pool_neighbours=2))
+    assert kinds(batch) == [8, 12, 4, 0]
+    assert len(batch) == 24 and len(batch.image_pool.embeds) == 4 + 8
+    dataset = tiny.scenes()
+    ids = [stable_hash(image_id) for image_id in dataset["image_id"]]
+    assert batch.image_pool.image_ids[:4].tolist() == ids[:4]
+    assert batch.text_pool.image_ids.tolist() == [i for n in (2, 3, 1) for i in ids[:4] for _ in range(n)]
+    assert batch.text_pool.text_ids.tolist() == [stable_hash(text) for text in batch.captions]
+    assert set(batch.image_pool.image_ids.tolist()) <= set(ids)
+    assert batch.references[0] == dataset[0]["captions"]
+
+
+def test_greedy_captions_are_written_only_where_they_are_needed(make_trainer):
+    assert kinds(pools_of(make_trainer())[0]) == [8, 4, 0, 0]
+    assert kinds(pools_of(make_trainer(reward=["similarity"], pool_greedy=True))[0]) == [8, 4, 0, 0]
+    assert kinds(pools_of(make_trainer(reward=["similarity"], baseline="greedy"))[0]) == [8, 4, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "remembered"),
+    [
+        ({}, 8 + 4),  # rollouts and references
+        ({"pool_references": False}, 8),
+        ({"pool_greedy": True}, 8 + 4 + 4),
+        ({"baseline": "greedy"}, 8 + 4),  # greedy captions are written, for the baseline alone
+    ],
+    ids=str,
+)
+def test_memory_keeps_the_last_batches_without_the_kinds_switched_off(make_trainer, settings, remembered):
+    trainer = make_trainer(memory_batches=2, pool_neighbours=1, **settings)
+    batches = pools_of(trainer, steps=4)
+    assert [kinds(batch)[TextKind.MEMORY] for batch in batches] == [0, remembered, 2 * remembered, 2 * remembered]
+    assert [len(batch.image_pool.embeds) for batch in batches] == [8, 16, 24, 24]
+    first, second = batches[0].text_pool, batches[1].text_pool
+    old = second.kinds == TextKind.MEMORY
+    wanted = torch.zeros_like(first.kinds, dtype=torch.bool)
+    for kind, on in (
+        (TextKind.ROLLOUT, True),
+        (TextKind.REFERENCE, trainer.args.pool_references),
+        (TextKind.GREEDY, trainer.args.pool_greedy),
+    ):
+        wanted |= (first.kinds == kind) & on
+    for name in ("embeds", "text_ids", "image_ids"):
+        assert torch.equal(getattr(second, name)[old], getattr(first, name)[wanted])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from hf_distinct.runs.logs import lasting_output
@@ -25,17 +26,19 @@ logging.getLogger("DeepSpeed").warning("a warning of DeepSpeed")
 """
 
 
-def shown(process: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, process], capture_output=True, text=True, check=True)
-    return done.stderr.splitlines()
+@pytest.fixture
+def shown(tmp_path):
+    """What a process shows, the main one or another."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return lambda process: forked.run(str(tmp_path / "script.py"), process).stderr.splitlines()
 
 
-def test_the_main_process_shows_our_words_and_the_warnings_of_libraries():
+def test_the_main_process_shows_our_words_and_the_warnings_of_libraries(shown):
     ours = ["mined", "a picture went bad", "of the recipe"]
     assert shown("main") == [*ours, "a warning  of a library", "a warning of DeepSpeed"]
 
 
-def test_other_processes_show_what_only_they_know():
+def test_other_processes_show_what_only_they_know(shown):
     assert shown("other") == ["a picture went bad", "a warning  of a library", "a warning of DeepSpeed"]
 
 
@@ -44,8 +47,9 @@ def test_a_settings_file_and_an_error_cannot_command_the_terminal(tmp_path):
     script = "import sys; from hf_distinct.runs.arguments import *\nwith clear_errors():\n"
     ends = ("    parse_settings(argv=[sys.argv[1]])", "    open('/none/a\\x1b[2J\\n.png')")
     for end, said in zip(ends, ("unknown setting x", "No such file or directory: '/none/a"), strict=True):
-        done = subprocess.run([sys.executable, "-c", script + end, str(tmp_path / "a.yaml")], capture_output=True)
-        assert done.returncode and said in done.stderr.decode() and b"\x1b" not in done.stderr
+        (tmp_path / "script.py").write_text(script + end)
+        told = forked.run(str(tmp_path / "script.py"), tmp_path / "a.yaml", fails=True).stderr
+        assert said in told and "\x1b" not in told
 
 
 LASTING = """

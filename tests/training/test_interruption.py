@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import pytest
 from transformers import TrainerCallback
 
@@ -84,31 +85,35 @@ def test_a_parent_that_is_no_launcher_may_go(monkeypatch):
 
 
 RECIPE = """
-import os, signal, subprocess, sys, time
+import signal, sys
 from hf_distinct.runs.arguments import clear_errors
-sys.argv = ["recipe.py"]
+_, number, *nohup = sys.argv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs in the background ignores
+signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
 with clear_errors():
     try:
-        os.kill(os.getpid(), int(os.environ["NUMBER"]))
-        time.sleep(0.1)
+        signal.raise_signal(int(number))
         print("went on")
     finally:
         print("closed")
 """
 
 
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    return str(tmp_path / "recipe.py")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
-def test_any_recipe_ends_by_a_signal_from_inside_and_in_one_line(name):
+def test_any_recipe_ends_by_a_signal_from_inside_and_in_one_line(recipe, name):
     number = getattr(signal, name)
-    environment = os.environ | {"NUMBER": str(int(number))}
-    done = subprocess.run([sys.executable, "-c", RECIPE], env=environment, capture_output=True, text=True)
+    done = forked.run(recipe, int(number), fails=True)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "closed\n", f"recipe.py: stopped by {name}\n")
 
 
-def test_a_recipe_under_nohup_goes_on_after_a_hangup():
-    environment = os.environ | {"NUMBER": str(int(signal.SIGHUP))}
-    done = subprocess.run(["nohup", sys.executable, "-c", RECIPE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "went on\nclosed\n" in done.stdout
+def test_a_recipe_under_nohup_goes_on_after_a_hangup(recipe):
+    assert forked.run(recipe, int(signal.SIGHUP), "nohup").stdout == "went on\nclosed\n"
 
 
 CHILD = """
@@ -124,6 +129,7 @@ with ended_from_inside():
 """
 
 
-def test_a_child_of_a_recipe_ends_on_sigterm_without_its_parents_clean_up():
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True)
+def test_a_child_of_a_recipe_ends_on_sigterm_without_its_parents_clean_up(tmp_path):
+    (tmp_path / "recipe.py").write_text(CHILD)
+    done = forked.run(str(tmp_path / "recipe.py"))
     assert (done.stdout, done.stderr) == ("143\n", "")

@@ -56,29 +56,31 @@ CHANGES_A_STEP = {
 
 # Settings that the package's own code reads, and the test that shows what they do.
 SHOWN_BY = {
-    "activation_checkpointing": "test_trainer_options.py::test_checkpointed_layers_run_again_by_their_new_name",
-    "activation_checkpointing_kwargs": "test_trainer_options.py::test_checkpointed_layers_run_again_by_their_new_name",
+    "activation_checkpointing": "end_to_end/test_trainer_options.py::"
+    "test_checkpointed_layers_run_again_by_their_new_name",
+    "activation_checkpointing_kwargs": "end_to_end/test_trainer_options.py::"
+    "test_checkpointed_layers_run_again_by_their_new_name",
     "accelerator_config": "training/test_settings.py::test_batches_are_made_by_every_process",
     "alarm_cider_floor": "training/test_alarms.py::test_a_figure_out_of_its_bounds_twice_in_a_row_raises_an_alarm",
     "alarms": "training/test_alarms.py::test_who_only_warns_stops_nothing_and_who_is_off_says_nothing",
-    "bf16": "test_trainer_options.py::test_half_precision_takes_nearly_the_step_of_full_precision",
-    "dataloader_drop_last": "test_trainer_input.py::test_a_batch_larger_than_the_data_is_a_clear_error",
+    "bf16": "end_to_end/test_trainer_options.py::test_half_precision_takes_nearly_the_step_of_full_precision",
+    "dataloader_drop_last": "training/test_fit.py::test_a_batch_larger_than_the_data_is_a_clear_error",
     "dataloader_num_workers": "faults/test_corrupt_image.py::test_it_is_left_out_of_its_batch_and_named",
     "ddp_backend": "distributed/test_two_processes.py::test_there_really_are_as_many_processes",
     "ddp_find_unused_parameters": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
     "deepspeed": "distributed/test_two_processes.py::test_it_is_the_run_of_one_process",
     "encoder_cache": "data/test_encoded_images.py::test_rewards_train_the_same_captioner_from_encoded_images",
     "eval_on_start": "training/test_evaluating.py::test_an_evaluation_at_the_start_stays_asked_for_after_an_error",
-    "eval_strategy": "test_trainer_evaluation.py::test_evaluation_within_training_does_not_change_it",
-    "fast_paths": "fast/test_switch.py::test_a_training_without_them_is_the_same_training",
+    "eval_strategy": "training/test_caption_trainer.py::test_evaluation_within_training_does_not_change_it",
+    "fast_paths": "fast/test_fast.py::test_a_training_without_them_is_the_same_training",
     "fp16": "training/test_settings.py::test_fp16_on_a_cpu_is_float32",
     "full_determinism": "training/test_settings.py::test_a_step_is_possible_by_deterministic_algorithms",
     "generation_config": "training/test_evaluating.py::test_a_generation_config_of_the_settings_is_the_captioners",
     "generation_max_length": "training/test_evaluating.py::test_settings_of_generation_rule_captions",
     "generation_num_beams": "training/test_evaluating.py::test_settings_of_generation_rule_captions",
-    "gradient_accumulation_steps": "test_trainer_steps.py::test_accumulating_four_batches_of_one_is_one_batch_of_four",
-    "gradient_checkpointing": "test_trainer_options.py::test_the_encoder_is_checkpointed_too",
-    "gradient_checkpointing_kwargs": "test_trainer_options.py::test_the_encoder_is_checkpointed_too",
+    "gradient_accumulation_steps": "test_trainer.py::test_accumulating_four_batches_of_one_is_one_batch_of_four",
+    "gradient_checkpointing": "end_to_end/test_trainer_options.py::test_the_encoder_is_checkpointed_too",
+    "gradient_checkpointing_kwargs": "end_to_end/test_trainer_options.py::test_the_encoder_is_checkpointed_too",
     "greater_is_better": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
     "group_by_length": "training/test_settings.py::test_rows_have_one_order",
     "hub_always_push": "hub/test_pushes.py::test_every_save_is_a_commit_of_model_and_card",
@@ -90,14 +92,14 @@ SHOWN_BY = {
     "length_column_name": "training/test_settings.py::test_rows_have_one_order",
     "load_best_model_at_end": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
     "log_completions": "training/test_step_log.py::test_a_log_line_shows_what_the_last_step_wrote_and_earned",
-    "max_grad_norm": "test_trainer_options.py::test_a_clipped_step_has_the_length_that_was_asked_for",
+    "max_grad_norm": "end_to_end/test_trainer_options.py::test_a_clipped_step_has_the_length_that_was_asked_for",
     "metric_for_best_model": "training/test_alarms.py::test_the_best_checkpoint_of_any_metric_is_restored",
     "num_completions_to_print": "training/test_step_log.py::test_only_so_many_completions_are_printed",
     "optim": "distributed/test_two_processes.py::test_an_optimiser_that_deepspeed_would_replace_is_refused",
-    "output_dir": "test_trainer_state.py::test_a_resumed_run_is_the_same_run_to_the_bit",
-    "per_device_eval_batch_size": "test_trainer_evaluation.py::"
+    "output_dir": "training/test_resumable.py::test_a_resumed_run_is_the_same_run_to_the_bit",
+    "per_device_eval_batch_size": "training/test_caption_trainer.py::"
     "test_captions_do_not_depend_on_the_batch_they_are_written_in",
-    "per_device_train_batch_size": "test_trainer_input.py::test_a_batch_larger_than_the_data_is_a_clear_error",
+    "per_device_train_batch_size": "training/test_fit.py::test_a_batch_larger_than_the_data_is_a_clear_error",
     "pool_other_processes": "distributed/test_two_processes.py::test_both_remember_the_same_texts_and_images",
     "push_to_hub": "hub/test_pushes.py::test_every_save_is_a_commit_of_model_and_card",
     "remove_unused_columns": "test_config.py::test_what_contradicts_itself_is_an_error",
@@ -106,7 +108,7 @@ SHOWN_BY = {
     "save_total_limit": "files/test_checkpoints.py::test_the_oldest_are_removed_but_never_the_newest_nor_the_best",
     "skip_memory_metrics": "training/test_evaluating.py::test_an_evaluation_measures_time_and_memory",
     "train_sampling_strategy": "training/test_settings.py::test_rows_have_one_order",
-    "use_cpu": "test_config.py::test_the_processor_is_chosen_only_where_there_is_nothing_else",
+    "use_cpu": "distributed/test_two_processes.py::test_there_really_are_as_many_processes",
 }  # fmt: skip
 
 # What Trainer and Accelerate do by themselves, in code that is not replaced here.
@@ -267,7 +269,7 @@ def by_length():
     }  # fmt: skip
 
 
-def test_rows_have_one_order(make_trainer, tmp_path):
+def test_rows_have_one_order(make_trainer):
     with pytest.raises(ValueError, match=r"group_by_length needs the column 'length' \(length_column_name\)"):
         make_trainer(**by_length())
     with pytest.raises(ValueError, match="group_by_length and hard_batches both determine the order of the images"):
@@ -276,7 +278,8 @@ def test_rows_have_one_order(make_trainer, tmp_path):
     dataset = dataset.add_column("words", list(range(len(dataset))))
     trainer = make_trainer(**by_length(), length_column_name="words", dataset=dataset, eval_dataset=tiny.scenes(3),
                            caption_metrics=lambda captions, _: {"n": len(captions)})  # fmt: skip
-    assert next(iter(trainer._get_train_sampler())) == len(dataset) - 1  # the longest of all comes first
+    first = next(iter(trainer.get_train_dataloader()))["columns"]["image_id"][0]
+    assert first == dataset[-1]["image_id"]  # the longest of all comes first
     assert trainer.evaluate()["eval_n"] == 3
 
 

@@ -88,15 +88,6 @@ def test_two_accumulated_batches_count_as_much_as_one(tiny_models, tmp_path):
         torch.testing.assert_close(twice.gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_mixed_precision_reaches_the_encoder(tiny_models, tmp_path):
-    seen = []
-    trainer = make(tiny_models, tmp_path, bf16=True)
-    linear = next(each for each in trainer.model.encoder.modules() if isinstance(each, torch.nn.Linear))
-    linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    trainer.compute_loss(trainer.model, tiny.a_batch(trainer))
-    assert seen == [torch.bfloat16]
-
-
 def test_a_frozen_encoder_stays_in_eval_mode_and_any_other_does_not(tiny_models, tmp_path):
     for frozen in (True, False):
         trainer = make(tiny_models, tmp_path, adapt=lambda model: model.encoder.requires_grad_(not frozen))  # noqa: B023
@@ -359,7 +350,7 @@ class SaysOneThing(TeacherForcing):
         return ["a dog on a"] * len(dataset)
 
 
-def test_one_caption_for_all_pictures_is_reported(tiny_models, tmp_path, caplog):
+def test_one_caption_for_all_pictures_is_reported(tiny_models, tmp_path):
     trainer = make(tiny_models, tmp_path, kind=SaysOneThing, eval_strategy="steps", eval_steps=1)
     trainer.train()
     assert [told.split(":")[0] for told in trainer.alarms.told] == ["step 2, alarm/unique", "step 2, alarm/endings"]

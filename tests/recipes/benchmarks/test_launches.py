@@ -38,4 +38,4 @@ def test_a_row_is_held_against_one_process():
     ],
 )
 def test_what_cannot_be_compared_is_an_error(flags, message):
-    assert message in forked.run(SCRIPT.name, *flags, fails=True).stderr
+    assert message in forked.run(f"benchmarks/{SCRIPT.name}", *flags, fails=True).stderr

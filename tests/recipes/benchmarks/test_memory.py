@@ -49,6 +49,7 @@ def test_bytes_of_what_tensors_share_count_once(recipe):
     assert recipe.size_of({"a": [weight, weight[2:]], "b": torch.zeros(3, dtype=torch.float16), "c": "a name"}) == 46
 
 
+@pytest.mark.slow
 def test_memory_of_a_point_and_of_what_is_held(tmp_path, recipe):
     command = [*COMMAND, "--points", "4x2", "--output", str(tmp_path / "memory.json")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)

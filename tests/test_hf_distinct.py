@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import hf_distinct
-from hf_distinct._moved import MOVED
 
 IMPORT = """
 import sys
@@ -30,11 +28,6 @@ def test_each_public_name_is_there_and_documented(name):
     assert name in dir(hf_distinct)
 
 
-def test_each_public_name_has_one_home():
-    homes = [name for names in hf_distinct._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(hf_distinct.__all__)
-
-
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'hf_distinct' has no attribute 'nothing'"):
         hf_distinct.nothing  # noqa: B018
@@ -44,12 +37,3 @@ def test_the_package_says_that_it_is_typed_and_brings_its_template():
     folder = Path(hf_distinct.__file__).parent
     assert (folder / "py.typed").is_file()
     assert (folder / "hub" / "model_card_template.md").is_file()
-
-
-@pytest.mark.parametrize("name", MOVED)
-def test_a_module_that_moved_is_found_by_its_old_name(name):
-    sys.modules.pop(name, None)
-    with pytest.warns(DeprecationWarning, match=f"{name} has moved to {MOVED[name]}"):
-        found = importlib.import_module(name)
-    now = importlib.import_module(MOVED[name])
-    assert found is now and found.__spec__.name == found.__name__ == MOVED[name]

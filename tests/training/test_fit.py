@@ -163,3 +163,10 @@ def test_workers_that_live_on_draw_what_is_drawn_without_workers(make_trainer):
         trainer.train()  # three epochs of one batch
         drawn.append(trainer.drawn)
     assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1] != drawn[0][2]
+
+
+def test_rollouts_that_may_be_longer_than_the_scorer_reads_are_warned_of(make_trainer, caplog):
+    make_trainer(max_new_tokens=14)
+    assert "get the same reward" not in caplog.text
+    make_trainer(max_new_tokens=15)
+    assert "max_new_tokens=15 tokens, but the scorer" in caplog.text and "reads only 14" in caplog.text

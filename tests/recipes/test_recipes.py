@@ -1,18 +1,20 @@
-"""Every setting of a recipe acts, or is refused by name where it cannot act: none is ignored in silence."""
+"""What all recipes hold to.
+
+Every setting acts, or is refused by name where it cannot act: none is ignored in silence. A second run in the same
+folder is refused at its start, before it loads or embeds anything.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
-import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import forked
 import pytest
 
+from hf_distinct.files import run_lock
 from hf_distinct.runs.dataset_settings import DatasetSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -37,7 +39,7 @@ ALWAYS = {
         "scorer", "output_dir", "batch_size", "num_workers", "num_neighbours", "first_rank", "min_similarity",
         "max_similarity", "via", "search",
     },
-    "evaluate": {
+    "evaluate_captions": {
         "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",
         "java_metrics", "resamples", "grammar",
     },
@@ -100,7 +102,7 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("scenes_seed", 9, {**PICTURES, "scorer": "x"}),
         ("min_recall", 0.5, {"search": "exact"}),
     ],
-    "evaluate": [
+    "evaluate_captions": [
         ("scenes_seed", 9, {**PICTURES, **OURS}),
         ("scenes_seed", 9, REFERENCES),
         ("split", "train", REFERENCES),
@@ -144,25 +146,14 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
         ("augmentation", "{"), ("augmentation", '{"scales": 1}'), ("patience", -1), ("cached_views", -1),
     ],
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
-    "evaluate": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
+    "evaluate_captions": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
     "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
     "train_grammar": [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
-    "evaluate": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
+    "evaluate_captions": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
 }  # fmt: skip
-
-
-@cache
-def recipe(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"settings_of_{name}", RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def cases(table: dict[str, list[Any]]) -> list[Any]:
@@ -173,7 +164,7 @@ def cases(table: dict[str, list[Any]]) -> list[Any]:
 
 @pytest.mark.parametrize("name", ALWAYS)
 def test_every_setting_is_in_a_list(name: str) -> None:
-    own = {each.name for each in dataclasses.fields(recipe(name).Settings)}
+    own = {each.name for each in dataclasses.fields(forked.module(name).Settings)}
     assert own - COMMON == ALWAYS[name] | {case[0] for case in REFUSED[name]}
 
 
@@ -185,12 +176,12 @@ def test_every_setting_is_read(name: str) -> None:
     checked = {id(node) for check in checks for node in ast.walk(check)}
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in checked}
     by_models = {"scorer", "judge"}  # `DatasetSettings.models` reads these
-    assert {each.name for each in dataclasses.fields(recipe(name).Settings)} - COMMON - by_models <= read
+    assert {each.name for each in dataclasses.fields(forked.module(name).Settings)} - COMMON - by_models <= read
 
 
 @pytest.mark.parametrize(("name", "setting", "value", "beside"), cases(REFUSED))
 def test_what_cannot_act_is_refused_by_name(name: str, setting: str, value: Any, beside: dict[str, Any]) -> None:
-    settings = recipe(name).Settings
+    settings = forked.module(name).Settings
     settings(**beside) if setting != "references" else None
     with pytest.raises(ValueError, match=rf"\b{setting}\b"):
         settings(**{**beside, setting: value})
@@ -199,4 +190,28 @@ def test_what_cannot_act_is_refused_by_name(name: str, setting: str, value: Any,
 @pytest.mark.parametrize(("name", "setting", "value"), cases(IMPOSSIBLE))
 def test_what_cannot_be_is_refused_by_name(name: str, setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=setting):
-        recipe(name).Settings(**{**NEEDED.get(name, {}), setting: value})
+        forked.module(name).Settings(**{**NEEDED.get(name, {}), setting: value})
+
+
+MISSING = "no/such/model"
+COMMANDS = {
+    "train.py": ["--model_name_or_path", MISSING],
+    "warm_up.py": ["--model_name_or_path", MISSING],
+    "distill.py": ["--dataset", "no/such/file", "--teacher", MISSING],
+    "train_clip.py": ["--model", MISSING],
+    "mine.py": ["--scorer", MISSING],
+    "evaluate_captions.py": ["--model", MISSING],
+    "caption.py": ["--folder", "no/such/folder", "--model", MISSING],
+    "ablation.py": [],
+}
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_a_second_run_is_refused_at_once(tmp_path, recipe):
+    run_lock.claim(tmp_path)
+    try:
+        done = forked.run(recipe, "--output_dir", tmp_path, *COMMANDS[recipe], fails=True)
+    finally:
+        run_lock.release(tmp_path)
+    assert f"error: output_dir {tmp_path}: another run is using this folder" in done.stderr
+    assert not list(tmp_path.iterdir())

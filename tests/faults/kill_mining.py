@@ -1,6 +1,6 @@
-"""What test_kill_and_resume.py starts: embed and mine, killed at random moments, until ten kills were survived.
+"""What test_kill_mining.py starts: embed and mine, killed at random moments, until ten kills were survived.
 
-python kill_and_resume.py DATASET SCORER FOLDER SEED
+python kill_mining.py DATASET SCORER FOLDER SEED
 
 Everything is imported once, here, and each run is a fork of this process: what is killed is a run, not Python's start.
 Writes FOLDER/report.json.

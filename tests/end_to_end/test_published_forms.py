@@ -6,6 +6,7 @@ import published_forms
 import pytest
 from datasets import Image
 
+from hf_distinct import ClipScorer
 from hf_distinct.data import embed_dataset, load_captions
 
 COUNT, CORRUPT = 1000, 501
@@ -26,7 +27,8 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", published_forms.FORMS)
-def test_one_corrupt_picture_in_a_thousand(form, pictures, scorer, tmp_path, caplog):
+def test_one_corrupt_picture_in_a_thousand(form, pictures, tiny_models, tmp_path, caplog):
+    scorer = ClipScorer(str(tiny_models / "scorer"))
     captions = [CAPTIONS[number % len(CAPTIONS)] for number in range(COUNT)]
     path, root = _write(form, tmp_path, pictures, captions)
     splits = load_captions(path, root)

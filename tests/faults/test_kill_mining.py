@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import published_forms
+import pytest
 from datasets import Dataset
 
 from hf_distinct.data.table import caption_features
@@ -14,7 +15,8 @@ from hf_distinct.data.table import caption_features
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_ten_times_and_the_same_to_the_bit(scorer_folder, tmp_path):
+@pytest.mark.slow
+def test_killed_ten_times_and_the_same_to_the_bit(tiny_models, tmp_path):
     pictures = published_forms.jpegs(330)
     pictures[100] = pictures[100][:300]  # a picture that cannot be decoded stays out, whoever finds it
     columns = {
@@ -23,10 +25,10 @@ def test_killed_ten_times_and_the_same_to_the_bit(scorer_folder, tmp_path):
         "image_id": [str(row) for row in range(len(pictures))],
     }
     Dataset.from_dict(columns, features=caption_features()).save_to_disk(str(tmp_path / "data"))
-    script = Path(__file__).parent / "kill_and_resume.py"
+    script = Path(__file__).parent / "kill_mining.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "data"), str(scorer_folder), str(tmp_path), "0"],
+        [sys.executable, str(script), str(tmp_path / "data"), str(tiny_models / "scorer"), str(tmp_path), "0"],
         env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

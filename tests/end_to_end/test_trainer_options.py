@@ -49,7 +49,7 @@ def test_the_encoder_is_checkpointed_too(make_trainer):
 
 
 @pytest.mark.both_ends
-def test_checkpointed_layers_run_again_by_their_new_name(make_trainer, tmp_path):
+def test_checkpointed_layers_run_again_by_their_new_name(make_trainer):
     """Which transformers 5 gave the setting, with the old one as an alias."""
     if not hasattr(RLCaptionConfig(), "activation_checkpointing"):
         pytest.skip("transformers 4 has the old name alone")

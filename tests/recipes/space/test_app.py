@@ -19,7 +19,7 @@ from PIL import Image
 import hf_distinct
 from hf_distinct.scorer import ClipScorer, shipped
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPACE = ROOT / "recipes" / "space"
 SIZE = 24
 MODULES = {"faiss-cpu": "faiss"}  # where a module has another name than its distribution
