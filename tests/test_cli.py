@@ -38,7 +38,7 @@ def test_what_trains_is_launched_and_the_rest_is_not():
     told = ["--accelerate_config=zero2", "--max_steps", "3", "--num_processes", "2"]
     expected = [*launch, "--config_file", zero2, "--num_processes", "2", script, "--max_steps", "3"]
     assert cli.command_line("train", told) == expected
-    assert cli.command_line("mine", ["-h"]) == [sys.executable, str(REPOSITORY / "recipes" / "mine.py"), "-h"]
+    assert cli.command_line("push", ["x"]) == [sys.executable, str(REPOSITORY / "recipes" / "push.py"), "x"]
 
 
 def test_a_launch_file_of_ones_own(tmp_path):
@@ -53,7 +53,7 @@ def test_a_launch_file_of_ones_own(tmp_path):
         (["trian"], "there is no command 'trian'"),
         (["train", "--accelerate_config", "zero4"], "neither a file nor one of ddp, one_process, zero1"),
         (["train", "--num_processes"], "--num_processes needs a value"),
-        (["mine", "--accelerate_config", "zero2"], "--accelerate_config does nothing here"),
+        (["push", "--accelerate_config", "zero2"], "--accelerate_config has no effect"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(argv, message, capsys):

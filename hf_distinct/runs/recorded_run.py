@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_distinct import __version__
 from hf_distinct.files.model_names import SHIPPED
+from hf_distinct.runs.recipes import COMMAND
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class RecordedRun:
         log = self.folder / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", self.name)
-        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ, COMMAND: ""}
         made_by = self.made_by()
         with open(log, "w") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode

@@ -49,4 +49,4 @@ def test_what_was_captioned_before_a_signal_stays(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         recipe["write_lines"](stopped(), tmp_path / "lines", tmp_path)
     assert json.loads((tmp_path / "lines").read_text()) == {"file_name": "a.png", "caption": "a dog"}
-    assert f"not finished: the captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text
+    assert f"not finished. The captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text

@@ -37,7 +37,7 @@ ALWAYS = {
         "scorer", "output_dir", "batch_size", "num_workers", "num_neighbours", "first_rank", "min_similarity",
         "max_similarity", "via", "search",
     },
-    "evaluate": {
+    "evaluate_captions": {
         "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",
         "java_metrics", "resamples", "grammar",
     },
@@ -100,7 +100,7 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("scenes_seed", 9, {**PICTURES, "scorer": "x"}),
         ("min_recall", 0.5, {"search": "exact"}),
     ],
-    "evaluate": [
+    "evaluate_captions": [
         ("scenes_seed", 9, {**PICTURES, **OURS}),
         ("scenes_seed", 9, REFERENCES),
         ("split", "train", REFERENCES),
@@ -144,13 +144,13 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
         ("augmentation", "{"), ("augmentation", '{"scales": 1}'), ("patience", -1), ("cached_views", -1),
     ],
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
-    "evaluate": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
+    "evaluate_captions": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
     "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
     "train_grammar": [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
-    "evaluate": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
+    "evaluate_captions": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
 }  # fmt: skip
 
 

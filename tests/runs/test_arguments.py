@@ -190,7 +190,7 @@ def test_refused_on_the_command_line(refusal, argv, message):
         ("trainsize: 3", "settings.yaml: unknown setting trainsize; did you mean --train_size?"),
         ("1: 3", "settings.yaml: unknown setting 1; did you mean"),
         ("train_size: many", "invalid int value: 'many'"),
-        ("[1, 2]", "settings.yaml holds a list; it should hold settings, as `name: value`"),
+        ("[1, 2]", "settings.yaml holds a list; it must hold settings, as `name: value`"),
         ("just words", "settings.yaml holds a str"),
         ("reward: []", "argument --reward: expected at least one argument"),
     ],
