@@ -37,8 +37,9 @@ USAGE = """usage: hf-distinct COMMAND [SETTINGS.yaml] [--name value ...]
 {settings}.
 
 {launched} run through `accelerate launch`, which takes two more settings:
-  --accelerate_config NAME_OR_FILE  Launch configuration: a YAML file, or one of {configs}.
-  --num_processes N                 Number of processes, in place of the configuration's.
+  --accelerate_config NAME_OR_FILE  Launch configuration: a YAML file, or one of these:
+                                    {configs}.
+  --num_processes N                 Number of processes, in place of that of the configuration.
 
 The recipes behind these commands are in {recipes}."""
 
@@ -77,7 +78,7 @@ def usage() -> str:
     return USAGE.format(
         commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()),
         settings=textwrap.fill(", ".join(settings_names()), 118, initial_indent="  ", subsequent_indent="  "),
-        launched=", ".join(LAUNCHED),
+        launched=" and ".join([", ".join(LAUNCHED[:-1]), LAUNCHED[-1]]),
         configs=", ".join(configs()),
         recipes=RECIPES,
     )

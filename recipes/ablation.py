@@ -45,7 +45,6 @@ from hf_distinct.text.problems import refuse
 from hf_distinct.text.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
-PLAN = CONFIGS / "ablation.yaml"
 SECTIONS = {
     "base": str, "settings": dict, "evaluation": dict, "decoding": dict, "dropped_pictures": dict, "others": dict,
     "ours": dict,
@@ -79,7 +78,10 @@ logger = logging.getLogger("ablation")
 class Settings:
     """Which rows to run, and how often."""
 
-    plan: str = field(default=str(PLAN), metadata={"help": "YAML file with the rows to train."})
+    plan: str = field(
+        default="ablation",
+        metadata={"help": "Plan of the ablation: a YAML file, or the name of one of hf_distinct's."},
+    )
     output_dir: str = field(default="outputs/ablation", metadata={"help": "Folder to write runs, table and plots to."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds to run each row with."})
     only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run. Default: all."})
@@ -87,7 +89,7 @@ class Settings:
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
     dataset: str | None = field(default=None, metadata={"help": "Captioned pictures. Default: those of the plan."})
     image_root: str | None = field(
-        default=None, metadata={"help": "Folder of the pictures that --dataset names. Default: that of the plan."}
+        default=None, metadata={"help": f"{HELP['image_root']} Default: that of the plan."}
     )
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ class Settings(DatasetSettings):
         },
     )
     encoder_config: str = field(
-        default=json.dumps(STUDENT), metadata={"help": "Configuration of the encoder: transformers' as JSON."}
+        default=json.dumps(STUDENT), metadata={"help": "Configuration of a new encoder: transformers' as JSON."}
     )
     crop_size: int = field(default=128, metadata={"help": "Side in pixels of the crops that most epochs train on."})
     whole_epochs: int = field(

@@ -85,8 +85,8 @@ class Settings(DatasetSettings):
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": f"CLIP that gave the rewards, to measure with: {CLIP_FORMS}. Default: the shipped `scorer` for "
-            "emoji scenes, none for other pictures."
+            "help": f"CLIP to measure with, such as the one that gave the rewards: {CLIP_FORMS}. Default: the shipped "
+            "`scorer` for emoji scenes, none for other pictures."
         },
     )
     judge: str | None = field(default=None, metadata={"help": HELP["judge"]})

@@ -1,4 +1,4 @@
-"""Embed captioned pictures with CLIP before the training, and mine the similar images of each image.
+r"""Embed captioned pictures with CLIP before the training, and mine the similar images of each image.
 
     hf-distinct mine --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
     hf-distinct train --dataset captions.json --image_root images --scorer ViT-B-32:openai \

@@ -1,4 +1,4 @@
-"""Train a captioner by reinforcement learning, so that its captions tell each image apart from similar ones.
+r"""Train a captioner by reinforcement learning, so that its captions tell each image apart from similar ones.
 
     hf-distinct train                                      # on emoji scenes: a few minutes on two CPU cores
     hf-distinct train quickstart.yaml --max_steps 400      # a settings file, with one setting changed
@@ -119,7 +119,7 @@ class Settings(DatasetSettings):
         default=None,
         metadata={
             "help": "Train nothing, but draw this many captions of each validation picture and measure those with the "
-            "highest reward. Default: train."
+            "highest reward. Default: the captioner is trained."
         },
     )
     data_license: str | None = field(

@@ -1,4 +1,4 @@
-"""Train a captioner by teacher forcing, as a start for reinforcement learning.
+r"""Train a captioner by teacher forcing, as a start for reinforcement learning.
 
     hf-distinct warm-up                                                          # a small captioner of emoji scenes
     hf-distinct warm-up --dataset captions.json --image_root images \

@@ -118,7 +118,7 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").replace("%", "%%")  # transformers has a lone one in a help text
-        known = action.default in (None, [], argparse.SUPPRESS) or "Default" in text
+        known = action.default in (None, "", [], argparse.SUPPRESS) or "Default" in text
         return text if known else f"{text} (default: %(default)s)"
 
 

@@ -31,6 +31,7 @@ MODELS = {
 }
 """What each setting that names a model takes."""
 HELP = {
+    "image_root": "Folder of the pictures that --dataset names. Files outside of it are refused; / allows any file.",
     "train_size": "Number of emoji scenes to train on.",
     "scenes_seed": "Seed of the emoji scenes.",
     "caption_style": "Style of the captions of emoji scenes: as people write, more detailed, or full with all six "
@@ -64,15 +65,11 @@ class DatasetSettings:
         default="emoji_scenes",
         metadata={
             "help": "Captioned pictures: a COCO or Karpathy JSON, a CSV or JSONL file, a folder, WebDataset shards, "
-            "or a dataset that `datasets` loads, by path or Hub id. `emoji_scenes` are drawn and need no files."
+            "or a dataset that `datasets` loads, by path or Hub id. `emoji_scenes` are small pictures of emoji with "
+            "captions, which hf_distinct draws itself."
         },
     )
-    image_root: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of the pictures that --dataset names. Files outside of it are refused; / allows any file."
-        },
-    )
+    image_root: str | None = field(default=None, metadata={"help": HELP["image_root"]})
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the pictures. Default: the one with a usual name, such as image."}
     )

@@ -34,7 +34,7 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     (output / "captions.jsonl").write_text("mine")
     for _ in range(2):
         done = forked.run("caption.py", folder, *flags)
-        assert "is not what a recipe wrote. It stays, and the new file is captions.1.jsonl" in done.stderr
+        assert "is not as a recipe wrote it, so it is kept. The new file is captions.1.jsonl" in done.stderr
     assert [(output / f"captions{end}.jsonl").read_text() for end in ("", ".1")] == ["mine", said]
     assert not list(output.glob("captions.2.*")) + list(output.glob("*unfinished*"))
 

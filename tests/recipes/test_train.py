@@ -245,4 +245,4 @@ def test_a_sheet_or_a_card_that_fails_costs_no_figures(recipe, tiny_models, tmp_
 def test_a_captioner_is_not_trained_over_itself(recipe, tmp_path):
     config = RLCaptionConfig(output_dir=str(tmp_path), use_cpu=True)
     settings = recipe.Settings(model_name_or_path=str(tmp_path))
-    assert any("the model there would be overwritten" in each for each in recipe.setting_problems(settings, config))
+    assert any("would overwrite this model" in each for each in recipe.setting_problems(settings, config))
