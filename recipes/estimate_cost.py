@@ -132,7 +132,7 @@ def main() -> None:
     report = json.loads(Path(settings.report).read_text())
     ways = [ways["ours"] for name, ways in report["seconds"].items() if name.startswith("sample")]
     if not ways:
-        raise ValueError(f"{settings.report} has no sampled rollouts: run benchmarks/step.py with --rollouts sample.")
+        raise ValueError(f"{settings.report} has no sampled rollouts: run benchmarks/step.py --rollouts sample.")
     cost = {
         "tflop": ways[0]["tflop"] / report["settings"]["images"],
         "parameters": report["parameters"],

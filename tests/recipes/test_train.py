@@ -52,11 +52,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("test_size", {"test_size": 0}, "test_size=0 must be at least 2"),
     ("train_size", {"train_size": -4}, "train_size=-4 must be at least 2"),
     ("ceiling", {"ceiling": 1}, "ceiling=1 must be at least 2"),
-    ("ceiling", {"ceiling": 4, "rollouts": "beam"}, "ceiling draws samples: leave out --rollouts beam"),
+    ("ceiling", {"ceiling": 4, "rollouts": "beam"}, "cannot use beam search: leave out --rollouts beam"),
     ("strict", {"dataset": "BROKEN", "strict": True}, "missing image file"),
-    ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "name one with --judge"),
-    ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, "name --model_name_or_path"),
-    ("scorer", {"dataset": "PICTURES", "model_name_or_path": "a/b"}, "name --scorer"),
+    ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "that measures it: set --judge"),
+    ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, " needs --model_name_or_path"),
+    ("scorer", {"dataset": "PICTURES", "model_name_or_path": "a/b"}, " needs --scorer"),
 ]
 # Those that other tests show: what mine.py left (test_mine.py), and what is said on the card (test_own_pictures.py).
 SHOWN_ELSEWHERE = {"mined", "data_license", "emissions"}
@@ -204,7 +204,7 @@ def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
     Neighbours(rows, rows.astype(np.float32), np.zeros((2, 3), dtype=bool), 4).save(tmp_path / FILE)
     monkeypatch.setattr(recipe, "cache_names", lambda *_: ("",))
     config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
-    with pytest.raises(ValueError, match="neighbour_first_rank=2, but .* holds ranks 4 to 5: leave it out, or mine"):
+    with pytest.raises(ValueError, match="first_rank=2, but .* holds ranks 4 to 5. Leave the setting out, or mine"):
         recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
 
 
