@@ -109,6 +109,17 @@ def own_helps(name: str) -> dict[str, str]:
     return {key: metadata["help"] for key, metadata in own.items() if metadata != theirs.get(key)}
 
 
+def test_no_text_of_the_package_or_of_a_command_names_a_file_of_a_checkout():
+    recipes = [REPOSITORY / "recipes" / Path(cli.command_line(name, [])[-1]).name for name in cli.COMMANDS]
+    found = {
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}: {named[0]}"
+        for path in [*(REPOSITORY / "hf_distinct").rglob("*.py"), *recipes]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (named := CHECKOUT.search(node.value))
+    }
+    assert found == set()
+
+
 @pytest.mark.parametrize("script", ["ship.py", "estimate_cost.py", "space/app.py"])
 def test_what_needs_a_checkout_says_so(script):
     about = ast.get_docstring(ast.parse((REPOSITORY / "recipes" / script).read_text(encoding="utf-8")))
