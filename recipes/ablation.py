@@ -1,15 +1,20 @@
-"""Train every row of an ablation with several seeds, and show where each stands.
+"""Train several settings with several seeds, and compare them with what decoding alone reaches.
 
-    python recipes/ablation.py --jobs 2                                           # on emoji scenes
-    python recipes/ablation.py recipes/configs/ablation_coco.yaml --output_dir outputs/ablation_coco
+    hf-distinct ablation --jobs 2                                                 # on emoji scenes
+    hf-distinct ablation ablation_coco.yaml --output_dir outputs/ablation_coco    # another plan
 
-The YAML file names the rows: what each changes in the settings of recipes/train.py. They are compared with what their
-common initial captioner reaches by decoding alone (guidance, beams, the best of n samples). Where the file has a
-section `evaluation`, recipes/evaluate_captions.py measures every row with those settings, by beams too for instance.
-A run is not repeated while the settings, split, seed, files and version that made it are the same; if one has changed,
-it is run again. The recipe writes to OUT the table (ablation.md, ablation.json), the frontiers (frontier.png, .svg)
-and the captions of each system (captions/GALLERY/SYSTEM.json, COCO results), which recipes/evaluate_captions.py shows
-side by side. A signal that stops the recipe also stops its runs; completed runs are not repeated.
+A plan is a YAML file whose rows are settings of `hf-distinct train`. The recipe trains each row with each seed, from
+one common captioner, and compares the rows with that captioner under guidance, beam search and best-of-n sampling. If
+the plan has a section `evaluation`, `hf-distinct evaluate` measures every row with those settings.
+
+The recipe prints a table and writes to --output_dir:
+
+    ablation.md, ablation.json        the table
+    frontier.png, frontier.svg        the Pareto frontiers
+    captions/GALLERY/SYSTEM.json      the captions of each system, as COCO results for `hf-distinct evaluate`
+
+It repeats a finished run only if the settings, files or version behind it have changed. A signal that stops the recipe
+also stops its runs; the same command then continues with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, fields
@@ -30,9 +34,10 @@ from hf_distinct.data.coco_results import read_coco_results, write_coco_results
 from hf_distinct.evaluation.frontier import reach
 from hf_distinct.files import run_lock
 from hf_distinct.reporting.frontier_plot import Kind, System, write_frontier_plot
-from hf_distinct.runs.arguments import clear_errors, parse_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small
+from hf_distinct.runs.dataset_settings import HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.recipes import CONFIGS, settings_file
 from hf_distinct.runs.recorded_run import RecordedRun
 from hf_distinct.runs.results import or_warn, own_files, write_json, write_text
 from hf_distinct.scorer import shipped
@@ -40,7 +45,6 @@ from hf_distinct.text.problems import refuse
 from hf_distinct.text.yaml_files import parse_yaml
 
 RECIPES = Path(__file__).parent
-PLAN = RECIPES / "configs" / "ablation.yaml"
 SECTIONS = {
     "base": str, "settings": dict, "evaluation": dict, "decoding": dict, "dropped_pictures": dict, "others": dict,
     "ours": dict,
@@ -60,66 +64,69 @@ EVALUATED = {
     "grammar": "grammar", "invention": "invention", "bad_endings": "bad endings", "repeats": "repeats",
     "vocabulary": "words",
 }  # fmt: skip
-"""More columns, where recipes/evaluate_captions.py measures every row with a judge of grammar."""
+"""More columns, if a section `evaluation` measures every row with a judge of grammar."""
 WAYS = ("guidance", "beams", "best of")
 GALLERIES = {"": "", "twins/": "_twins"}
-"""Of the emoji scenes: the prefix of a gallery's figures, and the end of its split's name."""
-DEFAULTS = [RECIPES / "configs" / name for name in ("quickstart.yaml", "photographs.yaml")]
-"""What recipes/train.py reads where no file is named."""
+"""The galleries of emoji scenes: the prefix of the figures, and the end of the split's name."""
+DEFAULTS = [CONFIGS / name for name in ("quickstart.yaml", "photographs.yaml")]
+"""The settings files of trainings that name none."""
 PEOPLE, START = "people", "teacher forcing"
 logger = logging.getLogger("ablation")
 
 
 @dataclass
 class Settings:
-    """Which rows, how often."""
+    """Which rows to run, and how often."""
 
     plan: str = field(
-        default=str(PLAN), metadata={"help": "YAML file with the rows; recipes/configs/ablation.yaml shows the form."}
+        default="ablation",
+        metadata={"help": "Plan of the ablation: a YAML file, or the name of one of hf_distinct's."},
     )
-    output_dir: str = field(default="outputs/ablation", metadata={"help": "Folder for runs, table and plots."})
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds with each of which every row is run."}
-    )
+    output_dir: str = field(default="outputs/ablation", metadata={"help": "Folder to write runs, table and plots to."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds to run each row with."})
     only: list[str] = field(default_factory=list, metadata={"help": "Names of the rows to run. Default: all."})
-    split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
-    )
+    split: Literal["test", "validation"] = field(default="test", metadata={"help": HELP["split"]})
     jobs: int = field(default=1, metadata={"help": "Number of runs at the same time; they share the CPU cores."})
-    dataset: str | None = field(default=None, metadata={"help": "The pictures, in place of the plan's."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the pictures, in place of the plan's."})
+    dataset: str | None = field(default=None, metadata={"help": "Captioned pictures. Default: those of the plan."})
+    image_root: str | None = field(
+        default=None, metadata={"help": f"{HELP['image_root']} Default: that of the plan."}
+    )
 
     def __post_init__(self) -> None:
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that cannot be."""
-        if self.jobs < 1:
-            yield f"jobs={self.jobs} should be at least 1."
+        """A sentence for each setting that is not possible."""
+        yield from too_small(self, jobs=1)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds should be different numbers, at least one, not {self.seeds}."
+            yield f"seeds={self.seeds} must be different numbers, at least one."
 
 
 class Ablation:
-    """The runs of a plan, and what they found.
+    """The runs of a plan, and their results.
 
     Args:
-        settings: those of the command line.
+        settings: the settings of the command line.
 
     Raises:
-        ValueError: the plan has another form, or lacks a row that was asked for.
+        ValueError: the plan has another form, or has no row of a name in ``only``.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.output = settings, Path(settings.output_dir)
-        plan = parse_yaml(Path(settings.plan).read_text(encoding="utf-8"), settings.plan) or {}
+        file = settings_file(settings.plan)
+        plan = parse_yaml(file.read_text(encoding="utf-8"), settings.plan) or {}
+        if not isinstance(plan, dict):
+            raise ValueError(f"{settings.plan} must hold the sections {', '.join(SECTIONS)}.")
         for name, section in plan.items():
-            if not isinstance(section, SECTIONS.get(name, ())):
-                raise ValueError(f"{settings.plan}: {name!r} is none of {', '.join(SECTIONS)}, or of another type.")
+            if name not in SECTIONS:
+                raise ValueError(f"{settings.plan}: {name!r} is not a section; use {', '.join(SECTIONS)}.")
+            if not isinstance(section, SECTIONS[name]):
+                raise ValueError(f"{settings.plan}: the section {name!r} must be a {SECTIONS[name].__name__}.")
         said = {name: value for name in ("dataset", "image_root") if (value := getattr(settings, name)) is not None}
         self.common: dict[str, Any] = {**plan.get("settings", {}), **said}
         self.evaluation: dict[str, Any] | None = plan.get("evaluation")
-        self.base = str(Path(settings.plan).parent / plan["base"]) if "base" in plan else None
+        self.base = str(file.parent / plan["base"]) if "base" in plan else None
         self.decoding: dict[str, list[float]] = plan.get("decoding", {})
         self.dropped: dict[str, Any] | None = plan.get("dropped_pictures")
         others, ours = plan.get("others", {}), plan.get("ours", {})
@@ -146,21 +153,21 @@ class Ablation:
         }
 
     def _problems(self, others: dict[str, Any], ours: dict[str, Any], drawn: bool) -> Iterator[str]:
-        """A sentence for each thing in the plan that cannot be."""
+        """A sentence for each problem of the plan."""
         plan = self.settings.plan
         for name in self.settings.only:
             if name not in self.rows:
                 yield f"{plan} has no row {name!r}; it has {', '.join(self.rows)}."
         for name in others.keys() & ours.keys():
-            yield f"{plan}: the row {name!r} is among others and among ours; rename one of them."
+            yield f"{plan}: `others` and `ours` both have a row {name!r}; rename one of them."
         folders: dict[Path, str] = {}
         for name in self.rows:
             if (other := folders.setdefault(self._folder(name), name)) != name:
                 yield f"{plan}: the rows {other!r} and {name!r} would share a folder; rename one of them."
         if not drawn and not self.common.get("model_name_or_path"):
             yield (
-                f"{plan}: settings name no model_name_or_path, the captioner that all rows begin with; the one that "
-                "hf_distinct ships knows emoji scenes only."
+                f"{plan}: `settings` must have model_name_or_path, the captioner from which all rows start; the "
+                "shipped one knows only emoji scenes."
             )
 
     def _folder(self, row: str) -> Path:
@@ -183,7 +190,7 @@ class Ablation:
         return self._run(f"dropped pictures, seed {seed}", "warm_up.py", given, folder)
 
     def _decoding(self, seed: int, model: str, prefix: str) -> RecordedRun | None:
-        """The ways of a captioner to write on one gallery."""
+        """The run that decodes one gallery in all ways with one captioner; None if it has nothing to do."""
         ways, end = {**(self.evaluation or {}), **self.decoding}, self.galleries[prefix]
         if model == "dropped":
             ways = {name: value for name, value in ways.items() if name not in ("best_of", "temperature")}
@@ -203,7 +210,7 @@ class Ablation:
         return self._run(f"decoding, {model}{end}, seed {seed}", "evaluate_captions.py", given, folder)
 
     def _evaluation(self, row: str, seed: int, prefix: str) -> RecordedRun:
-        """A row as recipes/evaluate_captions.py measures it, on one gallery."""
+        """The run that measures a row on one gallery."""
         end, trained = self.galleries[prefix], self.trainings[row, seed].folder
         own = {"model": str(trained), "split": self.settings.split + end, "resamples": 2, **(self.evaluation or {})}
         given = {**self._shared("evaluate_captions.py"), **own}
@@ -214,7 +221,7 @@ class Ablation:
         return {name: value for name, value in self.common.items() if name in SHARED[recipe]}
 
     def runs(self) -> Iterator[list[RecordedRun]]:
-        """The runs, in parts that must wait for each other; of the first seed first."""
+        """Yield the runs in parts, each of which needs those before it; the first seed comes first."""
         rows = self.settings.only or list(self.rows)
         if not self.settings.only:
             yield list(self.drops.values())
@@ -225,7 +232,7 @@ class Ablation:
     # ------------------------------------------------------------------------------------------------------- results
 
     def systems(self) -> list[System]:
-        """What has been measured so far by these settings, the rows last."""
+        """Collect the figures that these settings have measured so far, the rows last."""
         found: dict[str, tuple[Kind, dict[str, list[float]]]] = {}
 
         def add(name: str, kind: Kind, metrics: Mapping[str, float], prefix: str = "") -> None:
@@ -259,7 +266,7 @@ class Ablation:
         return sorted(systems, key=lambda system: system.kind != "landmark")
 
     def _way(self, model: str, name: str) -> str | None:
-        """What a system of recipes/evaluate_captions.py is called here; None for what a training measures itself."""
+        """Name a system of an evaluation; None if the trainings measure it themselves."""
         way = how(name)
         if name.startswith(PEOPLE) or (model == "captioner" and not way):
             here = self.evaluation is not None and model == "captioner"
@@ -270,11 +277,11 @@ class Ablation:
 
     @staticmethod
     def _read(run: RecordedRun) -> dict[str, Any] | None:
-        """The figures of a run; none of one that is not done, or was made by other settings."""
+        """Read the figures of a run; None if it is not done, or if other settings made it."""
         return json.loads((run.folder / "metrics.json").read_text()) if run.is_done() else None
 
     def write_captions(self) -> None:
-        """Write what each system said, of the first seed."""
+        """Write the captions of each system with the first seed."""
         seed = self.settings.seeds[0]
         for prefix, end in self.galleries.items():
             folder = f"captions/{self.settings.split}{end}"
@@ -294,7 +301,7 @@ class Ablation:
 
 
 def how(name: str) -> str:
-    """The way to write in the name of a system of recipes/evaluate_captions.py; empty for the captioner's own."""
+    """The way of decoding in the name of a system of an evaluation; empty for the captioner's own."""
     return next((name[name.index(f" {way} ") + 1 :] for way in WAYS if f" {way} " in name), "")
 
 
@@ -307,7 +314,7 @@ def cell(system: System, figure: str) -> str:
 
 
 def table(systems: list[System]) -> str:
-    """All systems in Markdown."""
+    """Write all systems as a table in Markdown."""
     more = EVALUATED if any("grammar" in each.figures for each in systems) else {}
     titles = {**COLUMNS, **more}.items()
     columns = {figure: title for figure, title in titles if any(figure in each.figures for each in systems)}
@@ -317,7 +324,7 @@ def table(systems: list[System]) -> str:
 
 
 def margins(systems: list[System]) -> str:
-    """How far ours stand outside of what all others reach with their mixes, in Markdown."""
+    """Write how far our rows lie beyond the convex hull of all others, as a table in Markdown."""
     lines = []
     for prefix, gallery in (("", "random"), ("twins/", "near twins")):
         x, y = f"{prefix}CIDEr-D", f"{prefix}judge/t2i_R@1"
@@ -336,7 +343,7 @@ def margins(systems: list[System]) -> str:
 
 
 def run_all(runs: Sequence[Future[None]]) -> None:
-    """Wait for runs. The first error cancels those that have not begun; a signal also ends those that are at work."""
+    """Wait for runs. The first error cancels those that have not started; a signal also ends those that run."""
     try:
         for run in as_completed(runs):
             run.result()
@@ -354,10 +361,7 @@ def run_all(runs: Sequence[Future[None]]) -> None:
 
 def main() -> None:
     """Run the rows; write tables, plots and captions."""
-    argv = sys.argv[1:]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--plan", *argv]
-    (settings,) = parse_settings(Settings, argv=argv, description=__doc__)
+    (settings,) = parse_settings(Settings, description=__doc__, first=("plan",))
     show_logs("ablation")
     ablation = Ablation(settings)
     run_lock.claim(ablation.output)

@@ -1,10 +1,12 @@
-"""Teach an image encoder of stock transformers classes what a pretrained image model of timm sees.
+"""Train an image encoder of transformers to imitate a pretrained image model of timm, as a start for warm-up.
 
-    python recipes/distill.py recipes/configs/flickr8k/encoder.yaml --dataset dataset_flickr8k.json
-    python recipes/warm_up.py --encoder outputs/flickr8k/encoder ...
+    hf-distinct distill flickr8k/encoder.yaml --dataset dataset_flickr8k.json
+    hf-distinct warm-up flickr8k/captioner.yaml --dataset dataset_flickr8k.json       # a captioner on this encoder
 
-`VisionEncoderDecoderModel` carries no convolutional network. Here a network that it carries learns, on your pictures
-and without their captions, to give the maps of one. The result is an encoder with its image processor.
+A VisionEncoderDecoderModel cannot hold the convolutional networks of timm. This recipe trains an encoder that it can
+hold to predict their feature maps (distillation). It reads your pictures, not their captions, and writes to
+--output_dir the encoder with its image processor, metrics.json and training_log.json. R2 is the fraction of the
+variance of the teacher's feature maps that the encoder explains on validation pictures.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from transformers import AutoConfig, AutoModel, ViTImageProcessor, set_seed
 
 from hf_distinct.clip.image_towers import load_image_tower
 from hf_distinct.data.augmentation import Augmentation
-from hf_distinct.distributed.launching import LaunchedArguments
 from hf_distinct.files import run_lock
-from hf_distinct.runs.arguments import clear_errors, parse_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small
+from hf_distinct.runs.dataset_settings import HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
+from hf_distinct.runs.training_arguments import SupervisedArguments
 from hf_distinct.text.problems import refuse
 from hf_distinct.training.distillation import Distillation, ViewCollator, build_student
 
@@ -52,77 +54,64 @@ CROP, WHOLE = (0.2, 0.7), (0.4, 1.0)  # areas of views as fractions of the pictu
 
 @dataclass
 class Settings(DatasetSettings):
-    """Which teacher, which student, on what.
+    """Which encoder imitates which model, and on which pictures.
 
     Raises:
-        ValueError: settings that cannot act together.
+        ValueError: a setting is missing or not possible.
     """
 
     teacher: str | None = field(
-        default=None, metadata={"help": "Pretrained image model: timm's name, such as tf_efficientnet_lite0."}
+        default=None,
+        metadata={"help": "Image model to imitate: timm's name, such as tf_efficientnet_lite0. You must set it."},
     )
     teacher_weights: str | None = field(
         default=None,
         metadata={
-            "help": "File with the teacher's weights (.pth or .safetensors), or package:NAME/FILE for one in an "
-            "installed package. Default: timm's own, which it downloads."
+            "help": "Weights of --teacher: a .pth or .safetensors file, or package:NAME/FILE for a file of an "
+            "installed package. Default: timm downloads its own."
         },
     )
     encoder_config: str = field(
-        default=json.dumps(STUDENT), metadata={"help": "Transformers config of the encoder, as JSON."}
+        default=json.dumps(STUDENT), metadata={"help": "Configuration of a new encoder: transformers' as JSON."}
     )
-    crop_size: int = field(default=128, metadata={"help": "Side in pixels of the views that most epochs train on."})
+    crop_size: int = field(default=128, metadata={"help": "Side in pixels of the crops that most epochs train on."})
     whole_epochs: int = field(
-        default=2, metadata={"help": "Number of epochs, at the end, on views of the teacher's own size."}
+        default=2, metadata={"help": "Number of last epochs that train on views of the teacher's full size."}
     )
     hint_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the maps of earlier stages in the loss; 0: only the last map."}
+        default=0.5, metadata={"help": "Weight of the loss on feature maps of earlier stages. 0: only the last map."}
     )
-    validation_size: int = field(default=500, metadata={"help": "Number of validation pictures to measure on."})
+    validation_size: int = field(default=500, metadata={"help": HELP["validation_size"]})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that is missing, or whose value is not possible."""
+        """A sentence for each setting that is missing or not possible."""
         if self.drawn:
-            yield "A teacher knows photographs, and emoji_scenes are none: give --dataset."
+            yield "distillation needs photographs, not emoji scenes: set --dataset."
         if self.teacher is None:
-            yield "--teacher is missing: timm's name of a pretrained image model, such as tf_efficientnet_lite0."
-        for name, least in (("crop_size", 32), ("whole_epochs", 0), ("hint_weight", 0), ("validation_size", 2)):
-            if getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)} should be at least {least}."
+            yield "--teacher is missing: set timm's name of a pretrained image model, such as tf_efficientnet_lite0."
+        yield from too_small(self, crop_size=32, whole_epochs=0, hint_weight=0, validation_size=2)
 
 
 @dataclass(repr=False)
-class Training(LaunchedArguments):
-    """Training arguments with defaults that suit a small encoder."""
+class Training(SupervisedArguments):
+    """Training arguments with defaults for a small encoder."""
 
-    output_dir: str = field(default="outputs/encoder", metadata={"help": "Folder for the encoder."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Number of images per step and process."})
-    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Number of images measured at a time."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: int = field(
-        default=200, metadata={"help": "Number of steps in which the learning rate rises linearly."}
-    )
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
+    output_dir: str = field(default="outputs/encoder", metadata={"help": "Folder to write the encoder to."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": HELP["per_device_train_batch_size"]})
+    learning_rate: float = field(default=1e-3, metadata={"help": HELP["learning_rate"]})
+    warmup_steps: int = field(default=200, metadata={"help": HELP["warmup_steps"]})
+    weight_decay: float = field(default=0.05, metadata={"help": HELP["weight_decay"]})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
     num_train_epochs: float = field(default=30, metadata={"help": "Number of epochs."})
-    logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
-    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
     metric_for_best_model: str = field(default="R2", metadata={"help": "Metric that chooses the best checkpoint."})
-    report_to: list[str] = field(
-        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: the collator reads every column."}
-    )
 
 
 def processor_of(teacher: Any) -> Any:
-    """An image processor that makes the pixels the teacher was trained on, of the whole picture."""
+    """Build an image processor that turns a whole picture into pixels as the teacher was trained on."""
     data = resolve_model_data_config(teacher)
     _, height, width = data["input_size"]
     return ViTImageProcessor(
@@ -132,7 +121,7 @@ def processor_of(teacher: Any) -> Any:
 
 
 def number_of_epochs(training: Training, images: int) -> float:
-    """How often each image will be seen."""
+    """Compute how many times the training will see each image."""
     if training.max_steps <= 0:
         return training.num_train_epochs
     step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps

@@ -1,18 +1,20 @@
-"""Estimate what a large training takes, from a benchmark's report and from what is measured here in a minute.
+"""Estimate how long a large training takes, from a report of a benchmark and from measurements of a minute here.
+
+It needs a checkout, whose benchmark writes the report:
 
     python recipes/benchmarks/step.py --size base --rollouts sample --output base.json
     python recipes/estimate_cost.py --report base.json
     python recipes/estimate_cost.py --report base.json --images 113287 --gpus 8 --sustained_tflops 200
 
-A step of B images on each of G GPUs is taken to cost
+The recipe prints hours for each number of images and GPUs. It estimates a step of B images on each of G GPUs as
 
-    B * (operations of an image, counted by benchmarks/step.py) / (what a GPU sustains: an assumption)
-    + (tokens of a caption + 4) * (time that the host needs to start the kernels of one decoder pass; measured here)
-    + 2 * (bytes of gradients) / (bandwidth between GPUs: an assumption), where G > 1
+    B * (operations of an image, from the report) / (operations per second of a GPU: an assumption)
+    + (tokens of a caption + 4) * (host time to launch the kernels of one decoder pass: measured here)
+    + 2 * (bytes of gradients) / (bandwidth between GPUs: an assumption), if G > 1
 
-or, where that is more, the time in which the workers of a GPU decode B pictures (measured here). The passes over the
-whole captions, forward and backward, count as four tokens. Mining all pairs is by the workers of one GPU, at the rate
-that recipes/README.md gives for two cores.
+or as the time in which the workers of a GPU decode B pictures (measured here), if that is longer. The forward and
+backward passes over whole captions count as four tokens. Mining compares all pairs with the workers of one GPU, at the
+rate that was measured on two cores.
 """
 
 from __future__ import annotations
@@ -48,30 +50,27 @@ SECONDS_OF_A_COMPARISON = 342.7 * 2 / 118_287**2  # on one core
 
 @dataclass
 class Settings:
-    """The trainings to estimate, and what is assumed of GPUs."""
+    """Which trainings to estimate, and what to assume of the GPUs."""
 
     report: str = field(
-        metadata={"help": "Report that benchmarks/step.py --output wrote; its sampled rollouts are used."}
+        metadata={"help": "Report of benchmarks/step.py --output, with sampled rollouts, from which to estimate."}
     )
     images: list[int] = field(
-        default_factory=lambda: [113_287, 10_000_000],
-        metadata={"help": "Numbers of training images: COCO's, and ten million."},
+        default_factory=lambda: [113_287, 10_000_000], metadata={"help": "Numbers of training images."}
     )
     gpus: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "Numbers of GPUs."})
-    epochs: int = field(default=3, metadata={"help": "Number of epochs of a training."})
+    epochs: int = field(default=3, metadata={"help": "Number of epochs."})
     batch: int = field(default=16, metadata={"help": "Number of images per step and GPU."})
     tokens: int = field(default=20, metadata={"help": "Number of tokens of the longest caption in a batch."})
-    workers: int = field(
-        default=8, metadata={"help": "Number of processor cores for each GPU, which decode pictures."}
-    )
+    workers: int = field(default=8, metadata={"help": "Number of CPU cores per GPU that decode pictures."})
     sustained_tflops: float = field(
-        default=50.0, metadata={"help": "TFLOP per second that a GPU is assumed to sustain over a step."}
+        default=50.0, metadata={"help": "Assumed TFLOP per second that a GPU sustains over a step."}
     )
-    bandwidth: float = field(default=20.0, metadata={"help": "Bandwidth assumed between any two GPUs, in GB/s."})
+    bandwidth: float = field(default=20.0, metadata={"help": "Assumed bandwidth between any two GPUs, in GB/s."})
 
 
 def median_seconds(work: Callable[[], Any], times: int = 7) -> float:
-    """Median time of a piece of work, after one that does not count."""
+    """Measure the median time of some work, after one run that does not count."""
     found = []
     for _ in range(times + 1):
         started = time.perf_counter()
@@ -81,7 +80,7 @@ def median_seconds(work: Callable[[], Any], times: int = 7) -> float:
 
 
 def host_seconds(tokens: int) -> float:
-    """What the host needs for one token of `generate`: a decoder of twelve layers, too narrow to compute anything."""
+    """Measure the host time of one token of `generate`, by a decoder of twelve layers that computes almost nothing."""
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         ViTConfig(hidden_size=48, num_hidden_layers=1, intermediate_size=48),
         GPT2Config(n_embd=48, n_layer=12, n_head=12, vocab_size=100, is_decoder=True, add_cross_attention=True),
@@ -96,7 +95,7 @@ def host_seconds(tokens: int) -> float:
 
 
 def decoding_seconds() -> float:
-    """One core's time from a JPEG of 640 x 480 pixels to a captioner's input of 224 x 224."""
+    """Measure one core's time from a JPEG of 640 x 480 pixels to a captioner's input of 224 x 224."""
     ramp = torch.linspace(0, 200, 640)[None, :, None] * torch.linspace(0.2, 1, 480)[:, None, None]
     noise = torch.randint(0, 55, (480, 640, 3), generator=torch.Generator().manual_seed(0))
     file = io.BytesIO()
@@ -107,7 +106,7 @@ def decoding_seconds() -> float:
 
 
 def estimate(settings: Settings, cost: dict[str, float], images: int, gpus: int) -> dict[str, float]:
-    """Hours of the parts of a training, and of what comes before it."""
+    """Estimate the hours of each part of a training, and of the preparations."""
     s, hours = settings, 1 / 3600
     steps = s.epochs * images / (s.batch * gpus)
     exchange = 2 * 4 * cost["parameters"] / (s.bandwidth * 1e9) if gpus > 1 else 0.0
@@ -128,7 +127,7 @@ def estimate(settings: Settings, cost: dict[str, float], images: int, gpus: int)
 
 
 def main() -> None:
-    """Measure, estimate, show."""
+    """Measure, estimate, print."""
     (settings,) = parse_settings(Settings, description=__doc__)
     report = json.loads(Path(settings.report).read_text())
     ways = [ways["ours"] for name, ways in report["seconds"].items() if name.startswith("sample")]

@@ -1,15 +1,17 @@
-"""Measure captioners, or captions from any source, side by side.
+"""Measure captioners, or captions from files, side by side.
 
-    python recipes/evaluate_captions.py --model outputs/quickstart captioner                       # on emoji scenes
-    python recipes/evaluate_captions.py --model user/name --dataset coco/dataset_coco.json --image_root coco
-    python recipes/evaluate_captions.py --captions ours.json theirs.json --references captions_val2014.json
+    hf-distinct evaluate --model outputs/quickstart captioner                     # on emoji scenes
+    hf-distinct evaluate --model user/name --dataset coco/dataset_coco.json --image_root coco
+    hf-distinct evaluate --captions ours.json theirs.json --references captions_val2014.json
 
-`--num_beams 5` captions by beam search too, and `--grammar FOLDER` adds a judge of grammar that
-recipes/train_grammar.py made. If captions cover only a part of the images, all systems are measured on that part, and
-the table says how many images it has. The recipe prints a table, with people's captions too, and writes
-OUT/metrics.json (figures of each system, named as by train.py), OUT/intervals.json (95 % bootstrap intervals of each
-figure, and of the paired differences between systems), OUT/captions/SYSTEM.json (COCO results) and OUT/captions.html
-(pictures with the captions of each system).
+The recipe prints a table of figures with people's captions beside the systems, and writes to --output_dir:
+
+    metrics.json            the figures of each system
+    intervals.json          95 % bootstrap intervals of the figures, and of the paired differences between systems
+    captions/SYSTEM.json    the captions of each system, as COCO results
+    captions.html           pictures with the captions of each system
+
+If a file of captions covers only a part of the images, all systems are measured on that part, and the recipe says so.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from hf_distinct.gallery import Gallery
 from hf_distinct.inference.captioning import Captioner
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings, is_shipped
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
+from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, CLIP_FORMS, HELP, DatasetSettings, is_shipped
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer, shipped_or_named
@@ -44,7 +46,7 @@ from hf_distinct.text.problems import refuse
 
 JAVA = {"METEOR": meteor_scores, "SPICE": spice_scores}
 CLIPS = {"judge": "judge", "scorer": "scorer"}
-"""The settings that name a CLIP, and the shipped one that measures emoji scenes by default."""
+"""The settings that name a CLIP, each with its default on emoji scenes."""
 COUNTS = ("vocabulary",)
 PEOPLE = "people (one caption against the others)"
 SHOWN_PICTURES = 24
@@ -55,134 +57,133 @@ SHOWN = (
     "perplexity_distance", "vocabulary", "mean_length", "unique", "self_BLEU", "novelty", "well_formed", "true",
     "details", "images",
 )  # fmt: skip
-"""Figures in the table, under scorer and judge each where they are of a CLIP."""
+"""Figures in the table; those of a CLIP appear for scorer and judge each."""
 logger = logging.getLogger("evaluate")
 
 
 @dataclass
 class Settings(DatasetSettings):
-    """What to measure, and on which pictures."""
+    """Which captioners or captions to measure, and on which pictures."""
 
     model: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Captioners to measure: folders, Hub ids, or `captioner`, the shipped one."},
+        default_factory=list, metadata={"help": f"Captioners to measure, each one {CAPTIONER_FORMS}."}
     )
     captions: list[str] = field(
         default_factory=list,
-        metadata={"help": 'COCO results to measure, one JSON file for each system: [{"image_id", "caption"}].'},
+        metadata={"help": 'Captions to measure: for each system a JSON of COCO results, [{"image_id", "caption"}].'},
     )
     references: str | None = field(
         default=None,
-        metadata={
-            "help": "COCO captions JSON with the references of --captions. No pictures are read then, and no "
-            "CLIP measures."
-        },
+        metadata={"help": "COCO captions JSON of the references of --captions, without pictures. Default: --dataset."},
     )
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for figures and captions."})
-    split: str = field(default="test", metadata={"help": "Split of the dataset to measure on."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder to write the results to."})
+    split: str = field(default="test", metadata={"help": HELP["split"]})
     test_size: int | None = field(
-        default=None, metadata={"help": "Number of images to measure on, from the first. Default: all."}
+        default=None, metadata={"help": f"{HELP['test_size']} Default: all, or 1000 emoji scenes."}
     )
-    scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
+    scenes_seed: int = field(default=0, metadata={"help": HELP["scenes_seed"]})
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIP that measures: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
-            "Default: a shipped one for emoji scenes, none for other pictures."
+            "help": f"CLIP to measure with, such as the one that gave the rewards: {CLIP_FORMS}. Default: the shipped "
+            "`scorer` for emoji scenes, none for other pictures."
         },
     )
-    judge: str | None = field(
-        default=None, metadata={"help": "Another CLIP that measures and that training never saw, in the same forms."}
-    )
+    judge: str | None = field(default=None, metadata={"help": HELP["judge"]})
     clip_prompt: str = field(
         default="",
-        metadata={"help": 'Text that CLIPScore puts before each caption. Published figures use "A photo depicts ".'},
+        metadata={"help": 'Text before each caption in CLIPScore. Published figures use "A photo depicts ".'},
     )
     num_neighbours: int = field(
         default=5,
-        metadata={"help": "Number of similar images mined for each image, to measure retrieval among them. 0: none."},
+        metadata={"help": "Number of similar images of each image among which retrieval is measured too. 0: none."},
     )
     train_captions: str | None = field(
         default=None,
         metadata={"help": "COCO captions JSON of the training captions, for novelty. Default: the split `train`."},
     )
     language_model: str | None = field(
-        default=None, metadata={"help": "Causal language model that measures perplexity: a Hub id or a folder."}
+        default=None,
+        metadata={"help": "Causal language model for perplexity: a folder or a Hub id. Default: no perplexity."},
     )
     grammar: str | None = field(
         default=None,
-        metadata={"help": "Folder of a judge of grammar, written by recipes/train_grammar.py, that measures too."},
+        metadata={
+            "help": "Judge of grammar to measure with: a folder that `hf-distinct train-grammar` wrote. Default: none."
+        },
     )
-    java_metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics that need Java: METEOR, SPICE."})
+    java_metrics: list[str] = field(
+        default_factory=list, metadata={"help": "Metrics to compute with Java: METEOR, SPICE. Default: none."}
+    )
     guidance: list[float] = field(
         default_factory=list,
-        metadata={"help": "Guidance strengths with which each --model captions again."},
+        metadata={"help": "Guidance strengths with which each --model captions again. Default: none."},
     )
     num_beams: list[int] = field(
         default_factory=list,
-        metadata={"help": "Numbers of beams with which each --model captions again; 1 is greedy."},
+        metadata={"help": "Numbers of beams with which each --model captions again; 1 is greedy. Default: none."},
     )
     best_of: list[int] = field(
         default_factory=list,
-        metadata={"help": "Numbers of samples from which each --model captions again: the scorer chooses the best."},
+        metadata={
+            "help": "Numbers of samples with which each --model captions again: the scorer chooses one of them. "
+            "Default: none."
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of --best_of."})
-    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
-    resamples: int = field(default=1000, metadata={"help": "Number of bootstrap draws."})
-    batch_size: int = field(default=32, metadata={"help": "Number of pictures captioned at a time."})
+    seed: int = field(default=0, metadata={"help": HELP["seed"]})
+    resamples: int = field(default=1000, metadata={"help": "Number of bootstrap samples for the intervals."})
+    batch_size: int = field(default=32, metadata={"help": HELP["caption_batch_size"]})
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together; raises ValueError."""
         super().__post_init__()
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
+        """A sentence for each setting that is not possible, or that has no effect with the others."""
         yield from self.model_problems({}, CLIPS)
         if not self.model and not self.captions:
-            yield "There is nothing to measure: give --model, --captions, or both."
+            yield "there is nothing to measure: set --model, --captions, or both."
         if self.references is not None:
             if self.model or not self.drawn:
-                yield "--references is for --captions alone; a --model needs the pictures of a --dataset."
+                yield "--references goes with --captions alone: leave it out, so that --dataset gives pictures."
             needing = ("split", "scenes_seed", "scorer", "judge", "clip_prompt", "num_neighbours")
-            yield from unused_settings(self, needing, "with --references, which has no pictures")
+            yield from unused_settings(self, needing, "with --references, which brings no pictures")
         elif not self.clips:
             yield from unused_settings(self, ("clip_prompt", "num_neighbours"), "without --scorer and --judge")
         if not self.model:
-            yield from unused_settings(self, ("guidance", "num_beams", "best_of"), "without --model: ways to write")
+            yield from unused_settings(self, ("guidance", "num_beams", "best_of"), "without --model")
             if self.language_model is None:
                 yield from unused_settings(self, ("batch_size",), "without --model or --language_model")
         if self.best_of and "scorer" not in self.clips:
-            yield "--best_of needs the --scorer, which chooses."
+            yield "--best_of needs a scorer that chooses among the samples: set --scorer."
         if not self.best_of:
-            yield from unused_settings(self, ("seed", "temperature"), "without --best_of: nothing else is drawn")
-        for name in ("test_size", "resamples", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                yield f"{name}={value} should be at least 1."
+            yield from unused_settings(self, ("seed", "temperature"), "without --best_of: nothing else is sampled")
+        yield from too_small(self, test_size=1, resamples=1, batch_size=1)
         for name in ("guidance", "num_beams", "best_of"):
             if any(value <= 0 for value in getattr(self, name)):
-                yield f"{name}={getattr(self, name)} should be positive."
+                yield f"{name}={getattr(self, name)} must be positive."
         if not self.temperature > 0:
-            yield f"temperature={self.temperature} should be positive."
+            yield f"temperature={self.temperature} must be positive."
         for name in self.java_metrics:
             if name not in JAVA:
-                yield f"java_metrics: {name!r} is unknown; choose METEOR, SPICE or both."
+                yield f"--java_metrics {name} is unknown: choose METEOR, SPICE or both."
 
     @property
     def clips(self) -> set[str]:
-        """Which of scorer and judge speak here; of pictures that are no emoji scenes, only those that are named."""
+        """Which of scorer and judge measure: for pictures other than emoji scenes only those that are set."""
         return {name for name in CLIPS if getattr(self, name) or (self.drawn and getattr(self, name) is None)}
 
 
 @dataclass
 class Measured:
-    """What is measured, and on what.
+    """What to measure, and on which images.
 
     Attributes:
-        gallery: the images, with their pictures unless only references are given.
-        training: captions that a captioner was trained on, for novelty.
-        captions: what each file of captions says of each image, by id.
-        total: images of the test set; the gallery has those of which every file says something.
+        gallery: the images that every file of captions covers, with their pictures unless --references is set.
+        training: the captions on which a captioner was trained, for novelty.
+        captions: the captions of each file, by image id.
+        total: the number of images of the test set.
     """
 
     gallery: Gallery
@@ -192,7 +193,7 @@ class Measured:
 
 
 def prepare(settings: Settings) -> Measured:
-    """Read all that is measured, and on what."""
+    """Read everything to measure, and the images to measure on."""
     training: list[list[str]] = []
     if settings.references is not None:
         references = read_coco_references(settings.references)
@@ -202,7 +203,7 @@ def prepare(settings: Settings) -> Measured:
         dataset, training = load(settings)
         models = settings.models({}, CLIPS)
         if not models:
-            logger.warning("No CLIP measures these captions: name --scorer and --judge, e.g. ViT-B-32:openai.")
+            logger.warning("No CLIP measures these captions: set --scorer and --judge, for example ViT-B-32:openai.")
     if settings.test_size is not None:
         dataset = dataset.select(range(min(settings.test_size, len(dataset))))
     if settings.train_captions is not None:
@@ -217,7 +218,7 @@ def prepare(settings: Settings) -> Measured:
 
 
 def captioned(dataset: Dataset, captions: Mapping[str, Mapping[str, str]]) -> Dataset:
-    """The rows of which every file of captions says something.
+    """Select the rows for which every file has a caption.
 
     Raises:
         ValueError: there are none.
@@ -227,17 +228,17 @@ def captioned(dataset: Dataset, captions: Mapping[str, Mapping[str, str]]) -> Da
     for file, found in captions.items():
         if missing := [image_id for image_id in image_ids if image_id not in found]:
             logger.warning(
-                "%s: %d of the %d images of the test set have no caption, the first with image_id %s: everything is "
-                "measured on the others", file, len(missing), len(image_ids), missing[0],
+                "%s has no caption of %d of the %d images of the test set, the first with image_id %s. All systems "
+                "are measured on the other images.", file, len(missing), len(image_ids), missing[0],
             )  # fmt: skip
         rows = [row for row in rows if image_ids[row] in found]
     if not rows:
-        raise ValueError(f"{', '.join(captions)} have captions of no image in common.")
+        raise ValueError(f"{', '.join(captions)} have no image of the test set in common: check their image_id.")
     return dataset if len(rows) == len(dataset) else dataset.select(rows)
 
 
 def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
-    """The pictures to measure on, and the captions of the split `train`."""
+    """Load the pictures to measure on, and the captions of the split `train`."""
     if settings.drawn:
         dataset = emoji_scenes(settings.split, settings.test_size or 1000, settings.scenes_seed)
         return dataset, emoji_scenes("train", 4000, settings.scenes_seed)["captions"][:]
@@ -248,46 +249,41 @@ def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
 
 
 def collect(settings: Settings, gallery: Gallery, captions: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """The captions of each system, in the order of the gallery."""
+    """Collect the captions of each system, in the order of the gallery."""
     systems: dict[str, list[str]] = {}
     for source in settings.model:
         name = add(systems, source, [])
         if is_shipped(source) and not settings.drawn:
-            logger.warning("--model %s is a captioner that hf_distinct ships, which knows emoji scenes only.", source)
+            logger.warning("--model %s is a shipped captioner, which knows only emoji scenes.", source)
         captioner = Captioner(shipped_or_named(source))
         images, how = gallery.dataset["image"], {"batch_size": settings.batch_size, "progress": True}
-        systems[name] = said(captioner(images, **how))
+        systems[name] = list(map(str, captioner(images, **how)))
         for gamma in settings.guidance:
-            systems[f"{name} guidance {gamma:g}"] = said(captioner(images, guidance=gamma, **how))
+            systems[f"{name} guidance {gamma:g}"] = list(map(str, captioner(images, guidance=gamma, **how)))
         for beams in settings.num_beams:
-            systems[f"{name} beams {beams}"] = said(captioner(images, num_beams=beams, **how))
+            systems[f"{name} beams {beams}"] = list(map(str, captioner(images, num_beams=beams, **how)))
         captioner.scorer = gallery.clips.get("scorer")
         draw: dict[str, Any] = {"seed": settings.seed, "temperature": settings.temperature}
         for count in settings.best_of:
-            systems[f"{name} best of {count}"] = said(captioner(images, count, **draw, **how))
+            systems[f"{name} best of {count}"] = list(map(str, captioner(images, count, **draw, **how)))
     for file, found in captions.items():
         add(systems, Path(file).stem, [found[image_id] for image_id in gallery.dataset["image_id"]])
     return systems
 
 
-def said(captions: Sequence[Any]) -> list[str]:
-    """One caption an image."""
-    return [str(caption) for caption in captions]
-
-
 def add(systems: dict[str, list[str]], source: str, captions: list[str]) -> str:
-    """Add a system under the shortest end of its path that no other has, and return that name."""
+    """Add a system under the shortest end of its path that is still free, and return that name."""
     parts = [part for part in Path(source).parts if part != "/"]
     names = ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     name = next((name for name in names if name not in systems), None)
     if name is None:
-        raise ValueError(f"{source} is given twice.")
+        raise ValueError(f"{source} is named twice: leave one of them out.")
     systems[name] = captions
     return name
 
 
 def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) -> dict[str, tuple[float, Statistic]]:
-    """METEOR and SPICE: the figure, and the mean over images by which the bootstrap knows its spread."""
+    """Compute METEOR and SPICE: the figure, and for its interval the mean over images."""
     figures = {}
     for name in names:
         value, each = JAVA[name](captions, gallery.references)
@@ -296,7 +292,7 @@ def java_figures(names: Sequence[str], captions: list[str], gallery: Gallery) ->
 
 
 def write_sheet(path: Path, systems: Mapping[str, list[str]], gallery: Gallery) -> None:
-    """Pictures evenly spread over the gallery, with what each system says of them, and a person."""
+    """Write a page of pictures, evenly spread over the gallery, with a person's caption and those of the systems."""
     rows = range(0, len(gallery.references), max(len(gallery.references) // SHOWN_PICTURES, 1))
     sheet = [
         (
@@ -309,13 +305,13 @@ def write_sheet(path: Path, systems: Mapping[str, list[str]], gallery: Gallery) 
 
 
 def cell(found: Mapping[str, float], signed: bool = False) -> str:
-    """A figure with its interval, as the table has it."""
+    """Format a figure with its interval."""
     sign = "+" if signed else ""
     return f"{found['value']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
 def main() -> None:
-    """Caption, measure, compare, write."""
+    """Caption, measure, compare, report."""
     (settings,) = parse_settings(Settings, description=__doc__)
     show_logs("evaluate")
     for name in settings.java_metrics:
@@ -366,7 +362,7 @@ def main() -> None:
 def report(
     metrics: Mapping[str, Mapping[str, float]], found: Mapping[str, Mapping[str, Mapping[str, float]]], first: str
 ) -> None:
-    """Print the tables, a few systems at a time beside people, and how the others differ from the first."""
+    """Print tables of a few systems each, beside people, and the differences from the first system."""
     clips = [f"{clip}/{name}" for name in SHOWN for clip in CLIPS]
     shown = [name for name in (*clips, *SHOWN) if any(name in of for of in metrics.values())]
     systems = [name for name in metrics if name != PEOPLE]
@@ -375,8 +371,8 @@ def report(
         columns |= {"people": metrics[PEOPLE]} if PEOPLE in metrics else {}
         rows = {name: {system: of[name] for system, of in columns.items() if name in of} for name in shown}
         print(format_table(rows, list(columns)), end="\n\n")
-    some = "each caption of an image held against its others, averaged"
-    none = "There is no column of people: each image has a single caption, and none to compare it with."
+    some = "each reference caption of an image, measured against the others of that image, on average"
+    none = "The table has no column for people, because each image has only one reference caption."
     print(f"people: {some}" if PEOPLE in metrics else none)
     for pair, figures in found.items():
         if pair.startswith(f"{first} - "):
@@ -387,7 +383,7 @@ def report(
 
 
 def chances(gallery: Gallery) -> Iterator[str]:
-    """What R@1 is by chance, in a line, where a CLIP measures."""
+    """The line that names R@1 by chance, if a CLIP measures."""
     chance = {clip: np.mean([1 / (1 + len(own)) for own in lists]) for clip, lists in gallery.neighbours.items()}
     near = [f"{value:.3f} under the {clip}" for clip, value in chance.items()]
     if gallery.clips:

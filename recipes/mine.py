@@ -1,13 +1,14 @@
-"""Before training: embed captioned pictures with CLIP, check that this CLIP knows them, and mine similar images.
+r"""Embed captioned pictures with CLIP before the training, and mine the similar images of each image.
 
-    python recipes/mine.py --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
-    accelerate launch recipes/mine.py ...                                # several processes share the embedding
-    accelerate launch recipes/train.py --dataset captions.json --image_root images \
-        --scorer ViT-B-32:openai --mined mined --pool_neighbours 2       # training takes it all from there
+    hf-distinct mine --dataset captions.json --image_root images --scorer ViT-B-32:openai --output_dir mined
+    hf-distinct train --dataset captions.json --image_root images --scorer ViT-B-32:openai \
+        --model_name_or_path my/captioner --mined mined --pool_neighbours 2      # training reads the folder
+    hf-distinct mine --accelerate_config ddp --num_processes 8 ...              # eight processes share the embedding
 
-The scorer is checked on the validation split, which recipes/train_clip.py does not train on. The recipe writes to OUT
-the embeddings (half precision, mapped into memory), neighbours.safetensors, statistics.json, and neighbours.html
-(images next to their neighbours). If it is interrupted, the same command continues where it stopped.
+The recipe first checks the scorer: it reports how often people's captions find their picture (R@1) on the validation
+split, because the rewards of a scorer that cannot tell your pictures apart are noise. It writes to --output_dir the
+embeddings in half precision, neighbours.safetensors, statistics.json and neighbours.html, a page of images beside
+their neighbours. If it is interrupted, the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -34,65 +35,72 @@ from hf_distinct.files import run_lock
 from hf_distinct.reporting import format_table
 from hf_distinct.reporting.neighbour_sheet import SIZE, SheetPicture, write_neighbour_sheet
 from hf_distinct.reporting.picture import fit_image
-from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
+from hf_distinct.runs.dataset_settings import CLIP_FORMS, HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import or_warn, own_files, write_json
 from hf_distinct.scorer import ClipScorer
 from hf_distinct.text.problems import refuse
 
 SCORER = {"scorer": "scorer"}
-"""The setting that names the CLIP, and the shipped one that speaks of emoji scenes by default."""
+"""The setting that names the CLIP, with its default on emoji scenes."""
 FEW = 4
-"""Fewer pictures tell nothing of a scorer."""
+"""The least number of pictures on which a scorer is checked, if another split has as many."""
 STATISTICS, SHEET = "statistics.json", "neighbours.html"
 SHEET_ROWS = 24
 
 
 @dataclass
 class Settings(DatasetSettings):
-    """Which pictures, under which CLIP, and what counts as a neighbour."""
+    """Which pictures to embed with which CLIP, and what counts as a neighbour."""
 
-    train_size: int = field(default=4000, metadata={"help": "Number of emoji scenes."})
-    scenes_seed: int = field(default=0, metadata={"help": "Seed of the emoji scenes."})
+    train_size: int = field(default=4000, metadata={"help": HELP["train_size"]})
+    scenes_seed: int = field(default=0, metadata={"help": HELP["scenes_seed"]})
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP that embeds: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
-            "Default: the shipped scorer, for emoji scenes only."
+            "help": f"CLIP that embeds the pictures and captions: {CLIP_FORMS}. Default on emoji scenes: the shipped "
+            "`scorer`."
         },
     )
     output_dir: str = field(
-        default="outputs/mined", metadata={"help": "Folder for embeddings, neighbours and statistics."}
+        default="outputs/mined", metadata={"help": "Folder to write embeddings, neighbours and statistics to."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Number of images embedded at a time."})
-    num_workers: int = field(
-        default=min(8, os.cpu_count() or 1),
-        metadata={"help": "Number of processes that decode images, for each one that embeds."},
-    )
+    batch_size: int = field(default=64, metadata={"help": "Number of images that are embedded at a time."})
+    num_workers: int = field(default=min(8, os.cpu_count() or 1), metadata={"help": HELP["num_workers"]})
     ddp_timeout: int = field(
-        default=1800, metadata={"help": "Seconds that a process waits for the others at the start."}
+        default=1800, metadata={"help": "Number of seconds that a process waits for the others at the start."}
     )
-    num_neighbours: int = field(default=2, metadata={"help": "Number of neighbours of each image (the paper: 2)."})
-    first_rank: int = field(default=1, metadata={"help": "Rank of the first neighbour (the paper: 4, then 5)."})
-    min_similarity: float = field(default=-1.0, metadata={"help": "Images less similar than this are not neighbours."})
+    num_neighbours: int = field(
+        default=2, metadata={"help": "Number of neighbours to keep for each image (the paper: 2)."}
+    )
+    first_rank: int = field(
+        default=1,
+        metadata={"help": "Rank of the first neighbour to keep, by similarity (the paper: 4, so ranks 4 and 5)."},
+    )
+    min_similarity: float = field(
+        default=-1.0, metadata={"help": "Lowest cosine similarity at which an image counts as a neighbour."}
+    )
     max_similarity: float = field(
-        default=0.999, metadata={"help": "Images more similar than this are near duplicates, not neighbours."}
+        default=0.999,
+        metadata={"help": "Highest cosine similarity of a neighbour; images above it are near duplicates."},
     )
     via: Literal["images", "captions"] = field(
         default="images",
         metadata={
-            "help": "What neighbours are similar to: the image itself, or its caption (as in the paper's code)."
+            "help": "How to find similar images: `images` compares the images, `captions` compares the captions of an "
+            "image with the other images (as the paper's code does)."
         },
     )
     search: Literal["auto", "exact", "ivf"] = field(
         default="auto",
         metadata={
-            "help": "How to search: compare all images, or search in trained cells. `auto`: cells for large data."
+            "help": "How to search: `exact` compares all pairs, `ivf` searches a trained index of cells, `auto` "
+            "chooses `ivf` for large datasets."
         },
     )
     min_recall: float = field(
-        default=0.95, metadata={"help": "Fraction of the true nearest images that the search in cells must find."}
+        default=0.95, metadata={"help": "Fraction of the true nearest images that --search ivf must find."}
     )
 
     def __post_init__(self) -> None:
@@ -100,23 +108,21 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
+        """A sentence for each setting that is not possible, or that has no effect with the others."""
         yield from self.model_problems(SCORER)
         if self.search == "exact":
-            yield from unused_settings(self, ("min_recall",), "with --search exact, which finds all")
-        for name, least in (("train_size", 1), ("batch_size", 1), ("num_workers", 0), ("ddp_timeout", 1)):
-            if getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)} should be at least {least}."
+            yield from unused_settings(self, ("min_recall",), "with --search exact, whose recall is 1")
+        yield from too_small(self, train_size=1, batch_size=1, num_workers=0, ddp_timeout=1)
 
 
 @dataclass(frozen=True)
 class Check:
-    """How well people's captions find their picture, and of which split.
+    """How well people's captions find their picture on a split.
 
     Attributes:
         found: the figures.
-        split: the one that was measured on.
-        seen: whether it is the one that a scorer is trained on, so that the figures flatter one that was.
+        split: the name of the split.
+        seen: whether it is the split on which a scorer may have been trained, which makes its figures too high.
     """
 
     found: ScorerCheck
@@ -125,13 +131,13 @@ class Check:
 
     @property
     def where(self) -> str:
-        """What was measured on, in words."""
-        seen = ": too few others; a scorer that was trained on them is flattered" if self.seen else ""
+        """The pictures that were measured on, in words."""
+        seen = " (the other splits are too small; too high if the scorer was trained on it)" if self.seen else ""
         return f"{self.found.gallery} pictures of the split {self.split}{seen}"
 
 
 def load_splits(settings: Settings) -> dict[str, Dataset]:
-    """The pictures that training will see, and others to check the scorer on."""
+    """Load the pictures to train on, and others to check the scorer on."""
     if settings.drawn:
         return {
             "train": emoji_scenes("train", settings.train_size, settings.scenes_seed),
@@ -141,7 +147,7 @@ def load_splits(settings: Settings) -> dict[str, Dataset]:
 
 
 def check(splits: dict[str, Dataset], scorer: ClipScorer, batch_size: int, num_workers: int) -> Check:
-    """Measure the scorer on a split that it has not been trained on, if there is one with enough pictures.
+    """Measure the scorer on a split on which it was not trained, if one has enough pictures.
 
     Raises:
         ValueError: there are fewer than two pictures.
@@ -175,7 +181,7 @@ def sheet_rows(dataset: Dataset, found: Neighbours) -> list[list[SheetPicture]]:
 
 
 def report(check: Check, statistics: dict[str, Any]) -> str:
-    """What the screen and the sheet say."""
+    """Summarise the check and the neighbours, for the screen and the sheet."""
     search = statistics["search"]
     how = "exact" if search["kind"] == "exact" else f"in {search['probes']} of {search['cells']} cells"
     recall = "" if search["kind"] == "exact" else f", recall@{search['recall_depth']} {search['recall']:.3f}"
@@ -186,7 +192,7 @@ def report(check: Check, statistics: dict[str, Any]) -> str:
             f"R@1 of people's captions: {check.found.recall_at_1:.3f} among {check.where}",
             f"{statistics['images']} images, search {how}{recall}; ranks {search['first_rank']} to "
             f"{statistics['ranks taken'][1]} taken, {statistics['images with fewer neighbours']} images have fewer",
-            "images with candidates rejected: " + ", ".join(f"{k} {v:.1%}" for k, v in rejected.items()),
+            "images with rejected candidates: " + ", ".join(f"{k} {v:.1%}" for k, v in rejected.items()),
             "",
             "similarity",
             table,
@@ -195,7 +201,7 @@ def report(check: Check, statistics: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Embed, check, mine, show."""
+    """Embed, check the scorer, mine, report."""
     (settings,) = parse_settings(Settings, description=__doc__)
     mining = MiningSettings(
         num_neighbours=settings.num_neighbours, first_rank=settings.first_rank, via=settings.via,

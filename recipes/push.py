@@ -1,16 +1,17 @@
-"""Push what a recipe wrote to the Hub, or to the server that HF_ENDPOINT names.
+"""Push a trained captioner or a mined folder to the Hub, or to the server that HF_ENDPOINT names.
 
-    python recipes/push.py outputs/quickstart user/name                  # a captioner, with its card and all it needs
-    python recipes/push.py outputs/quickstart user/name --private true --revision experiment
-    python recipes/push.py outputs/mined user/name --repo_type dataset   # embeddings and neighbours of recipes/mine.py
+    hf-distinct push outputs/quickstart user/name                                           # a captioner
+    hf-distinct push outputs/quickstart user/name --private true --revision experiment      # to a branch
+    hf-distinct push outputs/mined user/name --repo_type dataset                            # a mined folder
 
-A push is one commit. If it is interrupted, the repository stays as it was, and the same command continues. A second
-push sends only what changed. The token is that of HF_TOKEN, or of `hf auth login`.
+The recipe pushes in one commit: of a captioner the model, tokenizer, image processor, card and figures, of a mined
+folder the embeddings and neighbours. If the push is interrupted, the repository stays as it was, and the same command
+continues. A second push sends only what changed. The token is HF_TOKEN, or that of `hf auth login`. The recipe prints
+the address of the commit.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,39 +23,37 @@ from hf_distinct.scorer import shipped_or_named
 
 @dataclass
 class Settings:
-    """What goes where."""
+    """What to push, and where to."""
 
-    output_dir: str = field(metadata={"help": "Folder that a recipe wrote (or the first argument)."})
+    output_dir: str = field(metadata={"help": "Folder to push, which `hf-distinct train`, `warm-up` or `mine` wrote."})
     repo_id: str = field(
-        metadata={
-            "help": "Repository to push to, as user/name; created if it does not exist (or the second argument)."
-        }
+        metadata={"help": "Repository to push to, as user/name; it is created if it does not exist."}
     )
     repo_type: Literal["model", "dataset"] = field(
-        default="model",
-        metadata={"help": "What is pushed: `model` for a captioner, `dataset` for what recipes/mine.py wrote."},
+        default="model", metadata={"help": "Repository type: `model` for a captioner, `dataset` for a mined folder."}
     )
     private: bool = field(
-        default=False, metadata={"help": "Create a private repository; a public one of this name is refused."}
+        default=False, metadata={"help": "Create a private repository; an existing public one is refused."}
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch to push to, created if it does not exist. Default: main."}
+        default=None,
+        metadata={"help": "Branch to push to; it is created if it does not exist. Default: main."},
     )
     include_discriminator: bool = field(
         default=False, metadata={"help": "Push the discriminator too, as discriminator.safetensors."}
     )
     include_scorer: str | None = field(
         default=None,
-        metadata={"help": "Scorer to push too, as scorer/: a folder of train_clip.py, or the name of a shipped one."},
+        metadata={
+            "help": "Scorer to push too, as scorer/: a folder that `hf-distinct train-clip` wrote, or the name of a "
+            "shipped model. Default: none."
+        },
     )
 
 
 def main() -> None:
     """Push."""
-    words = sys.argv[1:]
-    if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
-        words[:2] = ["--output_dir", words[0], "--repo_id", words[1]]
-    (settings,) = parse_settings(Settings, argv=words, description=__doc__)
+    (settings,) = parse_settings(Settings, description=__doc__, first=("output_dir", "repo_id"))
     show_logs()
     scorer = settings.include_scorer
     address = push_folder(

@@ -1,9 +1,11 @@
-"""Put the models that the recipes made into the package, and write their cards from what was measured.
+"""Copy the trained models of emoji scenes into the package, and write their model cards.
+
+It needs a checkout, in which it writes:
 
     python recipes/ship.py outputs
 
-Takes OUTPUTS/{captioner,scorer,truth_scorer,judge}, copies what is needed to hf_distinct/models and writes
-model_cards/NAME.md. The commands that make the four are in recipes/README.md.
+The recipe reads OUTPUTS/{captioner,scorer,truth_scorer,judge}, copies the files that loading needs to
+hf_distinct/models, and writes model_cards/NAME.md. recipes/README.md has the commands that train the four models.
 """
 
 from __future__ import annotations
@@ -52,13 +54,13 @@ LOADING = {
     'captioner = pipeline("image-to-text", model="hf_distinct/models/{name}")',
     "clip": 'from hf_distinct import ClipScorer, shipped\n\nclip = ClipScorer(shipped("{name}"))',
 }
-VALIDATION_SEED = 50 + 43  # as recipes/warm_up.py has it in the last part of the captioner's training
+VALIDATION_SEED = 50 + 43  # that of warm_up.py in the last part of the captioner's training
 CONFIGS = ROOT / "recipes" / "configs"
 LIMITS = ["It knows emoji scenes: 64 x 64 pixels, two emoji, the words of their grammar."]
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy what is needed to load it."""
+    """Copy the files that loading a model needs."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for pattern in KEPT:
@@ -67,7 +69,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def samples_of(folder: Path, count: int = 6) -> list[Sample]:
-    """Scenes of the validation split that it was measured on, and what the captioner says of them."""
+    """Caption some scenes of the validation split on which the captioner was measured."""
     scenes = emoji_scenes("validation", 1000, VALIDATION_SEED).select(range(0, 1000, -(-1000 // count)))
     model, tokenizer, image_processor = load_captioner(folder)
     captions = write_captions(model.eval(), tokenizer, image_processor, scenes, batch_size=count)
@@ -76,7 +78,7 @@ def samples_of(folder: Path, count: int = 6) -> list[Sample]:
 
 
 def card_of(name: str, folder: Path) -> dict[str, Any]:
-    """What the card of a model says, as arguments of `write_model_card`."""
+    """Collect the contents of a model card, as arguments of `write_model_card`."""
     about, commands = MODELS[name]
     metrics = json.loads((folder / "metrics.json").read_text())
     steps = metrics.pop("steps")
@@ -104,9 +106,12 @@ def card_of(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Copy and describe."""
+    """Copy the models and write their cards."""
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
+    missing = [name for name in MODELS if not (Path(sys.argv[1]) / name / "metrics.json").is_file()]
+    if missing:
+        raise SystemExit(f"ship.py: error: {sys.argv[1]} has no trained {', '.join(missing)}; train them first.")
     for name in MODELS:
         source = Path(sys.argv[1]) / name
         copy_model(source, ROOT / "hf_distinct" / "models" / name)

@@ -1,18 +1,22 @@
-"""Train a captioner to say what sets an image apart.
+r"""Train a captioner by reinforcement learning, so that its captions tell each image apart from similar ones.
 
-    accelerate launch recipes/train.py                                        # the quickstart, on emoji scenes
-    accelerate launch recipes/train.py recipes/configs/quickstart.yaml --max_steps 400
-    accelerate launch recipes/train.py --dataset captions.json --image_root images \
-        --scorer ViT-B-32:openai --model_name_or_path my/captioner           # your own pictures
+    hf-distinct train                                      # on emoji scenes: a few minutes on two CPU cores
+    hf-distinct train quickstart.yaml --max_steps 400      # a settings file, with one setting changed
+    hf-distinct train --dataset captions.json --image_root images \
+        --model_name_or_path my/captioner --scorer ViT-B-32:openai         # your own pictures
+    hf-distinct train --accelerate_config ddp --num_processes 8            # eight GPUs
 
-Without a YAML file the settings are those of recipes/configs/quickstart.yaml, with --dataset those of
-recipes/configs/photographs.yaml. What you set yourself comes first.
-With `--eval_strategy steps --eval_steps 50` the captioner is also measured during the training, where alarms watch it.
-The run prints a table, and leaves the same in OUT/metrics.json, a contrast sheet in OUT/contrast.html and .png, and in
-OUT a captioner that `pipeline("image-to-text", model=OUT)` loads.
+Without a settings file, the recipe uses quickstart.yaml, and photographs.yaml if you set --dataset. It measures the
+captioner before and after the training, prints the figures, and writes to --output_dir:
 
-Before a long run, `--ceiling 16` draws 16 captions of each validation picture and prints what the best of them by the
-reward reach, beside greedy captions. It trains nothing.
+    the captioner                 load it with pipeline("image-to-text", model=OUTPUT_DIR)
+    README.md                     its model card
+    metrics.json, captions.json   the figures, and the captions that they measure
+    contrast.html, contrast.png   pictures beside similar ones, with the captions before and after
+
+Set `--eval_strategy steps --eval_steps 50` to measure the captioner during the training too, where alarms watch it.
+Set `--ceiling 16` to train nothing, but to see how far the scorer can lead this captioner: the recipe draws 16
+captions of each validation picture and measures those with the highest reward beside greedy captions.
 """
 
 from __future__ import annotations
@@ -50,10 +54,11 @@ from hf_distinct.reporting import format_table
 from hf_distinct.reporting.contrast_rows import ContrastRow
 from hf_distinct.reporting.contrast_sheet import write_contrast_sheet
 from hf_distinct.rewards.resolve import found_rewards
-from hf_distinct.runs.arguments import Told, clear_errors, parse_settings
+from hf_distinct.runs.arguments import Told, clear_errors, parse_settings, too_small
 from hf_distinct.runs.contrast import contrast_rows
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, CLIP_FORMS, HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
+from hf_distinct.runs.recipes import CONFIGS
 from hf_distinct.runs.results import or_warn, output_problems, own_files, write_json
 from hf_distinct.scorer import ClipScorer
 from hf_distinct.settings import changed_settings
@@ -61,7 +66,6 @@ from hf_distinct.text.problems import attempt, refuse
 from hf_distinct.training.ceiling import Ceiling
 from hf_distinct.training.fit import training_problems
 
-CONFIGS = Path(__file__).parent / "configs"
 EMOJI = {"train_size": 4000, "scenes_seed": 0}
 EVAL_SIZE = 200
 logger = logging.getLogger("hf_distinct.recipes.train")
@@ -74,98 +78,85 @@ SHOWN = (
 
 @dataclass
 class Settings(DatasetSettings):
-    """What to train on, and with which models."""
+    """What to train on, and with which models; the training itself is set in `RLCaptionConfig`."""
 
     mined: str | None = field(
         default=None,
         metadata={
-            "help": "What recipes/mine.py wrote for this dataset: a folder, or the user/name to which recipes/push.py "
-            "pushed it."
+            "help": "Embeddings and similar images of this dataset: a folder that `hf-distinct mine` wrote, or the "
+            "Hub id to which `hf-distinct push` pushed it. Default: the pictures are embedded before the training."
         },
     )
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "The captioner to train: a folder, a Hub id, or the name of a shipped one. Default on emoji "
-            "scenes: `captioner`."
+            "help": f"Captioner to train: {CAPTIONER_FORMS}. Default on emoji scenes: the shipped `captioner`."
         },
     )
     scorer: str | None = field(
         default=None,
         metadata={
-            "help": "The CLIP that rewards: an open_clip NAME:TAG, a folder, hf-hub:ID, or the name of a shipped one. "
-            "Default on emoji scenes: `scorer`."
+            "help": f"CLIP that gives the rewards: {CLIP_FORMS}. Default on emoji scenes: the shipped `scorer`."
         },
     )
-    judge: str | None = field(
-        default=None,
-        metadata={
-            "help": "A CLIP that training never sees and that measures retrieval, in the same forms. Default on emoji "
-            "scenes: `judge`; otherwise none."
-        },
-    )
+    judge: str | None = field(default=None, metadata={"help": HELP["judge"]})
     train_size: int | None = field(
-        default=None, metadata={"help": f"Number of emoji scenes to train on. Default: {EMOJI['train_size']}."}
+        default=None, metadata={"help": f"{HELP['train_size']} Default: {EMOJI['train_size']}."}
     )
-    test_size: int = field(default=1000, metadata={"help": "Number of pictures to measure on, in each gallery."})
+    test_size: int = field(default=1000, metadata={"help": HELP["test_size"]})
     eval_size: int | None = field(
         default=None,
         metadata={
-            "help": "Number of validation pictures to measure on during the training, with --eval_strategy. Default: "
-            f"{EVAL_SIZE}."
+            "help": "Number of validation pictures to measure on during the training, at most; needs --eval_strategy. "
+            f"Default: {EVAL_SIZE}."
         },
     )
-    split: Literal["test", "validation"] = field(
-        default="test", metadata={"help": "Split to measure on: choose settings on `validation`, report on `test`."}
-    )
+    split: Literal["test", "validation"] = field(default="test", metadata={"help": HELP["split"]})
     scenes_seed: int | None = field(
-        default=None, metadata={"help": f"Seed of the emoji scenes. Default: {EMOJI['scenes_seed']}."}
+        default=None, metadata={"help": f"{HELP['scenes_seed']} Default: {EMOJI['scenes_seed']}."}
     )
     ceiling: int | None = field(
         default=None,
         metadata={
-            "help": "Instead of training, draw this many captions of each validation picture, and print what the best "
-            "of them by the reward reach: how far this scorer can lead this captioner."
+            "help": "Train nothing, but draw this many captions of each validation picture and measure those with the "
+            "highest reward. Default: the captioner is trained."
         },
     )
     data_license: str | None = field(
-        default=None, metadata={"help": "Licence of the dataset, for the model card; not needed for emoji scenes."}
+        default=None,
+        metadata={"help": "Licence of the dataset, for the model card. Default: the one that the dataset names."},
     )
     emissions: float | None = field(
         default=None,
         metadata={
-            "help": "Grams of CO2 that the training emitted, for the model card. Default: what CodeCarbon "
-            "measured, if it ran."
+            "help": "Grams of CO2 that the training emitted, for the model card. Default: what CodeCarbon measured, "
+            "if it ran."
         },
     )
 
 
 def default_file(told: Told) -> Path:
-    """The settings of a run that names no file."""
+    """Choose the settings file of a run that names none."""
     drawn = told.get("dataset", ["emoji_scenes"]) == ["emoji_scenes"]
     return CONFIGS / ("quickstart.yaml" if drawn else "photographs.yaml")
 
 
 def setting_problems(settings: Settings, config: RLCaptionConfig) -> Iterator[str]:
-    """A sentence for each of the recipe's own settings that has no effect, or is not possible, with the others."""
-    for name in ("train_size", "test_size", "eval_size"):
-        if (value := getattr(settings, name)) is not None and value < 2:
-            yield f"{name}={value} must be at least 2."
+    """A sentence for each of the recipe's own settings that is not possible, or that has no effect with the others."""
+    yield from too_small(settings, train_size=2, test_size=2, eval_size=2, ceiling=2)
     yield from output_problems(str(config.output_dir), {"model_name_or_path": settings.model_name_or_path})
     if settings.ceiling is not None:
-        if settings.ceiling < 2:
-            yield f"ceiling={settings.ceiling} must be at least 2: the reward chooses among so many samples."
         if config.rollouts == "beam":
-            yield "ceiling draws samples: leave out --rollouts beam."
+            yield "--ceiling draws samples and cannot use beam search: leave out --rollouts beam."
         if config.world_size > 1:
-            yield f"ceiling runs in one process, not in {config.world_size}: start python recipes/train.py."
+            yield f"--ceiling runs in one process, but {config.world_size} were started: set --num_processes 1."
     best = config.metric_for_best_model or ""
     if best.removeprefix("eval_").startswith("judge/") and not settings.drawn and not settings.judge:
-        yield f"metric_for_best_model={best} is measured by a judge: name one with --judge."
+        yield f"--metric_for_best_model {best} needs a judge that measures it: set --judge."
 
 
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
-    """What is trained on, what is measured on meanwhile, and the test galleries by the prefix of their figures."""
+    """Load the training split, the validation split, and the test galleries by the prefix of their figures."""
     eval_size = EVAL_SIZE if settings.eval_size is None else settings.eval_size
     if settings.drawn:
         size, seed = (EMOJI[name] if getattr(settings, name) is None else getattr(settings, name) for name in EMOJI)
@@ -183,23 +174,23 @@ def load_data(settings: Settings) -> tuple[Dataset, Dataset, dict[str, Dataset]]
 def take_mined(
     train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
 ) -> tuple[Dataset, CaptionEmbeddings]:
-    """Embeddings and neighbours as recipes/mine.py left them; refused if they are of anything else."""
+    """Load embeddings and neighbours from a mined folder; refuse those of another dataset or scorer."""
     assert settings.mined is not None
     mined = pull(settings.mined)
     found = Neighbours.load(mined / FILE, *cache_names(train, scorer))
     first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
     if "neighbour_first_rank" in config.changed and first != found.first_rank:
         raise ValueError(
-            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}: leave it out, or mine again with "
-            f"--first_rank {first}."
+            f"neighbour_first_rank={first}, but {settings.mined} holds {ranks}. Leave the setting out, or mine again "
+            f"with --first_rank {first}."
         )
     train, embeddings = embed_dataset(train, scorer, mined, strict=settings.strict)
     if config.pool_neighbours or config.hard_batches:
         train = found.add_to(train, config.pool_neighbours or None)
     else:
         logger.info(
-            f"The neighbours in {settings.mined} ({ranks}) are not used; to use them, set --pool_neighbours to "
-            "their number."
+            f"The training does not use the neighbours in {settings.mined} ({ranks}). To use them, set "
+            "--pool_neighbours to their number."
         )
     return train, embeddings
 
@@ -207,7 +198,7 @@ def take_mined(
 def embed_once(
     train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
 ) -> tuple[Dataset, CaptionEmbeddings]:
-    """The rows whose pictures can be read, and embeddings that the first process computes and sends to the others."""
+    """Embed the pictures in the first process, which sends the others the readable rows and the embeddings."""
     if config.world_size == 1:
         return embed_dataset(train, scorer, strict=settings.strict)
     found: list[Any] = [None, None]
@@ -221,19 +212,19 @@ def embed_once(
 
 
 def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
-    """Metrics of every gallery, under the gallery's prefix."""
+    """Measure the captions of every gallery; each figure gets the gallery's prefix."""
     return {prefix + k: v for prefix, texts in captions.items() for k, v in galleries[prefix].measure(texts).items()}
 
 
 def check_output(config: RLCaptionConfig) -> None:
-    """Find out before the training whether its result can be written, and pushed; keep the folder for this run."""
+    """Check before the training that its result can be written and pushed, and claim the folder for this run."""
     output = Path(str(config.output_dir))
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise SystemExit(f"output_dir {output} cannot be written: {error}") from error
+        raise ValueError(f"--output_dir {output} cannot be written: {error}") from error
     if config.process_index == 0:
         run_lock.claim(output)  # now, and not when the training begins after an hour of embedding
     if config.push_to_hub:
@@ -241,12 +232,12 @@ def check_output(config: RLCaptionConfig) -> None:
 
 
 def show_ceiling(ceiling: Ceiling, gallery: Gallery, count: int) -> None:
-    """Print what the captioner's own samples reach that the reward would choose."""
+    """Print the figures of the samples with the highest reward, beside greedy captions and people's."""
     metrics = {"people": gallery.people(), **ceiling.measure(gallery, count)}
     rows = {name: {system: of[name] for system, of in metrics.items() if name in of} for name in SHOWN}
     print(format_table({name: row for name, row in rows.items() if row}, list(metrics)))
     drawn = f"{len(gallery.references)} validation pictures, samples at temperature {ceiling.args.temperature:g}"
-    print(f"{drawn}. A training moves greedy captions towards the best of {count}.")
+    print(f"{drawn}. Training moves greedy captions towards the best of {count}.")
 
 
 def main() -> None:
@@ -258,7 +249,7 @@ def main() -> None:
     refuse(setting_problems(settings, config), settings.model_problems(*models))
     names = settings.models(*models)
     if settings.eval_size is not None and config.eval_strategy == "no" and settings.ceiling is None:
-        logger.warning("eval_size=%d does nothing without --eval_strategy steps or epoch.", settings.eval_size)
+        logger.warning("--eval_size %d has no effect without --eval_strategy steps or epoch.", settings.eval_size)
     check_output(config)
 
     source = names.pop("model_name_or_path")
@@ -346,7 +337,7 @@ def report(
     people: dict[str, float],
     output: Path,
 ) -> dict[str, dict[str, float]]:
-    """Measure captions by system and gallery; write captions and figures, then sheet and card, which may fail."""
+    """Measure captions by system and gallery; write captions and figures, then contrast sheet and card."""
     ids = {prefix: gallery.dataset["image_id"][:] for prefix, gallery in galleries.items()}
     write_json(output / "captions.json", {"image_id": ids, **captions}, indent=1)
     metrics = {system: measure(of_system, galleries) for system, of_system in captions.items()} | {"people": people}
@@ -371,7 +362,7 @@ def report(
 def make_sheet(
     galleries: dict[str, Gallery], captions: dict[str, dict[str, list[str]]], html: Path, png: Path
 ) -> list[ContrastRow]:
-    """Write the contrast sheet, as a page and as a picture; returns its rows."""
+    """Write the contrast sheet as a page and as a picture; return its rows."""
     ranked_by = "judge" if "judge" in galleries[""].clips else "scorer"
     sheet = [
         row
@@ -384,7 +375,7 @@ def make_sheet(
 
 
 def show(trainer: RLCaptionTrainer, metrics: dict[str, dict[str, float]], output: Path) -> None:
-    """Print the table."""
+    """Print the table of figures, and the alarms that went off."""
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     columns = {"people": metrics["people"], **metrics}
     rows = {name: {system: values[name] for system, values in columns.items() if name in values} for name in shown}

@@ -1,14 +1,16 @@
-"""Train a small CLIP from nothing, one of pretrained towers, or a published one, on captioned pictures.
+"""Train a CLIP that serves as scorer or judge: a small new one, one of pretrained towers, or a published one.
 
-    python recipes/train_clip.py recipes/configs/scorer.yaml                          # on emoji scenes
-    python recipes/train_clip.py recipes/configs/flickr8k/scorer.yaml --dataset dataset_flickr8k.json
-    python recipes/train_clip.py --model ViT-B-32:openai --dataset captions.json --image_root images --lr 1e-5
+    hf-distinct train-clip scorer.yaml                                              # a small CLIP of emoji scenes
+    hf-distinct train-clip flickr8k/scorer.yaml --dataset dataset_flickr8k.json     # pretrained towers
+    hf-distinct train-clip --model ViT-B-32:openai --dataset captions.json --image_root images   # fine-tuning
 
-With `hard_negatives` each caption is also compared with a false or broken version of itself, which teaches the model
-what is true. The result is a folder that open_clip loads as `local-dir:FOLDER`, and `hf_distinct.ClipScorer(FOLDER)`
-too. It is saved after each evaluation, with `keep_best` only if it is the best one. `--resume_from_checkpoint true`
-resumes a run that was stopped or killed. A loss, gradient or weight that is NaN or infinite ends the training, and
-that model is not saved.
+The recipe writes to --output_dir a model that open_clip loads as `local-dir:OUTPUT_DIR` and hf_distinct as
+`ClipScorer(OUTPUT_DIR)`, with its figures in metrics.json. It saves the model after each evaluation; with `--keep_best
+true` only if it is the best so far.
+
+Set `--hard_negatives true` to train against false and broken versions of each caption, from which the model learns
+what is true of a picture. Set `--resume_from_checkpoint true` to resume a run that was stopped or killed. If a loss,
+gradient or weight becomes NaN or infinite, the training ends with an error and does not save that model.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from hf_distinct.data.prepared import readable
 from hf_distinct.data.tower_features import tower_features
 from hf_distinct.files import checkpoints, run_lock
 from hf_distinct.files.parts import this_process
-from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
+from hf_distinct.runs.dataset_settings import CLIP_FORMS, HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
 from hf_distinct.text.problems import refuse
@@ -49,13 +51,7 @@ from hf_distinct.training.clip_building import (
     tell_places_apart,
 )
 from hf_distinct.training.clip_trainer import ALWAYS, ClipTrainer, Schedule, join_processes
-from hf_distinct.training.clip_training import (
-    EMOJI_RULES,
-    ENGLISH_RULES,
-    CaptionedImages,
-    Measure,
-    NegativeRules,
-)
+from hf_distinct.training.clip_training import EMOJI_RULES, ENGLISH_RULES, CaptionedImages, Measure, NegativeRules
 from hf_distinct.training.interruption import leave
 from hf_distinct.training.metering import peak_of_process
 
@@ -71,98 +67,90 @@ logger = logging.getLogger("train_clip")
 
 @dataclass
 class Settings(DatasetSettings):
-    """What to train, on what, for how long."""
+    """Which CLIP to train, on which pictures, and for how long."""
 
-    output_dir: str = field(default="outputs/clip", metadata={"help": "Folder for the model."})
-    model: str | None = field(
-        default=None,
-        metadata={"help": "CLIP to fine-tune: NAME:TAG, a folder, or the name of a shipped one. Default: a new one."},
-    )
+    output_dir: str = field(default="outputs/clip", metadata={"help": "Folder to write the model to."})
+    model: str | None = field(default=None, metadata={"help": f"CLIP to fine-tune: {CLIP_FORMS}. Default: a new one."})
     vision_cfg: str = field(
-        default=json.dumps(VISION), metadata={"help": "Image tower of a new model, as JSON in open_clip's form."}
+        default=json.dumps(VISION), metadata={"help": "Image tower of a new model: open_clip's vision_cfg as JSON."}
     )
     image_tower: str | None = field(
-        default=None, metadata={"help": "Pretrained image tower of a new model: the name of a timm model."}
+        default=None, metadata={"help": "Pretrained image tower of a new model: timm's name. Default: --vision_cfg."}
     )
     image_weights: str | None = field(
         default=None,
         metadata={
-            "help": "Weights of --image_tower: a .pth or .safetensors file, or package:NAME/FILE for one in an "
-            "installed package. Default: timm's own pretrained weights."
+            "help": "Weights of --image_tower: a .pth or .safetensors file, or package:NAME/FILE for a file of an "
+            "installed package. Default: timm downloads its own."
         },
     )
     text_tower: str | None = field(
         default=None,
         metadata={
-            "help": "Pretrained text tower of a new model: a folder, a Hub id, or package:NAME/FOLDER of a "
-            "transformers encoder such as all-MiniLM-L6-v2. Default: a small new one with the words of the captions."
+            "help": "Pretrained text tower of a new model: a transformers encoder such as all-MiniLM-L6-v2, by "
+            "folder, Hub id or package:NAME/FOLDER. Default: a small new one with the words of the captions."
         },
     )
     projection: str = field(
-        default="linear",
-        metadata={"help": "What follows a pretrained tower of a new model.", "choices": ["linear", "mlp"]},
+        default="linear", metadata={"help": "Projection on top of a pretrained tower.", "choices": ["linear", "mlp"]}
     )
-    image_dropout: float = field(default=0.0, metadata={"help": "Dropout of the features of --image_tower."})
+    image_dropout: float = field(default=0.0, metadata={"help": "Dropout on the features of --image_tower."})
     image_frozen_steps: int = field(
-        default=0, metadata={"help": "Number of first steps in which the image tower stays frozen; -1: all steps."}
+        default=0, metadata={"help": "Number of first steps in which the image tower is frozen; -1 freezes it always."}
     )
     image_thawed_stages: int = field(
         default=0, metadata={"help": "Number of last stages of the image tower that train while the rest is frozen."}
     )
     text_frozen_steps: int = field(
-        default=0, metadata={"help": "Number of first steps in which the text tower stays frozen; -1: all steps."}
+        default=0, metadata={"help": "Number of first steps in which the text tower is frozen; -1 freezes it always."}
     )
     tower_lr: float = field(
-        default=TUNING_RATE, metadata={"help": "Peak learning rate of --image_tower and --text_tower once they train."}
+        default=TUNING_RATE, metadata={"help": "Peak learning rate of pretrained towers while they are not frozen."}
     )
     mirror: bool = field(
-        default=False, metadata={"help": "Mirror half of the pictures, but never with a caption of left or right."}
+        default=False, metadata={"help": "Mirror half of the pictures, except beside captions with left or right."}
     )
     augmentation: str | None = field(
         default=None,
         metadata={
-            "help": "Random crops and colours in training: open_clip's aug_cfg as JSON, as in '{\"scale\": [0.5, 1]}'."
+            "help": "Random crops and colours of the training pictures: open_clip's aug_cfg as JSON, such as "
+            "'{\"scale\": [0.5, 1]}'. Default: none."
         },
     )
     cached_views: int = field(
         default=0,
         metadata={
-            "help": "Compute the features of the frozen image tower once, for so many views of each picture: 1 for "
-            "the picture, 2 with its mirror image, more with random ones (--augmentation). 0: at each step."
+            "help": "Number of views of each picture whose image features are computed once and cached: 1 is the "
+            "picture, 2 adds its mirror image, more add random views of --augmentation. 0 caches nothing."
         },
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the features of --cached_views. Default: in --output_dir."}
+        default=None, metadata={"help": "Folder for the features of --cached_views. Default: OUTPUT_DIR/features."}
     )
     spread_positions: bool = field(
         default=False, metadata={"help": "Start the heads of an attention pool at different places of the image."}
     )
-    embed_dim: int = field(default=128, metadata={"help": "Width of the embeddings of a new model."})
-    train_size: int = field(default=60000, metadata={"help": "Number of emoji scenes to train on."})
+    embed_dim: int = field(default=128, metadata={"help": "Dimension of the embeddings of a new model."})
+    train_size: int = field(default=60000, metadata={"help": HELP["train_size"]})
     caption_style: str = field(
-        default="detailed",
-        metadata={
-            "help": "Style of emoji captions: as people write, more detailed, or with all six facts.",
-            "choices": list(CAPTION_STYLES),
-        },
+        default="detailed", metadata={"help": HELP["caption_style"], "choices": list(CAPTION_STYLES)}
     )
     curriculum_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Number of first steps that use scenes of few nouns only, from which relations are learned sooner."
-        },
+        default=0, metadata={"help": "Number of first steps that use only emoji scenes of the --curriculum_nouns."}
     )
     curriculum_nouns: int = field(
-        default=10, metadata={"help": "Number of nouns, the most frequent ones, in the first --curriculum_steps."}
+        default=10, metadata={"help": "Number of nouns, the most frequent ones, for the --curriculum_steps."}
     )
-    hard_negatives: bool = field(default=False, metadata={"help": "Train against false and broken captions."})
-    negative_weight: float = field(default=2.0, metadata={"help": "Weight of the hard-negative loss."})
+    hard_negatives: bool = field(
+        default=False, metadata={"help": "Train against false and broken versions of each caption too."}
+    )
+    negative_weight: float = field(default=2.0, metadata={"help": "Weight of the loss on hard negatives."})
     kind_weights: list[float] | None = field(
         default=None,
         metadata={
-            "help": "How often each kind of negative is drawn. On emoji scenes: "
-            f"{', '.join(EMOJI_RULES.kinds)} (default: {' '.join(map(str, EMOJI_RULES.weights))}). On photographs: "
-            f"{', '.join(ENGLISH_RULES.kinds)} (default: {' '.join(map(str, ENGLISH_RULES.weights))})."
+            "help": "How often each kind of hard negative is drawn, as one number for each kind. On emoji scenes: "
+            f"{', '.join(EMOJI_RULES.kinds)}. Default: {' '.join(map(str, EMOJI_RULES.weights))}. On photographs: "
+            f"{', '.join(ENGLISH_RULES.kinds)}. Default: {' '.join(map(str, ENGLISH_RULES.weights))}."
         },
     )
     drill: float = field(
@@ -170,30 +158,34 @@ class Settings(DatasetSettings):
         metadata={"help": "Fraction of images whose caption is chosen to fit the scheduled kind of hard negative."},
     )
     max_steps: int = field(default=1200, metadata={"help": "Number of optimiser steps."})
-    batch_size: int = field(default=128, metadata={"help": "Number of images per step, in all processes together."})
+    batch_size: int = field(
+        default=128, metadata={"help": "Number of images per step, over all processes of the run together."}
+    )
     lr: float | None = field(
         default=None,
         metadata={
-            "help": f"Peak learning rate (linear warm-up, cosine decay). Default: {NEW_RATE} for a new model, "
-            f"{TUNING_RATE} for --model."
+            "help": f"Peak learning rate of linear warm-up and cosine decay. Default: {NEW_RATE} for a new model, "
+            f"{TUNING_RATE} with --model."
         },
     )
-    weight_decay: float = field(default=0.02, metadata={"help": "AdamW's weight decay."})
-    eval_steps: int = field(default=300, metadata={"help": "Number of steps between evaluations."})
+    weight_decay: float = field(default=0.02, metadata={"help": HELP["weight_decay"]})
+    eval_steps: int = field(default=300, metadata={"help": "Number of steps between two evaluations."})
     keep_best: bool = field(
-        default=False, metadata={"help": "Keep the model with the best mean of both R@1s on validation, not the last."}
+        default=False, metadata={"help": "Keep the model with the best mean R@1 on validation, not the last one."}
     )
     patience: int = field(
-        default=0, metadata={"help": "Stop after so many evaluations without a better one. 0: never."}
+        default=0,
+        metadata={"help": "Number of evaluations without a better model after which the training stops. 0: never."},
     )
-    num_workers: int = field(
-        default=0, metadata={"help": "Number of processes that prepare pictures ahead, for each process that trains."}
-    )
+    num_workers: int = field(default=0, metadata={"help": HELP["num_workers"]})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it is safe; weights stay float32."})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "true: resume the newest checkpoint in --output_dir, if there is one."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to resume: a folder, or `true` for the newest in --output_dir. Default: a new run."
+        },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and, for emoji scenes, the data."})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights, the data order and the emoji scenes."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,37 +195,35 @@ class Settings(DatasetSettings):
 
     @property
     def rules(self) -> NegativeRules:
-        """How hard negatives are made of these captions."""
+        """The rules by which hard negatives are made of these captions."""
         return EMOJI_RULES if self.drawn else ENGLISH_RULES
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
+        """A sentence for each setting that is not possible, or that has no effect with the others."""
         yield from output_problems(self.output_dir, {"model": self.model})
         yield from self._unused()
+        yield from too_small(self, **LEAST)
         if self.curriculum_steps > self.max_steps:
-            yield f"curriculum_steps={self.curriculum_steps} should be at most max_steps={self.max_steps}."
+            yield f"curriculum_steps={self.curriculum_steps} must be at most max_steps={self.max_steps}."
         weights, kinds = self.kind_weights, self.rules.kinds
         if weights is not None and (len(weights) != len(kinds) or min(weights) < 0 or not any(weights)):
             yield (
-                f"kind_weights should be {len(kinds)} numbers, none negative and not all 0, for {', '.join(kinds)}; "
-                f"found {weights}."
+                f"kind_weights={weights} must be {len(kinds)} numbers, none negative and not all 0: one for each of "
+                f"{', '.join(kinds)}."
             )
         for name in ("drill", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                yield f"{name}={getattr(self, name)} should be a fraction from 0 to 1."
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)} should be at least {least}."
+                yield f"{name}={getattr(self, name)} must be a fraction from 0 to 1."
         for name in ("image_frozen_steps", "text_frozen_steps"):
             if not ALWAYS <= getattr(self, name) <= self.max_steps:
-                yield f"{name}={getattr(self, name)} should be from 0 to max_steps={self.max_steps}, or -1 for all."
+                yield f"{name}={getattr(self, name)} must be from 0 to max_steps={self.max_steps}, or -1: always."
         if self.cached_views and not self.image_frozen_steps:
-            yield "--cached_views needs an image tower that does not change: set --image_frozen_steps, to -1 for all."
+            yield "--cached_views needs a frozen image tower: set --image_frozen_steps, to -1 for all steps."
         if self.cached_views and self.curriculum_steps:
-            yield "--cached_views has no features of the scenes of --curriculum_steps: leave one of them out."
+            yield "--cached_views and --curriculum_steps do not work together: leave one of them out."
         for name in ("lr", "tower_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                yield f"{name}={getattr(self, name)} should be a positive number."
+                yield f"{name}={getattr(self, name)} must be a positive number."
         try:
             read_augmentation(self.augmentation)
         except (ValueError, TypeError) as error:
@@ -242,7 +232,7 @@ class Settings(DatasetSettings):
     def _unused(self) -> Iterator[str]:
         if self.model is not None:
             new = ("vision_cfg", "embed_dim", "image_tower", "text_tower")
-            yield from unused_settings(self, new, "with --model: it belongs to a new model")
+            yield from unused_settings(self, new, "with --model: it is for a new model")
         if self.image_tower is not None:
             yield from unused_settings(self, ("vision_cfg",), "with --image_tower")
         else:
@@ -258,13 +248,13 @@ class Settings(DatasetSettings):
             yield from unused_settings(self, ("cache_dir",), "without --cached_views")
         elif self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
             unseen = ("augmentation",) if self.cached_views > 1 else ("augmentation", "mirror")
-            yield from unused_settings(self, unseen, f"with --cached_views {self.cached_views}: set more of them")
+            yield from unused_settings(self, unseen, f"with --cached_views {self.cached_views}: cache more views")
         if not self.keep_best:
             yield from unused_settings(self, ("patience",), "without --keep_best: the best model would be lost")
 
 
 def make_model(settings: Settings, train: Dataset) -> TrainedClip:
-    """What is trained."""
+    """Build or load the CLIP to train."""
     if settings.model is not None:
         return published_clip(settings.model)
     captions = [caption for row in train["captions"] for caption in row]
@@ -277,7 +267,7 @@ def make_model(settings: Settings, train: Dataset) -> TrainedClip:
 
 
 def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[CaptionedImages, int]]:
-    """What to train on and until which step."""
+    """List the training sets, each with the step until which it is used."""
     changes, rules = read_augmentation(settings.augmentation), settings.rules if settings.hard_negatives else None
     how = (rules, settings.kind_weights or settings.rules.weights, settings.drill)
     views = clip.views(changes, settings.mirror)
@@ -295,14 +285,14 @@ def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[
 
 
 def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any) -> tuple[Dataset, torch.Tensor]:
-    """What the frozen image tower gives for the views of pictures."""
+    """Compute or load the features that the frozen image tower gives for each view of each picture."""
     tower, _ = split_image_tower(clip.model, settings.image_thawed_stages)
     folder, workers = settings.cache_dir or f"{settings.output_dir}/features", settings.num_workers
     return tower_features(rows, tower.eval(), views, folder, settings.seed, workers, strict=settings.strict)
 
 
 def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
-    """What measures a split, by features of the image tower that are ``cached``, or from the pictures."""
+    """Prepare to measure a split, from ``cached`` features of the image tower or from the pictures."""
     rows, features = rows.select(range(min(MEASURED, len(rows)))), None
     if cached:
         rows, features = features_of(rows, clip, settings, clip.views(count=1))
@@ -313,7 +303,7 @@ def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, 
 
 
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
-    """What to train on, to choose by, and to report; pictures are decoded when they are needed."""
+    """Load the splits to train on, to choose by, and to report; pictures are decoded when they are needed."""
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 100 + settings.seed, 8, shares)
@@ -323,7 +313,7 @@ def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
 
 
 def schedule_of(settings: Settings) -> Schedule:
-    """How it is trained."""
+    """Collect the settings of the training."""
     assert settings.lr is not None
     given = {"image": settings.image_tower, "text": settings.text_tower}
     return Schedule(
@@ -335,7 +325,7 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def main() -> None:
-    """Train and save."""
+    """Train, save, measure."""
     (settings,) = parse_settings(Settings, description=__doc__)
     show_logs("train_clip")
     device = join_processes(settings.batch_size)
@@ -382,7 +372,7 @@ def main() -> None:
 
 
 def final_report(kept: TrainedClip, validation: Dataset, test: Dataset, settings: Settings) -> dict[str, Any]:
-    """Figures of the model that was kept, with those of each kind of negative."""
+    """Measure the model that was kept, with the figures of each kind of negative."""
     found = {}
     for split, rows in {"validation": validation, "test": test}.items():
         found[split] = measure_of(rows, f"the {split} split", kept, settings, cached=False)(kept.model)
@@ -391,13 +381,12 @@ def final_report(kept: TrainedClip, validation: Dataset, test: Dataset, settings
 
 
 def tell_stopped(asked: int, trainer: ClipTrainer, settings: Settings) -> None:
-    """End the process as the signal would have done."""
+    """Say how to resume, and end the process as the signal would have done."""
     if trainer.rank == 0:
         if not settings.keep_best:
             trainer.keep()
         logger.warning(
-            "stopped by %s after step %d of %d. To go on from there, run the same command with "
-            "--resume_from_checkpoint true.",
+            "stopped by %s after step %d of %d. To resume, run the same command with --resume_from_checkpoint true.",
             signal.Signals(asked).name, trainer.place.step, settings.max_steps,
         )  # fmt: skip
     leave(asked)

@@ -1,14 +1,15 @@
-"""Train a small judge of grammar, with which recipes/evaluate_captions.py measures the language of captions.
+"""Train a small judge of grammar, which measures the language of captions.
 
-    python recipes/train_grammar.py --dataset dataset_flickr8k.json --image_root Flicker8k_Dataset
-    python recipes/evaluate_captions.py --grammar outputs/grammar --model outputs/my_captioner ...
+    hf-distinct train-grammar --dataset dataset_flickr8k.json --image_root Flicker8k_Dataset
+    hf-distinct evaluate --grammar outputs/grammar --model outputs/my_captioner --dataset dataset_flickr8k.json
 
-It learns to tell captions that people wrote from the same captions corrupted: words swapped, shuffled, repeated or
-dropped, phrases repeated, ends cut off, articles doubled or dropped, fillers added. It reads the captions of the split
-`train` and no pictures, which takes a few minutes on one CPU core. The recipe prints what share of the captions of the
-split `test` the judge is right about, by kind, and writes OUT/config.json and OUT/model.safetensors.
+The judge learns to tell captions that people wrote from corrupted copies of them: words swapped, shuffled, repeated or
+dropped, phrases repeated, ends cut off, articles doubled or dropped, fillers added. The recipe reads the captions of
+the split `train`, but no pictures, and takes a few minutes on one CPU core. It prints for each kind of corruption the
+fraction of captions of the split `test` that the judge tells apart, and writes config.json and model.safetensors to
+--output_dir.
 
-Never train a captioner with this judge: what a captioner has learnt to please measures nothing.
+Never reward a captioner with this judge: once a captioner has learnt to please a judge, that judge measures nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.evaluation.grammar import accuracy_by_kind, train_grammar_judge
 from hf_distinct.files import run_lock
 from hf_distinct.reporting import format_table
-from hf_distinct.runs.arguments import clear_errors, parse_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small
+from hf_distinct.runs.dataset_settings import HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.text.problems import refuse
 
@@ -31,31 +32,29 @@ SCENES = {"train": 4000, "test": 1000}
 
 @dataclass
 class Settings(DatasetSettings):
-    """Which captions, and how long."""
+    """Which captions to train on, and for how long."""
 
-    output_dir: str = field(default="outputs/grammar", metadata={"help": "Folder for the judge."})
-    epochs: int = field(default=6, metadata={"help": "Number of times that it reads each caption."})
+    output_dir: str = field(default="outputs/grammar", metadata={"help": "Folder to write the judge to."})
+    epochs: int = field(default=6, metadata={"help": "Number of epochs."})
     batch_size: int = field(
-        default=128, metadata={"help": "Number of people's captions in a step, beside as many corrupted ones."}
+        default=128, metadata={"help": "Number of captions per step, each with one corrupted copy."}
     )
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
-    seed: int = field(default=0, metadata={"help": "Seed of its weights and of what is corrupted."})
+    learning_rate: float = field(default=2e-3, metadata={"help": HELP["learning_rate"]})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the corruptions."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each value that is not possible."""
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} should be at least 1."
+        """A sentence for each setting that is not possible."""
+        yield from too_small(self, epochs=1, batch_size=1)
         if not self.learning_rate > 0:
-            yield f"learning_rate={self.learning_rate} should be positive."
+            yield f"learning_rate={self.learning_rate} must be positive."
 
 
 def captions_of(settings: Settings) -> dict[str, list[str]]:
-    """The captions of the splits `train` and `test`."""
+    """Load the captions of the splits `train` and `test`."""
     splits = {name: emoji_scenes(name, size) for name, size in SCENES.items()} if settings.drawn else settings.load()
     return {name: [caption for own in splits[name]["captions"] for caption in own] for name in SCENES}
 

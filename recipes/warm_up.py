@@ -1,11 +1,13 @@
-"""Teach a captioner by teacher forcing: the model that reinforcement learning starts from.
+r"""Train a captioner by teacher forcing, as a start for reinforcement learning.
 
-    python recipes/warm_up.py                                            # the small shipped one, on emoji scenes
-    python recipes/warm_up.py --dataset captions.json --image_root images \
-        --encoder google/vit-base-patch16-224-in21k --decoder gpt2       # published towers, your own pictures
-    python recipes/warm_up.py recipes/configs/flickr8k/captioner.yaml    # a small decoder for an encoder of distill.py
+    hf-distinct warm-up                                                          # a small captioner of emoji scenes
+    hf-distinct warm-up --dataset captions.json --image_root images \
+        --encoder google/vit-base-patch16-224-in21k --decoder gpt2               # pretrained parts, your own pictures
+    hf-distinct warm-up flickr8k/captioner.yaml --dataset dataset_flickr8k.json  # a new decoder for a given encoder
 
-The result is a VisionEncoderDecoderModel of stock transformers classes with its tokenizer and image processor.
+The recipe builds a VisionEncoderDecoderModel from an encoder and a decoder, each pretrained or new, and trains it on
+pictures and their captions. It writes to --output_dir the captioner with its tokenizer and image processor, which
+transformers loads without hf_distinct, and also metrics.json and training_log.json.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.distributed.launching import LaunchedArguments
 from hf_distinct.files import run_lock
 from hf_distinct.files.disk_space import named_errors
 from hf_distinct.files.parts import written_together
@@ -45,10 +46,11 @@ from hf_distinct.generation.rollouts import rollout_config
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.inference.captioner_fit import decoder_positions
 from hf_distinct.inference.pipelines import load_captioner, load_image_processor, save_processors
-from hf_distinct.runs.arguments import clear_errors, parse_settings, unused_settings
-from hf_distinct.runs.dataset_settings import DatasetSettings
+from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
+from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, HELP, DatasetSettings
 from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
+from hf_distinct.runs.training_arguments import SupervisedArguments
 from hf_distinct.text.problems import refuse
 from hf_distinct.training.supervised import early_stopping
 from hf_distinct.training.teacher_forcing import TeacherForcing
@@ -80,82 +82,90 @@ NEW_RATE, PRETRAINED_RATE = 1.5e-3, 5e-5
 STEPS, EPOCHS = 2500, 3.0  # our default, and transformers' own
 VIEWS = Augmentation(crop=(0.6, 1.0))
 OF_NEW_DECODER = ("decoder_layers", "decoder_width", "decoder_dropout", "tokenizer", "min_word_count")
-COUNTS = (
-    "train_size", "captions_per_image", "decoder_layers", "decoder_width", "min_word_count", "validation_size",
-    "early_stopping_patience",
-)  # fmt: skip
+LEAST = {
+    "train_size": 1, "captions_per_image": 1, "decoder_layers": 1, "decoder_width": 1, "min_word_count": 1,
+    "validation_size": 1, "early_stopping_patience": 1, "max_caption_length": 2,
+}  # fmt: skip
 
 
 @dataclass
 class Settings(DatasetSettings):
-    """Which model, on what.
+    """Which captioner to train, and on which pictures.
 
     Raises:
-        ValueError: settings that cannot act together.
+        ValueError: a setting is not possible, or has no effect with the others.
     """
 
     encoder: str | None = field(
-        default=None, metadata={"help": "Published image encoder: a Hub id or a folder. Default: a small new one."}
+        default=None, metadata={"help": "Pretrained image encoder: a folder or a Hub id. Default: a small new one."}
     )
     decoder: str | None = field(
-        default=None, metadata={"help": "Published language model: a Hub id or a folder. Default: a small new one."}
+        default=None, metadata={"help": "Pretrained language model: a folder or a Hub id. Default: a small new GPT-2."}
     )
     encoder_config: str = field(
-        default=json.dumps(SMALL_ENCODER), metadata={"help": "Transformers config of a new encoder, as JSON."}
+        default=json.dumps(SMALL_ENCODER), metadata={"help": "Configuration of a new encoder: transformers' as JSON."}
     )
-    decoder_layers: int = field(default=2, metadata={"help": "Number of layers of a new decoder, a small GPT-2."})
+    decoder_layers: int = field(default=2, metadata={"help": "Number of layers of a new decoder."})
     decoder_width: int = field(
-        default=128, metadata={"help": f"Width of a new decoder, a multiple of {HEAD_WIDTH} (the width of a head)."}
+        default=128, metadata={"help": f"Hidden size of a new decoder, a multiple of {HEAD_WIDTH}."}
     )
     decoder_dropout: float = field(default=0.0, metadata={"help": "Dropout of a new decoder."})
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Published tokenizer of a new decoder. Default: the words of the training captions."},
+        metadata={
+            "help": "Pretrained tokenizer of a new decoder: a folder or a Hub id. Default: a new one that has the "
+            "words of the training captions."
+        },
     )
     min_word_count: int = field(
-        default=1, metadata={"help": "Words that occur less often are unknown to a new decoder, and never written."}
+        default=1, metadata={"help": "Number of times that a word must occur to be in a new decoder's vocabulary."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Captioner to continue training: a folder or a Hub id."}
+        default=None,
+        metadata={"help": f"Captioner to train further: {CAPTIONER_FORMS}. Default: one of --encoder and --decoder."},
     )
     freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the decoder only; the encoder keeps its weights and uses no dropout."}
+        default=False, metadata={"help": "Train only the decoder; the encoder keeps its weights and uses no dropout."}
     )
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the encoder. Default: --learning_rate."}
     )
     encoder_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder for the outputs of a frozen encoder, which are then computed once, in float16."},
-    )
-    augment: bool = field(
-        default=False, metadata={"help": "Train on random views of each picture: cut out, mirrored, recoloured."}
-    )
-    train_size: int = field(default=40000, metadata={"help": "Number of emoji scenes to train on."})
-    caption_style: str = field(
-        default="people",
         metadata={
-            "help": "Style of emoji captions: as people write, more detailed, or with all six facts.",
-            "choices": list(CAPTION_STYLES),
+            "help": "Folder in which to cache the outputs of a frozen encoder in float16. Default: the encoder runs "
+            "in each step."
         },
     )
-    captions_per_image: int = field(default=5, metadata={"help": "Number of captions of each image in a step."})
+    augment: bool = field(
+        default=False, metadata={"help": "Crop, mirror and recolour each picture at random during the training."}
+    )
+    train_size: int = field(default=40000, metadata={"help": HELP["train_size"]})
+    caption_style: str = field(
+        default="people", metadata={"help": HELP["caption_style"], "choices": list(CAPTION_STYLES)}
+    )
+    captions_per_image: int = field(
+        default=5, metadata={"help": "Number of captions of each image in a step, at most."}
+    )
     drop_images: float = field(
         default=0.0,
-        metadata={"help": "Fraction of captions trained without their picture, which guidance needs (0.5)."},
+        metadata={
+            "help": "Fraction of captions to train without their picture, which guidance needs (0.5 is usual)."
+        },
     )
-    validation_size: int = field(
-        default=1000, metadata={"help": "Number of validation pictures whose captions are measured."}
-    )
+    validation_size: int = field(default=1000, metadata={"help": HELP["validation_size"]})
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Stop after so many evaluations in a row without a better --metric_for_best_model."},
+        metadata={
+            "help": "Number of evaluations in a row without a better --metric_for_best_model after which the training "
+            "stops. Default: never."
+        },
     )
     max_caption_length: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of tokens in a caption, with the end token. Default: 24, or fewer if "
-            "the decoder has fewer positions; for a captioner, its own number."
+            "help": "Maximum number of tokens of a caption, with the end token. Default: that of "
+            f"--model_name_or_path, or {DEFAULT_LENGTH} if the decoder has as many positions."
         },
     )
 
@@ -164,35 +174,34 @@ class Settings(DatasetSettings):
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each setting that has no effect with the others, or whose value is not possible."""
+        """A sentence for each setting that is not possible, or that has no effect with the others."""
         if self.model_name_or_path is not None:
             parts = ("encoder", "decoder", "encoder_config", *OF_NEW_DECODER)
-            yield from unused_settings(self, parts, "with --model_name_or_path, which has both parts")
+            yield from unused_settings(self, parts, "with --model_name_or_path, which has an encoder and a decoder")
         else:
             if self.encoder is not None:
-                yield from unused_settings(self, ("encoder_config",), "with --encoder: it belongs to a new encoder")
+                yield from unused_settings(self, ("encoder_config",), "with --encoder: it is for a new encoder")
             if self.decoder is not None:
-                yield from unused_settings(self, OF_NEW_DECODER, "with --decoder: it belongs to a new decoder")
+                yield from unused_settings(self, OF_NEW_DECODER, "with --decoder: it is for a new decoder")
         if self.tokenizer is not None:
-            yield from unused_settings(self, ("min_word_count",), "with --tokenizer, which has a vocabulary")
+            yield from unused_settings(self, ("min_word_count",), "with --tokenizer, which brings its vocabulary")
         if self.freeze_encoder:
             yield from unused_settings(self, ("encoder_learning_rate",), "with --freeze_encoder true")
         else:
             yield from unused_settings(self, ("encoder_cache",), "without --freeze_encoder true")
         if self.encoder_cache:
-            yield from unused_settings(self, ("augment",), "with --encoder_cache, which holds no other views")
+            yield from unused_settings(self, ("augment",), "with --encoder_cache, which holds each picture unchanged")
         for name in ("drop_images", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} should be a fraction from 0 to less than 1."
-        for name in COUNTS:
-            if (value := getattr(self, name)) is not None and value < 1:
-                yield f"{name}={value} should be at least 1."
+                yield f"{name}={getattr(self, name)} must be a fraction from 0 to less than 1."
+        yield from too_small(self, **LEAST)
         if self.decoder_width % HEAD_WIDTH:
-            yield f"decoder_width={self.decoder_width} should be a multiple of {HEAD_WIDTH}."
+            yield f"decoder_width={self.decoder_width} must be a multiple of {HEAD_WIDTH}."
         if self.encoder_learning_rate is not None and self.encoder_learning_rate <= 0:
-            yield f"encoder_learning_rate={self.encoder_learning_rate} should be above 0; see --freeze_encoder."
-        if self.max_caption_length is not None and self.max_caption_length < 2:
-            yield f"max_caption_length={self.max_caption_length} should be at least 2: one token and the end token."
+            yield (
+                f"encoder_learning_rate={self.encoder_learning_rate} must be above 0; to keep the encoder as it is, "
+                "set --freeze_encoder true."
+            )
 
     @property
     def pretrained(self) -> bool:
@@ -201,38 +210,26 @@ class Settings(DatasetSettings):
 
 
 @dataclass(repr=False)
-class Training(LaunchedArguments):
-    """Training arguments with defaults that suit the small captioner."""
+class Training(SupervisedArguments):
+    """Training arguments with defaults for the small captioner."""
 
-    output_dir: str = field(default="outputs/captioner", metadata={"help": "Folder for the captioner."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Number of images per step and process."})
-    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Number of images captioned at a time."})
+    output_dir: str = field(default="outputs/captioner", metadata={"help": "Folder to write the captioner to."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": HELP["per_device_train_batch_size"]})
     learning_rate: float | None = field(  # type: ignore[assignment]  # settled before anything reads it
         default=None,
         metadata={
-            "help": f"Peak learning rate. Default: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
+            "help": f"{HELP['learning_rate']} Default: {NEW_RATE} for a new captioner, {PRETRAINED_RATE} for one with "
             "pretrained parts."
         },
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: int = field(
-        default=100, metadata={"help": "Number of steps in which the learning rate rises linearly."}
-    )
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    warmup_steps: int = field(default=100, metadata={"help": HELP["warmup_steps"]})
+    weight_decay: float = field(default=0.01, metadata={"help": HELP["weight_decay"]})
     max_steps: int = field(
-        default=STEPS, metadata={"help": "Number of optimiser steps, unless --num_train_epochs says how long."}
-    )
-    logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
-    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints."})
-    report_to: list[str] = field(
-        default_factory=list, metadata={"help": "Experiment trackers, such as wandb or tensorboard."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: the collator reads every column."}
+        default=STEPS, metadata={"help": "Number of optimiser steps. --num_train_epochs overrides this default."}
     )
 
     def __post_init__(self) -> None:
-        if self.num_train_epochs != EPOCHS:  # of which max_steps would make nothing
+        if self.num_train_epochs != EPOCHS:  # max_steps would override it
             if self.max_steps not in (STEPS, -1):
                 raise ValueError(
                     f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs} both say how long to "
@@ -243,7 +240,7 @@ class Training(LaunchedArguments):
 
 
 def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
-    """Captioner, tokenizer, image processor; the captions give a new decoder its vocabulary.
+    """Build or load captioner, tokenizer and image processor; a new decoder gets its vocabulary from the captions.
 
     Raises:
         OSError, ValueError: a part cannot be loaded, or the two do not fit together.
@@ -271,7 +268,7 @@ def build_captioner(settings: Settings, captions: list[str]) -> tuple[VisionEnco
 
 
 def build_encoder(settings: Settings) -> tuple[Any, Any]:
-    """Image encoder and image processor."""
+    """Build or load the image encoder and its image processor."""
     if settings.encoder is not None:
         refuse_code(settings.encoder)
         encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
@@ -288,7 +285,7 @@ def build_encoder(settings: Settings) -> tuple[Any, Any]:
 
 
 def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
-    """Language model with cross-attention, and its tokenizer."""
+    """Build or load the language model with cross-attention, and its tokenizer."""
     length = settings.max_caption_length or DEFAULT_LENGTH
     if settings.decoder is not None:
         refuse_code(settings.decoder)
@@ -307,7 +304,7 @@ def build_decoder(settings: Settings, captions: list[str]) -> tuple[Any, Any]:
 
 
 def build_tokenizer(settings: Settings, captions: list[str], length: int) -> Any:
-    """The tokenizer of a new decoder."""
+    """Build or load the tokenizer of a new decoder."""
     if settings.tokenizer is None:
         return build_word_tokenizer(captions, settings.min_word_count, max_length=length)
     refuse_code(settings.tokenizer)
@@ -317,7 +314,7 @@ def build_tokenizer(settings: Settings, captions: list[str], length: int) -> Any
 
 
 def load_decoder(source: str) -> Any:
-    """A published language model, with cross-attention that has yet to learn.
+    """Load a pretrained language model, and add new cross-attention.
 
     Raises:
         ValueError: transformers has no such model with cross-attention.
@@ -330,12 +327,12 @@ def load_decoder(source: str) -> Any:
         reason = str(error).split("\n")[0].split(". ")[0][:200]
         raise ValueError(
             f"--decoder {source} cannot be loaded as a causal language model (its type is {config.model_type!r}): "
-            f"{reason}. GPT-2, BERT, RoBERTa and BART can caption pictures."
+            f"{reason}. Choose a GPT-2, BERT, RoBERTa or BART."
         ) from error
 
 
 def load_data(settings: Settings, seed: int) -> tuple[Dataset, Dataset]:
-    """What is trained on, and what captions are measured on."""
+    """Load the training split and the validation split."""
     if settings.drawn:
         shares = CAPTION_STYLES[settings.caption_style]
         train = emoji_scenes("train", settings.train_size, 50 + seed, shares=shares)

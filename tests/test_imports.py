@@ -26,7 +26,8 @@ ROOMS = [
     {"gallery", "inference", "reporting"},
     {"hub"},
     {"training"},
-    {"trainer", "runs", "cli"},
+    {"trainer", "runs"},
+    {"cli"},
 ]
 ROOM = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 

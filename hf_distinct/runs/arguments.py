@@ -1,16 +1,19 @@
-"""Settings of the recipes: an optional YAML file, then ``--name value`` overrides; what nobody knows is an error."""
+"""Settings of the recipes: an optional YAML file, then ``--name value`` overrides; an unknown name is an error."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +22,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_distinct.runs.logs import lasting_output
+from hf_distinct.runs.recipes import CONFIGS, PACKAGE, program, settings_file
 from hf_distinct.settings import changed_settings
 from hf_distinct.text.escaping import plain, plain_lines
 from hf_distinct.text.yaml_files import parse_yaml
@@ -26,10 +30,8 @@ from hf_distinct.training.interruption import Signalled, ended_from_inside
 
 logger = logging.get_logger(__name__)
 
-PACKAGE = Path(__file__).resolve().parents[1]
-
 Told = Mapping[str, Sequence[str]]
-"""What the command line sets: the words after each ``--name``, by name."""
+"""What the command line sets: the values after each ``--name``, by name."""
 
 GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("reward", None, ("reward_weights",)),
@@ -45,30 +47,27 @@ GIVES_WAY: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("discriminator_weight", "0", ("discriminator_lr", "discriminator_pretrain_steps")),
     ("wtf_weight", "0", ("wtf_policy", "references_per_image")),
 )
-"""What a person says (a setting; its value, or None for any), and which settings of a default file give way to it.
+"""A setting, its value (None: any), and the settings of a default file that are dropped if the user sets it so.
 
-A default file chooses settings that fit each other. A person who changes one of them has not asked for the others,
-which could contradict it or override it: `--num_train_epochs 2` would have no effect with `max_steps: 300`.
-What a person says never gives way, neither on the command line nor in a file that the command line names.
+The settings of a default file fit each other. If you change one of them, the others could contradict or override it:
+`--num_train_epochs 2` would have no effect beside `max_steps: 300`. What you set yourself is never dropped, neither on
+the command line nor in a file that the command line names.
 """
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Around a recipe: bad input ends it with one line on the screen instead of a traceback.
+    """Show what a user can mend as one line instead of a traceback, around a whole recipe.
 
-    So does a killed worker of a DataLoader, and a killed process among several. What is printed inside never ends a
-    recipe, see [`lasting_output`].
-
-    What a person can mend (data, names, paths, settings) is raised as ``ValueError`` everywhere in this package and in
-    its recipes. A file that cannot be read, or an address that cannot be reached, is an ``OSError``, whoever raises
-    it; a missing folder is a name that huggingface_hub finds invalid. Other errors pass with their traceback,
-    a ``ValueError`` of another library or of your own reward too.
-    ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
+    This package and its recipes raise such errors (data, names, paths, settings) as ``ValueError``. An ``OSError``
+    counts too, whoever raises it: a file cannot be read, or an address cannot be reached; so does a name that
+    huggingface_hub refuses, because it is that of a missing folder. A killed worker of a DataLoader and a lost process
+    also end the recipe with one line. All other errors keep their traceback, including a ``ValueError`` of another
+    library or of your own reward. ``TRANSFORMERS_VERBOSITY=debug`` shows every traceback.
 
     Raises:
-        SystemExit: with the message, instead of such an error. After a signal with one line that names it, and the
-            status that a shell gives it: 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: instead of such an error, with its message. After a signal, with the exit status that a shell
+            gives it: 130 after Ctrl-C, 143 after SIGTERM; one line names the signal.
     """
     try:
         with lasting_output(), ended_from_inside():
@@ -82,7 +81,7 @@ def clear_errors() -> Iterator[None]:
         if said is None and not ours:
             raise
         logger.debug("where it happened", exc_info=True)
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {plain(said or str(error))}") from error
+        raise SystemExit(f"{program()}: error: {plain(said or str(error))}") from error
     except Signalled as error:
         _say_stopped(error.number)
         raise
@@ -93,11 +92,11 @@ def clear_errors() -> Iterator[None]:
 
 def _say_stopped(number: int) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all
-        print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
+        print(f"{program()}: stopped by {signal.Signals(number).name}", file=sys.stderr)  # noqa: T201
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether it was raised by a line of this package, or of the recipe that runs and those beside it."""
+    """Whether a line of this package, of the recipe that runs, or of a file beside that recipe raised it."""
     _, recipe, *inner = (Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__))
     raised_in = [recipe, *inner][-1]
     return raised_in.is_relative_to(PACKAGE) or raised_in.parent == recipe.parent
@@ -110,22 +109,39 @@ class _Parser(HfArgumentParser):
         super().error(plain_lines(message))
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps the paragraphs of the description but no example, and shows each default that the help does not name."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").replace("%", "%%")  # transformers has a lone one in a help text
+        known = action.default in (None, "", [], argparse.SUPPRESS) or "Default" in text
+        return text if known else f"{text} (default: %(default)s)"
+
+
 def parse_settings(
     *kinds: type,
     argv: Sequence[str] | None = None,
     description: str | None = None,
     default_file: str | Path | Callable[[Told], str | Path] | None = None,
+    first: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Read the settings of a recipe: ``recipe.py [settings.yaml] [--name value ...]``.
 
-    The command line overrides the file. Settings of a default file also give way as `GIVES_WAY` says.
+    The command line overrides the file, which `settings_file` finds. Settings of a default file are dropped where
+    `GIVES_WAY` says so.
 
     Args:
         kinds: dataclasses; each setting belongs to one of them.
         argv: the command line without the program; ``sys.argv[1:]`` by default.
-        description: what ``--help`` says first.
-        default_file: the YAML file that is read if the command line names none, or a function that chooses it by what
-            the command line sets.
+        description: the text that ``--help`` shows first.
+        default_file: the YAML file that is read if the command line names none, or a function that chooses it by the
+            settings on the command line.
+        first: settings whose values may also come first, without their names: with ``("folder",)`` the command line
+            ``recipe.py [settings.yaml] FOLDER`` is possible.
 
     Returns:
         One instance of each class.
@@ -135,11 +151,21 @@ def parse_settings(
             file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    fields = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.init}
+    names = list(fields)
+    needed = [name for name in first if fields[name].default is fields[name].default_factory]  # it has neither
     # All settings in the usage line would bury the message of an error.
-    usage = "%(prog)s [settings.yaml] [--name value ...]"
-    parser = _Parser(kinds, usage=usage, description=description, allow_abbrev=False)  # type: ignore[arg-type]
-    names = [field.name for kind in kinds for field in dataclasses.fields(kind) if field.init]
-    named_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    shown = [name.upper() if name in needed else f"[{name.upper()}]" for name in first]
+    usage = " ".join(["%(prog)s [settings.yaml]", *shown, "[--name value ...]"])
+    about = {"prog": program(), "usage": usage, "description": description, "formatter_class": _Help}
+    parser = _Parser(kinds, allow_abbrev=False, **about)  # type: ignore[arg-type]
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    rest = argv[len(words) :]
+    has_file = len(words) > len(first) or (needed and "".join(words[:1]).endswith((".yaml", ".yml")))
+    named_file = words.pop(0) if has_file else None
+    if len(words) > len(first):
+        parser.error(f"{words[-1]!r} does not fit the usage above: write `--name value`")
+    argv = [each for name, word in zip(first, words, strict=False) for each in (f"--{name}", word)] + rest
     told = _told(argv, names, parser)
     from_file: list[str] = []
     if named_file is not None:
@@ -154,15 +180,15 @@ def parse_settings(
 
 
 def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[str]:
-    """Name the settings that were changed though they cannot act.
+    """Find the settings that were changed although they have no effect.
 
     Args:
         settings: an instance of a dataclass.
-        names: those of its settings that cannot act.
+        names: those of its settings that have no effect.
         why: the reason, which ends the sentence.
 
     Yields:
-        A sentence for each of the names that was set to something else than its default.
+        A sentence for each of the names whose value differs from its default.
     """
     changed = changed_settings(settings)
     for name in names:
@@ -170,8 +196,24 @@ def unused_settings(settings: Any, names: Iterable[str], why: str) -> Iterator[s
             yield f"--{name} has no effect {why}."
 
 
+def too_small(settings: Any, **least: float) -> Iterator[str]:
+    """Find the settings whose value is below the least possible one.
+
+    Args:
+        settings: an object with the settings as attributes; None is no number and passes.
+        least: the least value of each setting, by its name.
+
+    Yields:
+        A sentence for each setting that is too small, or that is NaN.
+    """
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= lowest:
+            yield f"{name}={value} must be at least {lowest}."
+
+
 def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> dict[str, list[str]]:
-    """The words after each flag by the name of its setting; ends with an error at the first unknown name."""
+    """The values after each flag, by the name of its setting; ends with an error at the first unknown name."""
     told: dict[str, list[str]] = {}
     words: list[str] = []
     for word in argv:
@@ -189,7 +231,7 @@ def _told(argv: Sequence[str], names: list[str], parser: HfArgumentParser) -> di
 
 
 def _without_partners(defaults: dict[str, Any], told: Told) -> dict[str, Any]:
-    """The settings of a default file that the user's own settings do not replace."""
+    """The settings of a default file without those that are dropped for the user's own."""
     given_way = {
         partner
         for name, value, partners in GIVES_WAY
@@ -208,11 +250,13 @@ def _is_value(words: Sequence[str], value: str) -> bool:
 
 def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     try:
-        settings = parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+        settings = parse_yaml(settings_file(path).read_text(encoding="utf-8"), path) or {}
+    except FileNotFoundError:
+        parser.error(f"cannot read the settings file {path}: it does not exist; those of hf_distinct are in {CONFIGS}")
     except (OSError, ValueError) as error:
         parser.error(f"cannot read the settings file {path}: {error}")
     if not isinstance(settings, dict):
-        parser.error(f"{path} holds a {type(settings).__name__}; it should hold settings, as `name: value`")
+        parser.error(f"{path} holds a {type(settings).__name__}; it must hold settings, as `name: value`")
     return settings
 
 

@@ -1,12 +1,10 @@
-"""Contrast sheets of galleries: which pictures they show."""
+"""The rows of a contrast sheet for the pictures of a gallery."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_distinct.reporting.contrast_rows import (
-    ContrastRow,
-)
+from hf_distinct.reporting.contrast_rows import ContrastRow
 
 if TYPE_CHECKING:
     from hf_distinct.gallery import Gallery
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 def contrast_rows(
     gallery: Gallery, before: list[str], after: list[str], clip: str, count: int = 8
 ) -> list[ContrastRow]:
-    """Pictures evenly spread over the gallery: nobody picked them."""
+    """Build ``count`` rows for pictures evenly spread over the gallery, so that nobody selects them."""
     ranks_before, ranks_after = gallery.ranks(before, clip), gallery.ranks(after, clip)
     rows = []
     for row in range(0, len(before), max(len(before) // count, 1)):

@@ -1,4 +1,4 @@
-"""DatasetSettings: which captioned pictures a recipe reads, and which models fit them."""
+"""DatasetSettings: which captioned pictures a recipe reads, and which models fit them; help that recipes share."""
 
 from __future__ import annotations
 
@@ -19,41 +19,66 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 EMOJI_SETTINGS = ("train_size", "scenes_seed", "caption_style", "curriculum_steps", "curriculum_nouns")
-"""Settings of recipes that choose emoji scenes, and mean nothing for pictures that are read."""
+"""Settings of recipes that choose emoji scenes, and have no effect on other pictures."""
+CLIP_FORMS = "an open_clip NAME:TAG such as ViT-B-32:openai, a folder, hf-hub:ID, or the name of a shipped model"
+"""What a setting that names a CLIP takes."""
+CAPTIONER_FORMS = "a folder, a Hub id, or the name of a shipped model"
+"""What a setting that names a captioner takes."""
 MODELS = {
-    "model_name_or_path": "the captioner, a folder or a Hub id of a VisionEncoderDecoderModel",
-    "scorer": "a CLIP: an open_clip NAME:TAG such as ViT-B-32:openai, a folder, or hf-hub:ID",
-    "judge": "another CLIP, in the same forms",
+    "model_name_or_path": f"a captioner: {CAPTIONER_FORMS}",
+    "scorer": f"a CLIP: {CLIP_FORMS}",
+    "judge": f"another CLIP: {CLIP_FORMS}",
 }
-"""What the settings that name a model take."""
+"""What each setting that names a model takes."""
+HELP = {
+    "image_root": "Folder of the pictures that --dataset names. Files outside of it are refused; / allows any file.",
+    "train_size": "Number of emoji scenes to train on.",
+    "scenes_seed": "Seed of the emoji scenes.",
+    "caption_style": "Style of the captions of emoji scenes: as people write, more detailed, or full with all six "
+    "facts of a scene.",
+    "split": "Split to measure on. Choose settings on `validation`, and report figures of `test`.",
+    "judge": f"A second CLIP that measures retrieval and that no training sees: {CLIP_FORMS}. Default: the shipped "
+    "`judge` for emoji scenes, none for other pictures.",
+    "test_size": "Number of pictures of --split to measure on, at most.",
+    "validation_size": "Number of validation pictures to measure on, at most.",
+    "num_workers": "Number of worker processes that read pictures, for each process of the run.",
+    "per_device_train_batch_size": "Number of images per step, for each process of the run.",
+    "learning_rate": "Peak learning rate.",
+    "warmup_steps": "Number of first steps in which the learning rate rises to its peak.",
+    "weight_decay": "Weight decay of AdamW.",
+    "caption_batch_size": "Number of pictures that are captioned at a time.",
+    "seed": "Seed of the sampled captions.",
+}
+"""The help of settings that several recipes have."""
 
 
 @dataclass
 class DatasetSettings:
-    """Which captioned pictures; a recipe's own settings inherit from it.
+    """Which captioned pictures to read; the settings of a recipe inherit from it.
 
     Raises:
-        ValueError: if a setting says how to read pictures and the dataset is emoji scenes, which are drawn; or if one
-            chooses emoji scenes and the dataset is read.
+        ValueError: a setting has no effect on this dataset: it says how to read pictures, but emoji scenes are drawn,
+            or it chooses emoji scenes, but the dataset is another one.
     """
 
     dataset: str = field(
         default="emoji_scenes",
         metadata={
-            "help": "What to read: emoji_scenes, or captioned pictures in any form that recipes/README.md lists."
+            "help": "Captioned pictures: a COCO or Karpathy JSON, a CSV or JSONL file, a folder, WebDataset shards, "
+            "or a dataset that `datasets` loads, by path or Hub id. `emoji_scenes` are small pictures of emoji with "
+            "captions, which hf_distinct draws itself."
         },
     )
-    image_root: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of the pictures that --dataset names. Nothing outside of it is read; / allows any place."
-        },
-    )
+    image_root: str | None = field(default=None, metadata={"help": HELP["image_root"]})
     image_column: str | None = field(
-        default=None, metadata={"help": "Column that holds the pictures, if it is not called image."}
+        default=None, metadata={"help": "Column of the pictures. Default: the one with a usual name, such as image."}
     )
     caption_column: str | None = field(
-        default=None, metadata={"help": "Column or key that holds the captions, or COLUMN.FIELD if they are structs."}
+        default=None,
+        metadata={
+            "help": "Column or key of the captions, or COLUMN.FIELD if each caption is a struct. Default: the one "
+            "with a usual name, such as captions."
+        },
     )
     dataset_config: str | None = field(
         default=None,
@@ -66,23 +91,25 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         for name in ("image_root", "image_column", "caption_column", "dataset_config"):
             if self.drawn and getattr(self, name) is not None:
-                raise ValueError(f"{name} says how to read pictures, but emoji_scenes are drawn: give --dataset too.")
+                raise ValueError(f"--{name} has no effect on emoji scenes, which are drawn: set --dataset too.")
         defaults = {each.name: each.default for each in fields(self)}
         for name in EMOJI_SETTINGS:
             if not self.drawn and name in defaults and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} chooses emoji scenes, but --dataset {self.dataset} is read: leave it out.")
+                raise ValueError(
+                    f"--{name} chooses emoji scenes and has no effect on --dataset {self.dataset}: leave it out."
+                )
 
     @property
     def drawn(self) -> bool:
-        """Whether these are the emoji scenes, whose splits and sizes each recipe chooses."""
+        """Whether the dataset is the emoji scenes, whose splits and sizes each recipe chooses."""
         return self.dataset == "emoji_scenes"
 
     def load(self) -> DatasetDict:
-        """The splits train, validation and test of a dataset that is read.
+        """Read the splits train, validation and test of a dataset other than the emoji scenes.
 
         Raises:
-            FileNotFoundError, ValueError: as :func:`hf_distinct.data.load_captions` and
-                :func:`hf_distinct.data.ensure_splits` say.
+            FileNotFoundError, ValueError: see :func:`hf_distinct.data.load_captions` and
+                :func:`hf_distinct.data.ensure_splits`.
         """
         return ensure_splits(
             load_captions(
@@ -91,17 +118,17 @@ class DatasetSettings:
         )
 
     def models(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Which models fit these pictures: a folder or a name, by the setting that names it.
+        """Choose the models for these pictures: a folder or a name, by the setting that names it.
 
-        For emoji scenes a shipped model is used if you name none. It knows nothing else: for other pictures only those
-        models are used that you name, and a shipped one among them causes a warning.
+        For emoji scenes the default is a shipped model. The shipped models know nothing else: for other pictures there
+        is no default, and a shipped model that you name causes a warning.
 
         Args:
-            needed: settings that name a model, each with the shipped model (e.g. ``"scorer"``) it means by default.
+            needed: settings that name a model, each with the shipped model that is its default on emoji scenes.
             optional: the same for models that other pictures can do without. An empty name means none.
 
         Raises:
-            ValueError: as `model_problems` says.
+            ValueError: see `model_problems`.
         """
         refuse(self.model_problems(needed, optional))
         found = {}
@@ -119,22 +146,22 @@ class DatasetSettings:
         """Log a warning if a setting names a model that hf_distinct ships, and the pictures are no emoji scenes."""
         if not self.drawn and is_shipped(model):
             logger.warning(
-                f"--{setting} names the shipped model {Path(model).name}, which knows emoji scenes only: unless "
-                f"{self.dataset} holds such pictures, its results mean nothing."
+                f"--{setting} names the shipped model {Path(model).name}, which knows only emoji scenes. Its results "
+                f"mean nothing unless {self.dataset} holds such pictures."
             )
 
     def model_problems(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> Iterator[str]:
-        """What is wrong with the settings that name models, one sentence each; see `models`."""
+        """A sentence for each problem of the settings that name models; see `models`."""
         missing = [f"--{name} ({MODELS[name]})" for name in needed if not getattr(self, name)]
         if missing and not self.drawn:
             yield (
-                f"The models that hf_distinct ships know emoji scenes only; for --dataset {self.dataset} name "
-                f"{' and '.join(missing)}."
+                f"--dataset {self.dataset} needs {' and '.join(missing)}: the models that hf_distinct ships know only "
+                "emoji scenes."
             )
         for name in (*needed, *(optional or ())):
             value = getattr(self, name)
             if value and shipped_or_named(value) != value and Path(value).is_dir():
                 yield (
-                    f"--{name} {value} is a folder here and also the name of a model that hf_distinct ships: write "
-                    f"./{value} for the folder, or {SHIPPED / value} for the other."
+                    f"--{name} {value} is both a folder here and the name of a shipped model: write ./{value} for the "
+                    f"folder, or {SHIPPED / value} for the shipped model."
                 )

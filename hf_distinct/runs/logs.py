@@ -1,4 +1,4 @@
-"""What a recipe shows on the screen: its own words, without the chatter of the libraries below it."""
+"""The log lines of a recipe on the screen, without those of the libraries below it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hf_distinct.text.escaping import PlainFormatter
 
 
 def show_logs(*names: str, main_process: bool = True) -> None:
-    """Show what hf_distinct reports from ``INFO`` on, and of all other libraries only their warnings.
+    """Show the log lines of hf_distinct from ``INFO`` on, and only warnings of other libraries.
 
-    Call it once, at the entry of a recipe.
+    Call it once, at the start of a recipe.
 
     Args:
         names: further loggers to show from ``INFO`` on, such as the recipe's own.
-        main_process: whether this is the main process; the others show only errors, and pictures that go bad.
+        main_process: whether this is the main process; the others show only errors and unreadable pictures.
     """
     screen = logging.StreamHandler()
     screen.setFormatter(PlainFormatter("%(message)s"))
@@ -42,11 +42,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Let no word on the screen end the work: inside, stdout and stderr take all characters, and outlive their reader.
+    """Keep output from ending the work: inside, stdout and stderr accept all characters and never raise.
 
-    A character that a terminal does not know is written as its escape sequence. Where nobody reads any more
-    (``recipe | head``, a lost terminal) or the disk is full that they are written to, they are silent from then on.
-    Streams that somebody has put in the place of this process's own stay as they are.
+    A character that the terminal cannot show is written as its escape sequence. Once a stream cannot be written,
+    because its reader has ended (``recipe | head``, a lost terminal) or the disk is full, it is silent. Replacements
+    of this process's own streams stay as they are.
     """
     before = sys.stdout, sys.stderr
     if sys.stdout is sys.__stdout__:
@@ -63,10 +63,10 @@ def lasting_output() -> Iterator[None]:
 
 
 class _Lasting(io.FileIO):
-    """The stream of stdout or stderr, as long as somebody takes what is written; then nothing."""
+    """The file of stdout or stderr until it cannot be written; then it discards everything."""
 
     def write(self, data: Any, /) -> int:
-        """As a file's; what cannot be written goes nowhere, and so does all that follows."""
+        """Write as a file does; discard what cannot be written, and everything after it."""
         try:
             return super().write(data)
         except OSError as error:
@@ -74,7 +74,7 @@ class _Lasting(io.FileIO):
             os.dup2(nowhere, self.fileno())  # for processes that inherit it, too
             os.close(nowhere)
             if self.fileno() == 1 and not isinstance(error, BrokenPipeError) and sys.stderr is not None:
-                print(f"what follows is not shown: stdout cannot be written: {error}", file=sys.stderr)  # noqa: T201
+                print(f"stdout cannot be written, so the rest is not shown: {error}", file=sys.stderr)  # noqa: T201
             return len(memoryview(data).cast("B"))
 
 

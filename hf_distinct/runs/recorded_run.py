@@ -1,4 +1,4 @@
-"""Runs of recipes that are done when what made their results is what would make them now."""
+"""Runs of recipes that are repeated only if something that decides their results has changed."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from typing import Any
 
 from hf_distinct import __version__
 from hf_distinct.files.model_names import SHIPPED
+from hf_distinct.runs.recipes import COMMAND
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.json", "captions.json", "captions/*.json")
-"""What is read of a run."""
+"""The result files of a run."""
 
 
 @dataclass
 class RecordedRun:
-    """A recipe with its settings. It is done when its folder holds a done.json that was made by the same.
+    """A recipe with its settings. It is done if its folder has a done.json of the same recipe, settings and files.
 
     Attributes:
-        name: how it is called on the screen.
+        name: the name of the run in messages.
         recipe: the script.
         settings: its settings, without ``output_dir``.
         folder: its ``output_dir``.
-        base: the YAML file that the settings override; None: none is named.
-        defaults: the files that the recipe reads by itself where none is named.
+        base: the settings file that the settings override; None if there is none.
+        defaults: the settings files that the recipe reads by itself if ``base`` is None.
     """
 
     name: str
@@ -44,10 +45,10 @@ class RecordedRun:
     defaults: Sequence[Path] = ()
 
     def __call__(self, threads: int) -> None:
-        """Run it, unless it is done; raises ValueError where it fails, and names its log."""
+        """Run the recipe unless it is done; raise a ValueError that names its log if it fails."""
         if self.is_done(tell=True):
             return
-        self._done.unlink(missing_ok=True)  # from here on what lies there is of neither
+        self._done.unlink(missing_ok=True)  # from here on the results are incomplete
         for old in self._results():
             old.unlink()
         command: list[str] = [sys.executable, str(self.recipe), *([self.base] if self.base else [])]
@@ -56,7 +57,7 @@ class RecordedRun:
         log = self.folder / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", self.name)
-        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ, COMMAND: ""}
         made_by = self.made_by()
         with open(log, "w") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
@@ -65,7 +66,7 @@ class RecordedRun:
         self.finish(made_by)
 
     def finish(self, made_by: dict[str, Any]) -> None:
-        """Declare it done, by a file that is written last and appears at once."""
+        """Mark the run as done, by a file that is written last and atomically."""
         files = {file.relative_to(self.folder).as_posix(): digest(file) for file in self._results()}
         unfinished = self._done.with_suffix(".tmp")
         with open(unfinished, "w") as file:
@@ -75,7 +76,7 @@ class RecordedRun:
         unfinished.replace(self._done)
 
     def is_done(self, tell: bool = False) -> bool:
-        """Whether its results are there, whole, and made by the same; ``tell`` logs why not, where it has been run."""
+        """Whether the results are complete and up to date; ``tell`` logs why a run that has results is not done."""
         if not self._done.is_file():
             if tell and (self.folder / "metrics.json").is_file():
                 logger.info("%s: run again, because the results in %s were never completed", self.name, self.folder)
@@ -86,23 +87,23 @@ class RecordedRun:
         return not why
 
     def _changed(self) -> str:
-        """What keeps its results from being those of this run; nothing: the empty string."""
+        """The first difference that makes the results outdated; an empty string if there is none."""
         try:
             found = json.loads(self._done.read_text())
             then, files = dict(found["made_by"]), dict(found["files"])
         except (ValueError, LookupError, TypeError):
-            return f"{self._done} is torn"
+            return f"{self._done} is incomplete"
         now = json.loads(json.dumps(self.made_by()))
         for name in sorted({*now, *then}):
             if then.get(name) != now.get(name):
-                return f"{name} was {then.get(name)} and is {now.get(name)}"
+                return f"{name} was {then.get(name)} and is now {now.get(name)}"
         for name, hashed in files.items():
             if not (self.folder / name).is_file() or digest(self.folder / name) != hashed:
                 return f"{self.folder / name} is missing or has changed"
         return ""
 
     def made_by(self) -> dict[str, Any]:
-        """All that decides its results: settings, the files that they name, package and defaults."""
+        """Everything that decides the results: settings, the files that they name, package and defaults."""
         settings = {f"--{name}": value for name, value in self.settings.items()}
         bases = [Path(self.base)] if self.base else self.defaults
         named = [Path(value) for value in self.settings.values() if isinstance(value, (str, Path)) and value]
@@ -124,12 +125,12 @@ class RecordedRun:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content."""
+    """Hash the content of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def state(path: Path) -> dict[str, list[int]]:
-    """Size and time of a file, or of the files of a folder (those below it are too many to ask); logs aside."""
+    """Size and time of a file, or of the files directly in a folder, except logs."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return {
         file.name: [file.stat().st_size, file.stat().st_mtime_ns]
@@ -140,5 +141,5 @@ def state(path: Path) -> dict[str, list[int]]:
 
 @cache
 def shipped_digest() -> str:
-    """Of the shipped models' files."""
+    """Hash the files of the shipped models."""
     return "".join(digest(file)[:4] for file in sorted(SHIPPED.glob("*/*")) if file.is_file())

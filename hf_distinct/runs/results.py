@@ -1,4 +1,4 @@
-"""Results of a recipe: each file is whole or not there, and takes the place of no file that somebody else wrote."""
+"""Results of a recipe: each file is written completely or not at all, and never replaces a file of the user."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from hf_distinct.files.seals import digest
 logger = logging.getLogger(__name__)
 
 RECORD = ".hf_distinct.json"
-"""Names the results that hf_distinct wrote into a folder, with their digests."""
+"""The file that lists the results that recipes wrote to a folder, with their digests."""
 
 
 def write_json(path: Path, value: Any, indent: int = 2) -> None:
-    """Write a value as JSON, with null for NaN and infinities, which JSON does not know; see `write_text`."""
+    """Write a value as JSON, with null for NaN and infinities; see `write_text`."""
     plain = json.loads(json.dumps(value), parse_constant=lambda name: None)
     write_text(path, json.dumps(plain, indent=indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; under another name if `own_files` finds somebody else's in its place."""
+    """Write a text file completely or not at all; under another name if `own_files` finds a file of the user."""
     with own_files(path.parent, path.name) as (own,), written_whole(own) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def own_files(folder: Path, *names: str) -> Iterator[list[Path]]:
-    """Around the writing of results: a file that a recipe did not write is never overwritten.
+    """Choose the paths of results so that no file of the user is overwritten, and record what is written inside.
 
-    A file counts as a recipe's while its bytes are those that a recipe left, so not after somebody edited it. Beside
-    somebody's ``captions.json`` the result is written as ``captions.1.json``, or with the first number that is free,
-    and a warning says so.
+    A file is a recipe's own as long as its bytes are those that the recipe wrote. If a ``captions.json`` was edited or
+    made by the user, the result is written to ``captions.1.json``, or the next free number, and a warning says so.
 
     Args:
-        folder: where the results go; it is made where it is missing.
+        folder: the folder of the results; it is created if it is missing.
         names: their paths in the folder.
 
     Yields:
-        Where to write each of them.
+        The path to write each of them to.
     """
     record = _record(folder)
     paths = [_free(folder, name, record) for name in names]
@@ -59,7 +58,7 @@ def own_files(folder: Path, *names: str) -> Iterator[list[Path]]:
 
 
 def _free(folder: Path, name: str, record: dict[str, str]) -> Path:
-    """The path of a result, or the first numbered one that is free or a recipe's."""
+    """The path of a result, or the first numbered one that is free or a recipe's own."""
     path = folder / name
     numbered = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
     for each in chain([path], numbered):
@@ -68,7 +67,7 @@ def _free(folder: Path, name: str, record: dict[str, str]) -> Path:
         ):
             break
     if each != path:
-        logger.warning("%s is not what a recipe wrote. It stays, and the new file is %s.", path, each.name)
+        logger.warning("%s is not as a recipe wrote it, so it is kept. The new file is %s.", path, each.name)
     return each
 
 
@@ -81,25 +80,25 @@ def _record(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def or_warn(what: str) -> Iterator[None]:
-    """Around what a finished run can do without, such as a sheet: an error becomes a warning that names it."""
+    """Turn an error into a warning that names it, around a result that is not essential, such as a sheet."""
     try:
         yield
-    except Exception as error:  # whatever it is, the results are there
+    except Exception as error:  # whatever it is, the essential results are written
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         logger.warning("%s could not be made: %s. The other results are complete.", what, reason)
         logger.debug("where it happened", exc_info=True)
 
 
 def output_problems(output_dir: str | os.PathLike[str], sources: Mapping[str, str | None]) -> Iterator[str]:
-    """A sentence for each model that a run would read from the folder that it writes to, and so overwrite.
+    """A sentence for each model that a run would overwrite, because it reads it from its output folder.
 
     Args:
-        output_dir: where the run writes.
+        output_dir: the folder that the run writes to.
         sources: the models that it reads, by the name of the setting: folders, ids, or None.
     """
     for name, source in sources.items():
         if source and os.path.realpath(shipped_or_named(source)) == os.path.realpath(output_dir):
             yield (
-                f"--{name} and --output_dir are both {source}: the model there would be overwritten. Set another "
+                f"--{name} and --output_dir are both {source}, so the run would overwrite this model: set another "
                 "--output_dir."
             )

@@ -1,9 +1,11 @@
-"""What captioners say of a picture before and after training, and which picture a caption finds.
+"""Show in a browser the captions before and after a training, and the pictures that a caption finds.
+
+It needs a checkout and the packages of `pip install -e ".[space]"`:
 
     python recipes/space/app.py                              # the shipped captioner
-    python recipes/space/app.py --after outputs/quickstart   # beside one that you trained: a folder, or a Hub id
+    python recipes/space/app.py --after outputs/quickstart   # beside a captioner that you trained
 
-As a Space it takes its settings from settings.yaml.
+As a Space on the Hub, the app reads its settings from settings.yaml.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from PIL import Image
 from hf_distinct import Captioner, emoji_scenes
 from hf_distinct.data.images import ImageError, decode_image, picture_files
 from hf_distinct.runs.arguments import clear_errors, parse_settings
+from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, CLIP_FORMS
 from hf_distinct.scorer import ClipScorer, shipped
 from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
@@ -35,24 +38,30 @@ Picture = Image.Image
 
 @dataclass
 class Settings:
-    """Which captioners, and the pictures they have to tell apart."""
+    """Which captioners to show, and the pictures that their captions have to tell apart."""
 
     before: str | None = field(
-        default=None, metadata={"help": "The captioner before training: a folder, or a Hub id; none: the shipped one."}
+        default=None,
+        metadata={"help": f"Captioner before the training: {CAPTIONER_FORMS}. Default: the shipped `captioner`."},
     )
     after: str | None = field(
         default=None,
-        metadata={"help": f"And after; none: of {SAMPLES} samples from before, the one that CLIP chooses."},
+        metadata={
+            "help": f"Captioner after the training: {CAPTIONER_FORMS}. Default: the best of {SAMPLES} samples of the "
+            "captioner before, as the CLIP chooses it."
+        },
     )
     scorer: str = field(
-        default="truth_scorer", metadata={"help": "The CLIP: NAME:TAG, a folder, hf-hub:ID, or a shipped one's name."}
+        default="truth_scorer", metadata={"help": f"CLIP that finds pictures by captions: {CLIP_FORMS}."}
     )
-    gallery: str | None = field(default=None, metadata={"help": "A folder of pictures; none: emoji scenes."})
-    size: int = field(default=200, metadata={"help": "Pictures in the gallery."})
+    gallery: str | None = field(
+        default=None, metadata={"help": "Folder of pictures to search in. Default: emoji scenes."}
+    )
+    size: int = field(default=200, metadata={"help": "Number of pictures to search in, at most."})
 
 
 class Gallery:
-    """Pictures that CLIP looks among.
+    """Pictures among which CLIP searches.
 
     Args:
         pictures: N of them, RGB.
@@ -67,7 +76,7 @@ class Gallery:
         return self.scorer.encode_images(torch.stack([self.scorer.transform(picture) for picture in pictures]))
 
     def find(self, caption: str, count: int = FOUND) -> list[tuple[Picture, str]]:
-        """The pictures that CLIP finds nearest to a caption, with their cosines."""
+        """Find the pictures most similar to a caption, with their cosine similarities."""
         cosines = self.embeds @ self.scorer.encode_texts([caption])[0]
         best = cosines.topk(min(count, len(self.pictures)))
         return [
@@ -76,14 +85,14 @@ class Gallery:
         ]
 
     def place(self, picture: Picture, caption: str) -> int:
-        """Where a picture comes, from 1, when CLIP looks for it by a caption; it need not hang in the gallery."""
+        """Rank a picture, from 1, among the gallery by its similarity to a caption; it need not be in the gallery."""
         said = self.scorer.encode_texts([caption])[0]
         own = self._embed([picture])[0] @ said
         return 1 + int((self.embeds @ said > own + ROUNDING).sum())
 
 
 def pictures_of(settings: Settings) -> list[Picture]:
-    """The gallery's pictures; those of a folder by name, as far as they can be read."""
+    """Load the pictures of the gallery; those of a folder in the order of their names, without unreadable ones."""
     if settings.gallery is None:
         return list(emoji_scenes("test_twins", settings.size)["image"])
     pictures: list[Picture] = []
@@ -91,7 +100,7 @@ def pictures_of(settings: Settings) -> list[Picture]:
         try:
             picture = decode_image({"path": str(path), "bytes": None})
         except ImageError as error:
-            print(f"left out: {error}")
+            print(f"A picture was left out: {error}")
             continue
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))  # 200 photographs as they are would take 10 GB
         pictures.append(picture)
@@ -101,7 +110,7 @@ def pictures_of(settings: Settings) -> list[Picture]:
 
 
 def captioners_of(settings: Settings, scorer: ClipScorer) -> dict[str, Callable[[list[Picture]], Any]]:
-    """Who speaks, by the name above it."""
+    """Load the captioners, by the name above their captions."""
     before = settings.before or shipped("captioner")
     if settings.after:
         return {"Before": Captioner(before), "After": Captioner(settings.after)}
@@ -110,13 +119,13 @@ def captioners_of(settings: Settings, scorer: ClipScorer) -> dict[str, Callable[
 
 
 def build(settings: Settings) -> gr.Blocks:
-    """The app: two captions side by side, and a search."""
+    """Build the app: two captions side by side, and a search."""
     scorer = ClipScorer(settings.scorer)
     gallery = Gallery(pictures_of(settings), scorer)
     captioners = captioners_of(settings, scorer)
 
     def describe(picture: Picture | None) -> list[str]:
-        """For each captioner what it says, and where that finds the picture."""
+        """Write the caption of each captioner, and the rank of the picture by that caption."""
         if picture is None:
             return [""] * (2 * len(captioners))
         try:
@@ -126,24 +135,24 @@ def build(settings: Settings) -> gr.Blocks:
         shown = []
         for captioner in captioners.values():
             caption = captioner([picture])[0]
-            shown += [caption, f"{gallery.place(picture, caption)} among {len(gallery.pictures)}"]
+            shown += [caption, f"{gallery.place(picture, caption)} of {len(gallery.pictures)}"]
         return shown
 
     def find(caption: str) -> list[tuple[Picture, str]]:
-        """The pictures nearest to a caption."""
+        """Find the pictures most similar to a caption."""
         if len(caption) > MAX_CAPTION_CHARACTERS:
-            raise gr.Error(f"The caption has {len(caption)} characters, the most are {MAX_CAPTION_CHARACTERS}.")
+            raise gr.Error(f"The caption has {len(caption)} characters; {MAX_CAPTION_CHARACTERS} are allowed.")
         return gallery.find(caption) if caption.strip() else []
 
     examples = gallery.pictures[:: max(1, len(gallery.pictures) // EXAMPLES)][:EXAMPLES]
 
     def pick(event: gr.SelectData) -> Picture:
-        """One of the examples."""
+        """Take one of the examples."""
         return examples[event.index]
 
     with gr.Blocks(title="Distinctive captions", analytics_enabled=False) as app:
         gr.Markdown(
-            "# Distinctive captions\nA caption is distinctive if its picture can be found by it, among others."
+            "# Distinctive captions\nA caption is distinctive if CLIP finds its picture among others by the caption."
         )
         with gr.Tab("Before and after"):
             with gr.Row():
@@ -153,13 +162,13 @@ def build(settings: Settings) -> gr.Blocks:
                 for name in captioners:
                     with gr.Column():
                         said.append(gr.Textbox(label=name, lines=3))
-                        said.append(gr.Textbox(label="CLIP finds the picture by it at place"))
-            gr.Markdown("Give it a picture, or take one from the gallery:")
+                        said.append(gr.Textbox(label="Rank of the picture when CLIP searches by this caption"))
+            gr.Markdown("Upload a picture, or choose one from the gallery:")
             some = gr.Gallery(examples, show_label=False, columns=10, height=280, allow_preview=False)
             some.select(pick, None, picture)
             picture.change(describe, picture, said, api_name="describe")
         with gr.Tab("Find a picture"):
-            nearest = "The pictures nearest to it come first, with their cosines."
+            nearest = "The most similar pictures come first, with their cosine similarities."
             caption = gr.Textbox(label="Caption", info=nearest, max_length=MAX_CAPTION_CHARACTERS)
             button = gr.Button("Find", variant="primary")
             found = gr.Gallery(show_label=False, columns=5, height="auto", object_fit="contain")
@@ -168,9 +177,9 @@ def build(settings: Settings) -> gr.Blocks:
 
 
 def main() -> None:
-    """Serve it."""
+    """Serve the app."""
     (settings,) = parse_settings(Settings, description=__doc__, default_file=Path(__file__).with_name("settings.yaml"))
-    # gradio turns pictures upright, and so decodes some, before `describe` sees them.
+    # gradio decodes some pictures, to turn them upright, before `describe` sees them.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     app = build(settings).queue(max_size=WAITING)
     app.launch(share=False, max_file_size=UPLOAD)

@@ -270,7 +270,7 @@ def test_the_worked_example_names_the_shipped_models(tmp_path):
     settings = {"dataset": tmp_path / "example", "output_dir": tmp_path / "out", "eval_size": 2, **shown, **QUICK}
     finished = forked.run(TRAIN.name, *flags(**settings, max_new_tokens=8))
     for name, model in shown.items():
-        assert f"--{name} names the shipped model {model}, which knows emoji" in finished.stderr
+        assert f"--{name} names the shipped model {model}, which knows only emoji" in finished.stderr
     assert "judge/t2i_R@1" in finished.stdout
     assert "| Started from | captioner, shipped with hf_distinct |" in (tmp_path / "out" / "README.md").read_text()
 

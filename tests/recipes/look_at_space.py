@@ -20,13 +20,13 @@ QUIETLY = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PLACE = re.compile(r"^\d+ among \d+$")
+PLACE = re.compile(r"^\d+ of \d+$")
 
 
 def look(page: Page, output: Path) -> None:
     """Both tabs."""
     page.locator(".thumbnail-item").nth(2).click()
-    places = page.get_by_label("CLIP finds the picture by it at place")
+    places = page.get_by_label("Rank of the picture when CLIP searches by this caption")
     expect(places).to_have_count(2)
     for number in range(2):
         expect(places.nth(number)).to_have_value(PLACE, timeout=60_000)

@@ -173,12 +173,12 @@ def test_what_is_wrong_is_named(recipe: ModuleType, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     for text, settings, told in [
         ("ours:\n  full method: {}\n", {"only": ["half a method"]}, "no row 'half a method'"),
-        ("full method: {}\n", {}, "'full method' is none of base, settings"),
-        ("ours:\n  a: {}\nothers:\n  a: {}\n", {}, "the row 'a' is among others and among ours"),
+        ("full method: {}\n", {}, "'full method' is not a section; use base, settings"),
+        ("ours:\n  a: {}\nothers:\n  a: {}\n", {}, "`others` and `ours` both have a row 'a'"),
         ("ours:\n  a b: {}\n  a_b: {}\n", {}, "the rows 'a b' and 'a_b' would share a folder"),
-        ("settings: {dataset: pictures}\n", {}, "settings name no model_name_or_path"),
-        ("", {"seeds": [1, 1]}, "seeds should be different numbers"),
-        ("", {"jobs": 0}, "jobs=0 should be at least 1"),
+        ("settings: {dataset: pictures}\n", {}, "`settings` must have model_name_or_path"),
+        ("", {"seeds": [1, 1]}, "must be different numbers"),
+        ("", {"jobs": 0}, "jobs=0 must be at least 1"),
     ]:
         plan.write_text(text)
         with pytest.raises(ValueError, match=told):

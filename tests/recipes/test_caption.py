@@ -33,7 +33,7 @@ def test_a_folder_becomes_lines_and_a_sheet(tiny_models, tmp_path):
     (output / "captions.jsonl").write_text("mine")
     for _ in range(2):
         done = forked.run("caption.py", folder, *flags)
-        assert "is not what a recipe wrote. It stays, and the new file is captions.1.jsonl" in done.stderr
+        assert "is not as a recipe wrote it, so it is kept. The new file is captions.1.jsonl" in done.stderr
     assert [(output / f"captions{end}.jsonl").read_text() for end in ("", ".1")] == ["mine", said]
     assert not list(output.glob("captions.2.*")) + list(output.glob("*unfinished*"))
 
@@ -48,4 +48,4 @@ def test_what_was_captioned_before_a_signal_stays(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         recipe.write_lines(stopped(), tmp_path / "lines", tmp_path)
     assert json.loads((tmp_path / "lines").read_text()) == {"file_name": "a.png", "caption": "a dog"}
-    assert f"not finished: the captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text
+    assert f"not finished. The captions of 1 pictures are in {tmp_path / 'lines'}" in caplog.text

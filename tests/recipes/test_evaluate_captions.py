@@ -116,7 +116,7 @@ def test_captions_for_a_part_are_measured_on_that_part(tmp_path):
     (tmp_path / "part.json").write_text(json.dumps(part))
     files = ["--captions", tmp_path / "ours.json", tmp_path / "part.json"]
     done = run(*files, "--references", tmp_path / "references.json", "--output_dir", tmp_path / "out")
-    assert "part.json: 1 of the 3 images of the test set have no caption, the first with image_id 1" in done.stderr
+    assert "part.json has no caption of 1 of the 3 images of the test set, the first with image_id 1" in done.stderr
     assert "2 of 3 images: " in done.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     expected = caption_metrics([OURS[2], OURS[3]], [REFERENCES[2], REFERENCES[3]])
@@ -132,26 +132,26 @@ def test_no_clip_of_emoji_scenes_speaks_of_other_pictures(tiny_models, tmp_path)
     forked.run("make_example.py", pictures, 20)
     options = ["--dataset", pictures, "--resamples", 5, "--output_dir", tmp_path / "out"]
     done = run("--model", "captioner", *options)
-    assert "No CLIP measures these captions: name --scorer and --judge" in done.stderr
-    assert "--model captioner is a captioner that hf_distinct ships, which knows emoji scenes only" in done.stderr
+    assert "No CLIP measures these captions: set --scorer and --judge" in done.stderr
+    assert "--model captioner is a shipped captioner, which knows only emoji scenes" in done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert "CIDEr-D" in metrics["captioner"] and not any("R@1" in name for name in metrics["captioner"])
     done = run("--model", tiny_models / "captioner", *options, "--scorer", tiny_models / "scorer")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert "scorer/t2i_R@1" in metrics["captioner"] and not any("judge" in name for name in metrics["captioner"])
-    assert "which knows emoji" not in done.stderr
+    assert "knows only emoji" not in done.stderr
 
 
 def test_what_does_not_go_together(tmp_path):
     write(tmp_path)
     assert "nothing to measure" in run(fails=True).stderr
     assert (
-        "--best_of needs the --scorer"
+        "--best_of needs a scorer"
         in run("--model", "captioner", "--best_of", 2, "--scorer", "", fails=True).stderr
     )
     wrong = ["--model", "captioner", "--num_beams", 0, "--temperature", 0.5, "--grammar", tmp_path]
     error = run(*wrong, "--output_dir", tmp_path / "out", fails=True).stderr
-    assert "num_beams=[0] should be positive" in error and "--temperature has no effect without --best_of" in error
+    assert "num_beams=[0] must be positive" in error and "--temperature has no effect without --best_of" in error
     error = run("--model", "captioner", *wrong[-2:], "--output_dir", tmp_path / "out", fails=True).stderr
     assert "contains no readable grammar judge" in error
     (tmp_path / "ours.json").write_text(json.dumps([{"image_id": "none", "caption": "a bus"}]))
@@ -162,4 +162,4 @@ def test_what_does_not_go_together(tmp_path):
     (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     files = ["--captions", tmp_path / "ours.json", tmp_path / "theirs.json", *files[2:]]
     error = run(*files, "--output_dir", tmp_path / "out", fails=True).stderr
-    assert "theirs.json have captions of no image in common" in error
+    assert "theirs.json have no image of the test set in common" in error

@@ -98,12 +98,12 @@ def test_a_scorer_is_checked_on_pictures_it_has_not_seen(tiny_models):
     assert (found.split, found.seen, found.found.gallery) == ("test", False, 6)
     found = recipe.check({name: splits[name] for name in ("train", "validation")}, scorer, 4, 0)
     assert (found.split, found.seen, found.found.gallery) == ("train", True, 12)
-    assert "a scorer that was trained on them is flattered" in found.where
+    assert "too high if the scorer was trained on it" in found.where
 
 
 def test_a_scorer_must_be_named_for_pictures_of_ones_own():
     recipe = forked.module("mine")
-    with pytest.raises(ValueError, match="for --dataset pictures name --scorer"):
+    with pytest.raises(ValueError, match="--dataset pictures needs --scorer"):
         recipe.Settings(dataset="pictures")
 
 

@@ -36,8 +36,8 @@ ALWAYS = {
         "bf16", "resume_from_checkpoint",
     },
     "mine": {
-        "scorer", "output_dir", "batch_size", "num_workers", "num_neighbours", "first_rank", "min_similarity",
-        "max_similarity", "via", "search",
+        "scorer", "output_dir", "batch_size", "num_workers", "ddp_timeout", "num_neighbours", "first_rank",
+        "min_similarity", "max_similarity", "via", "search",
     },
     "evaluate_captions": {
         "model", "captions", "references", "output_dir", "test_size", "train_captions", "language_model",

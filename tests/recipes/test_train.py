@@ -41,21 +41,21 @@ LOADED: list[tuple[str, dict[str, Any], Any]] = [
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("train_size", {"dataset": "PICTURES", "train_size": 4000}, "train_size chooses emoji scenes"),
     ("scenes_seed", {"dataset": "PICTURES", "scenes_seed": 0}, "scenes_seed chooses emoji scenes"),
-    ("image_root", {"image_root": "PICTURES"}, "image_root says how to read pictures"),
+    ("image_root", {"image_root": "PICTURES"}, "image_root has no effect on emoji scenes"),
     ("image_root", {"dataset": "PICTURES", "image_root": "PICTURES"}, "leave out image_root"),
-    ("image_column", {"image_column": "image"}, "image_column says how to read pictures"),
+    ("image_column", {"image_column": "image"}, "image_column has no effect on emoji scenes"),
     ("image_column", {"dataset": "PICTURES", "image_column": "image"}, "leave out image_column"),
-    ("caption_column", {"caption_column": "text"}, "caption_column says how to read pictures"),
-    ("dataset_config", {"dataset_config": "en"}, "dataset_config says how to read pictures"),
+    ("caption_column", {"caption_column": "text"}, "caption_column has no effect on emoji scenes"),
+    ("dataset_config", {"dataset_config": "en"}, "dataset_config has no effect on emoji scenes"),
     ("eval_size", {"dataset": "PICTURES", "eval_size": 1, "eval_strategy": "epoch"}, "eval_size=1 must be at least 2"),
     ("test_size", {"test_size": 0}, "test_size=0 must be at least 2"),
     ("train_size", {"train_size": -4}, "train_size=-4 must be at least 2"),
     ("ceiling", {"ceiling": 1}, "ceiling=1 must be at least 2"),
-    ("ceiling", {"ceiling": 4, "rollouts": "beam"}, "ceiling draws samples: leave out --rollouts beam"),
+    ("ceiling", {"ceiling": 4, "rollouts": "beam"}, "cannot use beam search: leave out --rollouts beam"),
     ("strict", {"dataset": "BROKEN", "strict": True}, "missing image file"),
-    ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "name one with --judge"),
-    ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, "name --model_name_or_path"),
-    ("scorer", {"dataset": "PICTURES", "model_name_or_path": "a/b"}, "name --scorer"),
+    ("judge", {"dataset": "PICTURES", "metric_for_best_model": "judge/t2i_R@1"}, "that measures it: set --judge"),
+    ("model_name_or_path", {"dataset": "PICTURES", "scorer": "a:b"}, " needs --model_name_or_path"),
+    ("scorer", {"dataset": "PICTURES", "model_name_or_path": "a/b"}, " needs --scorer"),
 ]
 # Those that other tests show: what mine.py left (test_mine.py), and what is said on the card (test_own_pictures.py).
 SHOWN_ELSEWHERE = {"mined", "data_license", "emissions"}
@@ -150,9 +150,9 @@ def test_an_eval_size_without_evaluations_is_a_warning(recipe, tmp_path, monkeyp
     for strategy, warned in ((["--eval_strategy", "no"], True), (["--eval_strategy", "epoch"], False)):
         caplog.clear()
         monkeypatch.setattr(sys, "argv", ["train.py", *words, *strategy])
-        with pytest.raises(SystemExit, match="cannot be written"):
+        with pytest.raises(ValueError, match="cannot be written"):
             recipe.main()
-        assert ("eval_size=50 does nothing without --eval_strategy" in caplog.text) == warned
+        assert ("--eval_size 50 has no effect without --eval_strategy" in caplog.text) == warned
 
 
 def test_a_ceiling_is_printed_and_nothing_is_trained(recipe, places, monkeypatch, tiny_models, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
     Neighbours(rows, rows.astype(np.float32), np.zeros((2, 3), dtype=bool), 4).save(tmp_path / FILE)
     monkeypatch.setattr(recipe, "cache_names", lambda *_: ("",))
     config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
-    with pytest.raises(ValueError, match="neighbour_first_rank=2, but .* holds ranks 4 to 5: leave it out, or mine"):
+    with pytest.raises(ValueError, match="first_rank=2, but .* holds ranks 4 to 5. Leave the setting out, or mine"):
         recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
 
 
@@ -238,4 +238,4 @@ def test_a_sheet_or_a_card_that_fails_costs_no_figures(recipe, tiny_models, tmp_
 def test_a_captioner_is_not_trained_over_itself(recipe, tmp_path):
     config = RLCaptionConfig(output_dir=str(tmp_path), use_cpu=True)
     settings = recipe.Settings(model_name_or_path=str(tmp_path))
-    assert any("the model there would be overwritten" in each for each in recipe.setting_problems(settings, config))
+    assert any("would overwrite this model" in each for each in recipe.setting_problems(settings, config))

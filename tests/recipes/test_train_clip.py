@@ -167,5 +167,5 @@ def test_two_processes_train_one_model(towers: Path, photographs: Path, tmp_path
 
 
 def test_weights_of_kinds_are_as_many_as_the_kinds_of_these_pictures(recipe: ModuleType) -> None:
-    with pytest.raises(ValueError, match="kind_weights should be 12 numbers.* noun, .* repeat"):
+    with pytest.raises(ValueError, match="must be 12 numbers.* noun, .* repeat"):
         recipe.Settings(dataset="captions.json", hard_negatives=True, kind_weights=[1.0] * 6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_distinct.config import RLCaptionConfig
-from hf_distinct.runs.arguments import GIVES_WAY, clear_errors, parse_settings
+from hf_distinct.runs.arguments import GIVES_WAY, clear_errors, parse_settings, too_small
 from hf_distinct.settings import changed_settings
 
 
@@ -190,7 +190,7 @@ def test_refused_on_the_command_line(refusal, argv, message):
         ("trainsize: 3", "settings.yaml: unknown setting trainsize; did you mean --train_size?"),
         ("1: 3", "settings.yaml: unknown setting 1; did you mean"),
         ("train_size: many", "invalid int value: 'many'"),
-        ("[1, 2]", "settings.yaml holds a list; it should hold settings, as `name: value`"),
+        ("[1, 2]", "settings.yaml holds a list; it must hold settings, as `name: value`"),
         ("just words", "settings.yaml holds a str"),
         ("reward: []", "argument --reward: expected at least one argument"),
     ],
@@ -218,6 +218,64 @@ def test_help_shows_every_setting(capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     assert "[settings.yaml] [--name value ...]" in shown and "What it does." in shown and "What to train on." in shown
+
+
+def test_help_keeps_examples_as_they_are_and_says_each_default_once(capsys):
+    @dataclass
+    class Some:
+        size: int = field(default=3, metadata={"help": "Size of it."})
+        name: str | None = field(default=None, metadata={"help": "Name of it, 5 % at most."})
+        other: int = field(default=4, metadata={"help": "Another one. Default: 4."})
+
+    about = "Do it.\n\n    recipe --size 3\n    recipe --size 4\n\nA paragraph\nof two lines."
+    with pytest.raises(SystemExit):
+        parse_settings(Some, argv=["--help"], description=about)
+    shown = capsys.readouterr().out
+    assert "\n    recipe --size 3\n    recipe --size 4\n\nA paragraph of two lines.\n" in shown
+    assert shown.count("(default: ") == 1 and "Size of it. (default: 3)" in shown and "5 % at most." in shown
+
+
+@dataclass
+class Copy:
+    source: str
+    target: str = "out"
+    size: int = 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("a", Copy("a")),
+        ("a b", Copy("a", "b")),
+        ("a --size 2", Copy("a", size=2)),
+        ("settings.yaml a", Copy("a", size=9)),
+        ("settings.yaml a b --size 2", Copy("a", "b", 2)),
+        ("settings.yaml --source a", Copy("a", size=9)),
+        ("--source a --target b", Copy("a", "b")),
+    ],
+)
+def test_values_that_come_first_without_a_name(yaml_file, monkeypatch, tmp_path, argv, expected):
+    yaml_file("size: 9")
+    monkeypatch.chdir(tmp_path)
+    assert parse_settings(Copy, argv=argv.split(), first=("source", "target")) == (expected,)
+
+
+def test_values_that_are_one_too_many(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(Copy, argv=["a.yaml", "a", "b", "c"], first=("source", "target"))
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith("[settings.yaml] SOURCE [TARGET] [--name value ...]")
+    assert "'c' does not fit the usage above" in error
+
+
+def test_values_below_the_least_possible_one():
+    settings = Copy("a", size=0)
+    assert list(too_small(settings, size=1)) == ["size=0 must be at least 1."]
+    assert not list(too_small(settings, size=0))
+    settings.size = float("nan")
+    assert list(too_small(settings, size=0)) == ["size=nan must be at least 0."]
+    settings.size = None
+    assert not list(too_small(settings, size=1))
 
 
 def test_help_of_the_trainers_settings(capsys):

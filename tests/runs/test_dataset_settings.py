@@ -39,7 +39,7 @@ def test_reads_the_splits_of_a_persons_pictures(tmp_path):
 
 @pytest.mark.parametrize("name", ["image_root", "image_column", "caption_column", "dataset_config"])
 def test_refuses_to_read_what_is_drawn(name):
-    with pytest.raises(ValueError, match=f"{name} says how to read pictures"):
+    with pytest.raises(ValueError, match=f"{name} has no effect on emoji scenes"):
         DatasetSettings(**{name: "here"})
 
 
@@ -73,14 +73,14 @@ def test_of_other_pictures_only_those_speak_that_are_named():
 @pytest.mark.parametrize(
     ("named", "missing"),
     [
-        ({}, ["--model_name_or_path (the captioner", "--scorer (a CLIP"]),
+        ({}, ["--model_name_or_path (a captioner", "--scorer (a CLIP"]),
         ({"scorer": ""}, ["--model_name_or_path", "--scorer (a CLIP"]),
-        ({"scorer": "ViT-B-32:openai"}, ["--model_name_or_path (the captioner"]),
+        ({"scorer": "ViT-B-32:openai"}, ["--model_name_or_path (a captioner"]),
         ({"model_name_or_path": "my/captioner"}, ["--scorer (a CLIP: an open_clip NAME:TAG such as ViT-B-32:openai"]),
     ],
 )
 def test_other_pictures_need_models_that_are_named(named, missing):
-    with pytest.raises(ValueError, match="ships know emoji scenes only; for --dataset pictures name") as refused:
+    with pytest.raises(ValueError, match="--dataset pictures needs .* know only emoji scenes") as refused:
         Settings("pictures", **named).models(NEEDED, OPTIONAL)
     message = str(refused.value)
     assert message.count("--") == 1 + len(missing) and all(name in message for name in missing)
@@ -92,15 +92,15 @@ def test_a_shipped_model_that_is_named_for_other_pictures_gets_a_warning(caplog)
         found = Settings("example", **names).models(NEEDED, OPTIONAL)
     assert found == {**names, "scorer": str(SHIPPED / "scorer")}
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("--model_name_or_path names the shipped model captioner, which knows emoji")
+    assert first.startswith("--model_name_or_path names the shipped model captioner, which knows only emoji")
     assert second.startswith("--scorer names the shipped model scorer")
-    assert "knows emoji scenes only: unless example holds" in second
+    assert "knows only emoji scenes. Its results mean nothing unless example" in second
 
 
 def test_a_folder_with_the_name_of_a_shipped_model(tmp_path, monkeypatch):
     (tmp_path / "scorer").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"--scorer scorer is a folder here and also .* write \./scorer for"):
+    with pytest.raises(ValueError, match=r"--scorer scorer is both a folder here and .* write \./scorer for"):
         Settings(scorer="scorer").models(NEEDED, OPTIONAL)
     assert Settings(scorer="./scorer").models(NEEDED, OPTIONAL)["scorer"] == "./scorer"
     assert Settings().models(NEEDED, OPTIONAL)["scorer"] == str(SHIPPED / "scorer")
@@ -116,6 +116,6 @@ def test_what_is_shipped(tmp_path):
 @pytest.mark.parametrize("told", [{"train_size": 3}, {"caption_style": "detailed"}])
 def test_refuses_to_choose_emoji_scenes_beside_pictures(told):
     (name,) = told
-    with pytest.raises(ValueError, match=f"{name} chooses emoji scenes, but --dataset pictures is read"):
+    with pytest.raises(ValueError, match=f"{name} chooses emoji scenes and has no effect on --dataset pictures"):
         Settings("pictures", **told)
     assert Settings(**told)

@@ -48,14 +48,14 @@ def test_a_run_is_not_repeated_while_all_is_the_same(make, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda folder: {"split": "validation"}, "--split was test and is validation"),
-        (lambda folder: {"seed": 1}, "--seed was 0 and is 1"),
-        (lambda folder: {"wtf_weight": 0.5}, "--wtf_weight was None and is 0.5"),
+        (lambda folder: {"split": "validation"}, "--split was test and is now validation"),
+        (lambda folder: {"seed": 1}, "--seed was 0 and is now 1"),
+        (lambda folder: {"wtf_weight": 0.5}, "--wtf_weight was None and is now 0.5"),
         (lambda folder: (folder / "defaults.yaml").write_text("a: 2") and {}, "the content of defaults.yaml was"),
         (lambda folder: os.utime(folder / "model" / "weights", (1, 1)) or {}, "the state of .*model was"),
         (lambda folder: (folder / "out" / "metrics.json").write_text("{") and {}, "metrics.json is missing or"),
-        (lambda folder: (folder / "out" / "done.json").write_text("{") and {}, "done.json is torn"),
-        (lambda folder: (folder / "out" / "done.json").write_text("[]") and {}, "done.json is torn"),
+        (lambda folder: (folder / "out" / "done.json").write_text("{") and {}, "done.json is incomplete"),
+        (lambda folder: (folder / "out" / "done.json").write_text("[]") and {}, "done.json is incomplete"),
     ],
 )
 def test_a_run_is_repeated_and_says_why_where_anything_has_changed(make, tmp_path, caplog, change, told):

@@ -33,7 +33,7 @@ def test_what_somebody_wrote_or_edited_stays(tmp_path, caplog, edited):
         write_text(tmp_path / "notes.md", text)
     assert names(tmp_path) == ["notes.1.md", "notes.md"]
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["second", "mine"]
-    assert "notes.md is not what a recipe wrote. It stays, and the new file is notes.1.md." in caplog.text
+    assert "notes.md is not as a recipe wrote it, so it is kept. The new file is notes.1.md." in caplog.text
 
 
 def test_links_and_folders_are_somebodys_too(tmp_path):
@@ -89,6 +89,6 @@ def test_a_model_is_not_trained_over_itself(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("mine")
     for source in ("mine", "./mine/", str(tmp_path / "mine"), "link"):
         (told,) = output_problems(tmp_path / "mine", {"model": source})
-        assert told.startswith(f"--model and --output_dir are both {source}: the model there would be overwritten.")
+        assert told.startswith(f"--model and --output_dir are both {source}, so the run would overwrite this model")
     assert list(output_problems("new", {"model": "mine", "other": None})) == []
     assert len(list(output_problems(shipped("captioner"), {"model": "captioner"}))) == 1

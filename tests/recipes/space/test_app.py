@@ -73,7 +73,7 @@ def test_a_picture_gets_its_captions_before_and_after_and_the_places_they_find_i
     found = served.predict(gradio_client.handle_file(tmp_path / "a.png"), api_name="/describe")
     said = [hf_distinct.caption(gallery[row], model) for model in (shipped("captioner"), tiny_models / "captioner")]
     cosines = scorer.encode_texts(said) @ embedded(scorer, gallery).T
-    places = [f"{1 + sorted(each, reverse=True).index(each[row])} among {SIZE}" for each in cosines.tolist()]
+    places = [f"{1 + sorted(each, reverse=True).index(each[row])} of {SIZE}" for each in cosines.tolist()]
     assert list(found) == [said[0], places[0], said[1], places[1]]
     assert said[0] != said[1] and places[0] != places[1]
 
