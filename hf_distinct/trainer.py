@@ -219,9 +219,9 @@ class RLCaptionTrainer(CaptionTrainer):
             self.discriminator.synchronize()
             self._pretrain_discriminator(model)
         with self.meter.phase("encode"):
-            hidden = self.policy.encode(model, inputs["pixel_values"])
+            hidden = self._encode(model, inputs["pixel_values"])
         with self.meter.phase("generate"):
-            rollouts = self.policy.roll_out(model, hidden, len(inputs["captions"]), self.appraiser.needs_greedy)
+            rollouts = self._roll_out(model, hidden, len(inputs["captions"]))
         with self.meter.phase("reward"):
             appraisal = self.appraiser.judge(inputs, rollouts.texts, rollouts.greedy, self.state)
         with self.meter.phase("score"):
@@ -237,6 +237,14 @@ class RLCaptionTrainer(CaptionTrainer):
             ends = end_ids(captioner_in(model, self.accelerator))
             self.step_log.note(inputs, rollouts, appraisal, ends, terms)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    # Override these two to write rollouts in another way.
+
+    def _encode(self, model: Any, pixel_values: Tensor) -> Tensor:
+        return self.policy.encode(model, pixel_values)
+
+    def _roll_out(self, model: Any, hidden: Tensor, images: int) -> Rollouts:
+        return self.policy.roll_out(model, hidden, images, greedy=self.appraiser.needs_greedy)
 
     def _loss(
         self, model: Any, hidden: Tensor, rollouts: Rollouts, inputs: dict[str, Any], appraisal: Appraisal
@@ -297,8 +305,8 @@ class RLCaptionTrainer(CaptionTrainer):
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
             inputs = self._prepare_inputs(own_rows(batch, self._train_batch_size, self.accelerator))
             with torch.no_grad():
-                hidden = self.policy.encode(model, inputs["pixel_values"])
-                rollouts = self.policy.roll_out(model, hidden, len(inputs["captions"]), self.appraiser.needs_greedy)
+                hidden = self._encode(model, inputs["pixel_values"])
+                rollouts = self._roll_out(model, hidden, len(inputs["captions"]))
             found = self.appraiser.teach_discriminator(inputs, rollouts.texts)
         loader.end()  # or Accelerate would ask this loader whether the epoch of the other one is at its end
         accuracy = float(found["discriminator/accuracy"])  # of the last one, before its update
