@@ -25,6 +25,9 @@ __all__ = [
     "shipped_or_named",
 ]  # fmt: skip
 
+TRIAL = "Two dogs, 3 red kites & a café."
+"""A text with words, digits and signs that few tokenizers treat alike."""
+
 
 def clean_caption(caption: str) -> str:
     """Prepare a caption for CLIP: strip white space and remove the final full stop."""
@@ -100,7 +103,7 @@ class ClipScorer:
         if tokens > rows:
             raise ValueError(f"Scorer {self.name!r}: its tokenizer has {tokens} tokens, its text tower {rows} rows.")
         try:
-            token_ids = self.tokenize(["a " * self.context_length])
+            token_ids = self.tokenize(["a " * self.context_length, TRIAL])
         except BaseException as error:  # a panic of the Rust tokenizers is no Exception
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -117,7 +120,7 @@ class ClipScorer:
         digest = hashlib.sha256(repr(self.transform).encode())
         # The activation matters too: ViT-B-32 and ViT-B-32-quickgelu may have the same weights.
         digest.update(repr(self.model).encode())
-        digest.update(self.tokenizer(["Two dogs, 3 red kites & a café."]).numpy().tobytes())
+        digest.update(self.tokenizer([TRIAL]).numpy().tobytes())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -190,8 +190,6 @@ class RLCaptionTrainer(CaptionTrainer):
         """The order of the rows: with `hard_batches`, neighbours beside each other."""
         return self.hard_batches or super()._get_train_sampler(train_dataset)
 
-    # step
-
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """The batches of the next step, as the parent's, without the rows that fill up the last batch of an epoch.
 
@@ -323,8 +321,6 @@ class RLCaptionTrainer(CaptionTrainer):
         logs.update(self.alarms.watch(logs, self.state.global_step))
         super().log(logs, *args, **kwargs)
 
-    # ------------------------------------------------------------------------------------------ state and checkpoints
-
     def _begin(self, step: int | None) -> None:
         """Know nothing of earlier runs; ``step`` is that of the checkpoint that is resumed."""
         super()._begin(step)
@@ -398,8 +394,6 @@ class RLCaptionTrainer(CaptionTrainer):
             folder: where to.
             facts: arguments of [`hf_distinct.hub.model_card.write_model_card`], beside those in ``self.card``.
         """
-        known: dict[str, Any] = {
-            "base_model": getattr(self.model.config, "_name_or_path", None),
-            "log_history": self.state.log_history, "alarms": self.alarms.told,
-        }  # fmt: skip
+        known: dict[str, Any] = {"log_history": self.state.log_history, "alarms": self.alarms.told}
+        known["base_model"] = getattr(self.model.config, "_name_or_path", None)
         return write_training_card(folder, self.args, self.appraiser, self.train_dataset, **known | self.card | facts)

@@ -38,7 +38,9 @@ def test_every_setting_is_documented_where_it_is_defined():
     assert len(own) > 30 and list(told) == own
     for name, (head, text) in told.items():
         field = fields[name]
-        kinds = [LITERALS.get(kind, kind) for kind in str(field.type).split(" | ") if kind != "None"]
+        # Not field.type, in the place of which HfArgumentParser puts the type itself.
+        annotation = RLCaptionConfig.__annotations__[name]
+        kinds = [LITERALS.get(kind, kind) for kind in annotation.split(" | ") if kind != "None"]
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         of_type, _, of_default = head.partition(", *optional*")
         assert of_type.replace("`", "").split(" or ") == kinds, name

@@ -84,7 +84,8 @@ def test_each_test_file_lies_where_its_module_does():
     modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
     modules |= {path.relative_to(TESTS.parent) for path in (TESTS.parent / "recipes").rglob("*.py")}
     subjects = {path.with_name(path.stem.strip("_")) for path in modules}
-    subjects |= {path.parent / path.parent.name for path in modules} | {Path("hf_distinct"), Path("imports")}
+    subjects |= {path.parent / path.parent.name for path in modules}
+    subjects |= {Path("hf_distinct"), Path("imports"), Path("pages")}
     files = {path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
     lost = {path for path in files if path.with_name(path.stem.removeprefix("test_")) not in subjects}
     assert {str(path) for path in lost if path.parts[0] not in SPANNING} == set()

@@ -343,6 +343,22 @@ def test_a_text_tower_with_fewer_positions_than_the_context_is_refused(tmp_path)
         ClipScorer(tmp_path / "clip")
 
 
+@pytest.mark.parametrize("broken", ["unk_token", "pad_token"])
+def test_a_tokenizer_that_cannot_read_is_refused_by_name(tiny_models, tmp_path, broken):
+    folder = shutil.copytree(tiny_models / "scorer", tmp_path / "clip")
+    if broken == "unk_token":  # of which the tokenizers library makes an Exception
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        tokenizer["model"]["unk_token"] = "<none>"
+        path.write_text(json.dumps(tokenizer))
+    else:
+        (folder / "special_tokens_map.json").write_text("{}")
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
+    with pytest.raises(ValueError, match=r"^Scorer .*clip'?: its tokenizer cannot read a text"):
+        ClipScorer(folder)
+
+
 def test_a_tokenizer_with_more_tokens_than_the_text_tower_has_rows_is_refused(tiny_models, tmp_path):
     folder = shutil.copytree(tiny_models / "scorer", tmp_path / "clip")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -57,10 +57,7 @@ def check_fit(
     Raises:
         ValueError: something does not fit. The message lists all problems.
     """
-    lacks = list(captioner_problems(model, tokenizer))
-    if not lacks and args is not None:
-        lacks = list(frozen_problems(model))
-    if lacks:  # nothing else can be checked without these
+    if lacks := list(captioner_problems(model, tokenizer)):  # nothing else can be checked without these
         refuse(lacks, *further)
     captioner = without_adapters(model)
     found = [token_problems(captioner, tokenizer), length_problems(captioner, args)]

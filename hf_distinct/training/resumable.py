@@ -21,6 +21,8 @@ from hf_distinct.files import checkpoints, run_lock
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import UNFINISHED, written_together
 from hf_distinct.files.safe_loading import refuse_code
+from hf_distinct.inference.captioner_fit import frozen_problems
+from hf_distinct.text.problems import refuse
 from hf_distinct.training.finite import REMEDY, gradient_problems, scaler_problems, weight_problems
 from hf_distinct.training.interruption import Interruption, leave
 
@@ -122,7 +124,11 @@ class ResumableTrainer(Seq2SeqTrainer):
 
         Low-rank adapters have no bias, so the group without weight decay is empty. DeepSpeed would remove it from the
         optimiser after the scheduler has counted it.
+
+        Raises:
+            ValueError: no weight is trainable.
         """
+        refuse(frozen_problems(self.model))
         optimizer = super().create_optimizer(*args, **kwargs)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer

@@ -114,6 +114,7 @@ def test_every_launch_configuration_is_tried():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(PLAN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [launched(kind) for kind in PLAN])
 def test_there_really_are_as_many_processes(run, kind):
     for found in run(kind).values():

@@ -292,5 +292,5 @@ def test_processors_that_bring_code_are_refused(tiny_models, tmp_path):
     model, _, _ = load_captioner(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["own.Own", None]}}))
-    with pytest.raises(ValueError, match="asks for code of its own"):
+    with pytest.raises(ValueError, match="requires custom code"):
         as_captioner(model)

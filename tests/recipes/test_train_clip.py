@@ -123,7 +123,7 @@ def of_towers(towers: Path, photographs: Path) -> list[object]:
 
 def test_pretrained_towers_from_photographs_to_a_scorer(towers: Path, photographs: Path, tmp_path: Path) -> None:
     done = train(tmp_path, *of_towers(towers, photographs), "--hard_negatives", "true")
-    assert "Features of 24 pictures, 2 views each of 256 numbers, take " in done.stderr
+    assert "Features of 24 images, 2 views each of 256 numbers, take " in done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 6 and metrics["best_step"] in (2, 4, 6)
     for figures in (metrics, metrics["test"]):

@@ -156,7 +156,7 @@ def test_one_reward_may_stand_without_a_list():
 def test_rewards_are_compared_with_their_weights_and_their_pools():
     assert list(reward_problems(["cider"], [], [1.0])) == []
     assert list(reward_problems(["cider", "cider"], [], [1.0])) == [
-        "1 reward_weights for 2 rewards: set as many of both.",
+        "1 reward_weights for 2 rewards: set one weight per reward.",
         "2 rewards have the name 'cider', so the log could not distinguish them: name them with "
         "CallableReward(function, name).",
     ]

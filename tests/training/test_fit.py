@@ -81,9 +81,9 @@ def test_as_many_weights_as_rewards_of_either_kind(make_trainer):
 
     trainer = make_trainer(rewards=["similarity", own], reward_weights=[1.0, 0.5])
     assert trainer.appraiser.reward_weights == [1.0, 0.5]
-    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set as many of both"):
+    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set one weight per reward"):
         make_trainer(rewards=["similarity"], reward_weights=[1.0, 0.5])
-    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set as many of both"):
+    with pytest.raises(ValueError, match="2 reward_weights for 1 rewards: set one weight per reward"):
         make_trainer(reward_weights=[1.0, 0.5])
 
 

@@ -80,7 +80,7 @@ def test_nothing_is_kept_or_shown_unless_it_is_asked_for(make_trainer, capsys):
 
 def test_a_number_of_completions_does_nothing_without_them(make_trainer, caplog):
     make_trainer(num_completions_to_print=4)
-    assert "num_completions_to_print=4 does nothing with log_completions=False." in caplog.text
+    assert "num_completions_to_print=4 has no effect with log_completions=False." in caplog.text
 
 
 def test_what_a_log_line_says(make_trainer):

@@ -63,6 +63,7 @@ def test_the_rehearsal_is_green(tmp_path):
     assert all(said in text for said in ("## tests: done", "13 passed", "caption, read ahead", "train_runtime"))
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_takes_too_long_is_told_and_the_others_run(gpu, tmp_path):
     sleeps = "import subprocess; own = subprocess.Popen(['sleep', '600']); print(own.pid, flush=True); own.wait()"
     slow = gpu.run(gpu.Part("slow", ["-c", sleeps], 60), tmp_path, 10)
