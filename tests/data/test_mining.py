@@ -158,7 +158,7 @@ def planted(count: int, dim: int, groups: int, angles: list[float], seed: int = 
     return vectors, rows
 
 
-@pytest.mark.parametrize("search", ["exact", "ivf"])
+@pytest.mark.parametrize("search", ["exact", pytest.param("ivf", marks=pytest.mark.slow)])
 def test_planted_among_more_than_ten_thousand_rows(search, monkeypatch):
     """Found: at 15 and 25 degrees. Excluded: a near duplicate at 1 degree, and a row of the same image id at 5.
 

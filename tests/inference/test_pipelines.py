@@ -85,6 +85,7 @@ def address(paths: list[str]) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_captions_and_logits_are_the_same_to_the_bit_at_the_other_end(tiny_models, paths, tmp_path):
     """Of captioners that this end saves, the one that is shipped and a ViT; `.ci/run` names the other end's Python."""
     folders = [str(tmp_path / "resaved"), str(tiny_models / "captioner")]
