@@ -111,7 +111,7 @@ def frozen_problems(model: Any) -> Iterator[str]:
     """Yield a message if no weight of the captioner is trainable."""
     if not any(weight.requires_grad for weight in model.parameters()):
         yield (
-            "No weight of the captioner is trainable. Adapters that are loaded by the name of their folder are "
+            "No weight of the captioner is trainable. Adapters that are loaded without is_trainable are "
             "frozen: to train them, pass peft.PeftModel.from_pretrained(captioner, folder, is_trainable=True)."
         )
 

@@ -69,9 +69,10 @@ def test_a_peft_config_trains_and_saves_adapters_alone(make_trainer, tiny_models
     assert "adapter_model.safetensors" in names and "model.safetensors" not in names
     pictures = tiny.scenes()["image"][:]
     assert Captioner(tmp_path / "saved")(pictures) == ours.caption(tiny.scenes())
-    frozen = RLCaptionTrainer(tmp_path / "saved", ours.args, scorer=ours.scorer, train_dataset=tiny.scenes())
+    model = PeftModel.from_pretrained(tiny.load_captioner(tiny_models)[0], tmp_path / "saved")
+    frozen = RLCaptionTrainer(model, ours.args, scorer=ours.scorer, train_dataset=tiny.scenes())
     assert frozen.caption(tiny.scenes()) == ours.caption(tiny.scenes())
-    with pytest.raises(ValueError, match="^No weight of the captioner is trainable. Adapters that are loaded by the"):
+    with pytest.raises(ValueError, match="^No weight of the captioner is trainable. Adapters that are loaded without"):
         frozen.train()
     model = PeftModel.from_pretrained(tiny.load_captioner(tiny_models)[0], tmp_path / "saved", is_trainable=True)
     again = RLCaptionTrainer(model, ours.args, scorer=ours.scorer, train_dataset=tiny.scenes())
