@@ -21,14 +21,15 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 def further_features(records: Iterable[Mapping[str, Any]], source: str) -> Features:
     """Return the columns that the records have in common: texts, numbers or booleans; missing values are None.
 
-    Others are ignored with a warning that names them: lists and objects, mixed types, and names with a special meaning
-    (`TAKEN`).
+    Others are ignored with a warning that names them: lists and objects, mixed types, names with a special meaning
+    (`TAKEN`), and names that Arrow cannot store.
     """
     kinds: dict[str, set[str]] = {}
     for record in records:
         for name, value in record.items():
             kinds.setdefault(name, set()).add(_kind(value))
-    features = {name: Value(dtype) for name, found in kinds.items() if (dtype := _dtype(found)) and name not in TAKEN}
+    usable = {name: found for name, found in kinds.items() if name not in TAKEN and _is_name(name)}
+    features = {name: Value(dtype) for name, found in usable.items() if (dtype := _dtype(found))}
     empty = {name for name, found in kinds.items() if found <= {""}}
     tell_further(source, features, sorted(kinds.keys() - features.keys() - empty))
     return Features(features)
@@ -87,6 +88,11 @@ def parse_numbers(records: list[dict[str, Any]], keep: set[str]) -> None:
         for record in records:
             if name in record:
                 record[name] = None if not record[name] else kind(record[name]) if kind else record[name]
+
+
+def _is_name(name: str) -> bool:
+    """Whether Arrow can store a column under a name, which it cuts at a zero byte."""
+    return bool(name) and "\0" not in name and is_storable(name)
 
 
 def _are_floats(texts: list[str]) -> bool:

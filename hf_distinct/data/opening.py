@@ -55,7 +55,7 @@ def open_columns(path: str | os.PathLike[str], config: str | None = None) -> Dat
         refuse_settings(path, "a folder of save_to_disk", dataset_config=config)
         with_parts = _saved_folders(place)
         refuse(*(_saved_problems(folder, place) for folder in with_parts))
-        return _named(path, lambda: _as_splits(load_from_disk(str(place))))
+        return _named(path, lambda: _with_texts(_as_splits(load_from_disk(str(place)))))
     if place.is_file():
         refuse_settings(path, "a file", dataset_config=config)
         refuse(_parquet_problems(place))
@@ -152,6 +152,15 @@ def _leads_out(file: str, folder: Path, where: str) -> Iterator[str]:
         yield f"{where} names {file!r}. URLs in a local file are not followed: download it, and name the file."
     else:
         yield from Fence([folder], COPY).problems(folder / file, where)
+
+
+def _with_texts(splits: DatasetDict) -> DatasetDict:
+    """Empty the fields of dataset_info.json that should contain a text and do not: `datasets` cannot join others."""
+    for rows in splits.values():
+        for name in ("description", "citation", "homepage", "license"):
+            if not isinstance(getattr(rows.info, name), str):
+                setattr(rows.info, name, "")
+    return splits
 
 
 def _saved_folders(folder: Path) -> list[Path]:

@@ -15,6 +15,12 @@ def test_kinds(caplog):
     assert further_values([1, None, 0.5], Value("float64")) == [1.0, None, 0.5]
 
 
+@pytest.mark.parametrize("name", ["\ud83d", "\0", ""])
+def test_a_name_that_arrow_cannot_store_is_ignored(name, caplog):
+    assert list(further_features([{name: "a", "b": "c"}], "source")) == ["b"]
+    assert f"source: ignored {name!r}: a further column" in caplog.text
+
+
 def test_nothing_further_nothing_said(caplog):
     caplog.set_level("INFO")
     assert not further_features([{}, {"a": None}], "source") and not caplog.records

@@ -104,3 +104,12 @@ def test_texts_of_a_saved_folder_that_are_none_are_named(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"dogsdogs", b"\xff" * 8))
     with pytest.raises(ValueError, match=r"saved: it cannot be read: .*[Uu][Tt][Ff]-?8"):
         load_captions(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("value", [None, 1.5, "text"])
+def test_a_description_that_is_no_text_does_no_harm(tmp_path, value):
+    rows = Dataset.from_dict({"image": PICTURES, "captions": ["a", "b"]})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / "dataset_info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "homepage": value}))
+    assert load_captions(tmp_path / "saved")["train"]["captions"][:] == [["a"], ["b"]]
