@@ -100,7 +100,9 @@ def write_portable(folder: Path, target: Path) -> None:
 def _refuse_way_out(name: str, source: Path) -> None:
     """Reject a name that is not the name of a folder next to the file, because the file may be untrusted."""
     if not name or not FOLDER_NAME.fullmatch(name):
-        raise ValueError(f"{source} names {name!r}, which is not a folder next to it: run `hf-distinct mine` again.")
+        raise ValueError(
+            f"{source} names {name[:100]!r}, which is not a folder next to it: run `hf-distinct mine` again."
+        )
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 FILE = "neighbours.safetensors"
 """File name in the output folder of `hf-distinct mine`."""
-FOLDER_NAME = re.compile(r"[\w-]*", re.ASCII)
+FOLDER_NAME = re.compile(r"[\w-]{0,100}", re.ASCII)
 """Pattern of the folder name of an embedding cache."""
 REASONS = ("same image id", "too similar", "too dissimilar")
 

@@ -65,7 +65,7 @@ def train(steps: int, batch: int) -> None:
         config = RLCaptionConfig(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=batch, num_rollouts=4, memory_batches=4,
             save_strategy="steps", save_steps=1, save_total_limit=2, logging_strategy="no", report_to="none",
-            disable_tqdm=True, discriminator_pretrain_steps=0,
+            baseline="none", disable_tqdm=True, discriminator_pretrain_steps=0,
         )  # fmt: skip
         trainer = RLCaptionTrainer(
             VisionEncoderDecoderModel.from_pretrained(source), config, scorer=ClipScorer(shipped_or_named("scorer")),

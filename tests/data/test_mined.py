@@ -142,7 +142,7 @@ def test_links_that_lead_out_are_not_pushed(mined, tmp_path):
         (tmp_path / "elsewhere").rename(path)
 
 
-@pytest.mark.parametrize("name", ["../here", "..", "", "/etc", "a\\b"])
+@pytest.mark.parametrize("name", ["../here", "..", "", "/etc", "a\\b", "9" * 5000])
 def test_names_that_lead_out_are_not_followed(mined, tmp_path, name):
     folder, found = mined
     manifest = folder / found.embeddings / "manifest.json"
