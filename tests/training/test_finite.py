@@ -26,8 +26,10 @@ def test_a_step_is_refused_for_its_loss_or_a_gradient():
     assert list(step_problems(loss, model)) == []
     model.bias.grad.fill_(torch.inf)
     assert list(step_problems(loss, model)) == ["The gradient of bias is NaN or infinite."]
-    model.weight.grad[0] = torch.tensor([torch.inf, -torch.inf])
-    assert list(step_problems(loss, model)) == ["The gradient of weight is NaN or infinite."]
+    for values in ([torch.inf, -torch.inf], [torch.nan, 0.0]):
+        model.weight.grad[0] = torch.tensor(values)
+        model.bias.grad.zero_()
+        assert list(step_problems(loss, model)) == ["The gradient of weight is NaN or infinite."]
 
 
 def test_weights_and_buffers_are_looked_at():
