@@ -11,10 +11,15 @@ from hf_distinct.text.escaping import plain
 
 Row = TypeVar("Row")
 REWARD = "reward/"
+IMAGE = "image_id"
+TEXT_WIDTH = 24
 
 
 def completions_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """Return a table as wide as the terminal, in which long texts are wrapped.
+
+    If the columns of numbers leave less than `TEXT_WIDTH` characters to each text, one column holds all numbers of a
+    row, each with its name.
 
     Args:
         rows: At least one; all have the same names. Numbers are shown with three digits, None as "-".
@@ -35,14 +40,21 @@ def completions_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     from rich.text import Text
 
     table = Table(title=title, box=box.HORIZONTALS, show_lines=True, collapse_padding=True, pad_edge=False)
-    for name, value in rows[0].items():
-        text = isinstance(value, str)
-        heading = Text(plain(name.removeprefix(REWARD)))
-        table.add_column(heading, justify="left" if text else "right", overflow="fold", min_width=8 if text else 6)
+    width = Console().width
+    headings = {name: plain(name.removeprefix(REWARD)) for name in rows[0]}
+    texts = [name for name, value in rows[0].items() if isinstance(value, str)]
+    numbers = [name for name in rows[0] if name not in texts]
+    apart = sum(max(len(headings[name]), 6) + 2 for name in numbers) + TEXT_WIDTH * len(texts) <= width
+    for name in texts:
+        table.add_column(Text(headings[name]), overflow="fold", min_width=8, no_wrap=name == IMAGE)
+    for name in numbers if apart else ["rewards"]:
+        table.add_column(Text(headings.get(name, name)), justify="right", no_wrap=True, min_width=6)
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))  # a Text is never markup
+        cells = [_cell(row[name]) if apart else f"{headings[name]} {_cell(row[name])}" for name in numbers]
+        cells = cells if apart else ["\n".join(cells)]
+        table.add_row(*(Text(each) for each in [*(_cell(row[name]) for name in texts), *cells]))  # never markup
     screen = io.StringIO()
-    Console(file=screen, width=Console().width).print(table)
+    Console(file=screen, width=width).print(table)
     lines = (line.rstrip() for line in screen.getvalue().splitlines())
     encoding = sys.stdout.encoding or "utf-8"
     return "\n".join(lines).encode(encoding, "replace").decode(encoding)

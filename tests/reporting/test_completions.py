@@ -31,6 +31,20 @@ def test_long_texts_are_wrapped_to_the_terminal(monkeypatch):
     assert heights[0] > heights[1] == 6
 
 
+def test_a_narrow_terminal_keeps_names_and_numbers_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {
+        "image_id": "train-0-2192", "reference": "this is a big avocado left of a small sandwich",
+        "rollout": "a big avocado left of a sandwich", "reward/discriminator": 0.437, "reward/contrastive": -0.046,
+        "reward/cider": None, "reward/total": 0.023, "advantage": -0.022,
+    }  # fmt: skip
+    lines = completions_table([row], "Step 10").splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) == 10
+    assert sum(line.startswith(" train-0-2192 ") for line in lines) == 1
+    ends = ["discriminator 0.437", "contrastive -0.046", "cider -", "total 0.023", "advantage -0.022"]
+    assert [line.endswith(end) for line, end in zip(lines[4:9], ends, strict=True)] == [True] * 5
+
+
 def test_a_text_is_never_markup_nor_a_command_to_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     table = completions_table([{**ROW, "rollout": "a [red]kite[/red] \x1b[2J\nhere :smile:"}], "Step 10")
