@@ -109,7 +109,7 @@ def command_line(name: str, arguments: Sequence[str]) -> list[str]:
         of_launcher += [launchers, _config_file(value) if option == "--accelerate_config" else value]
     script = str(RECIPES / SCRIPTS.get(name, f"{name.replace('-', '_')}.py"))
     launched = name in LAUNCHED and not {"-h", "--help"} & {*rest}
-    launcher = ["-m", "accelerate.commands.launch", *of_launcher] if launched else []
+    launcher = ["-m", "hf_distinct.runs.launch", *of_launcher] if launched else []
     return [sys.executable, *launcher, script, *rest]
 
 

@@ -48,7 +48,7 @@ def test_no_recipe_hides_a_library():
 
 def test_what_trains_is_launched_and_the_rest_is_not():
     script = str(REPOSITORY / "recipes" / "train.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = [sys.executable, "-m", "hf_distinct.runs.launch"]
     assert cli.command_line("train", ["--max_steps", "3"]) == [*launch, script, "--max_steps", "3"]
     zero2 = str(REPOSITORY / "recipes" / "accelerate" / "zero2.yaml")
     told = ["--accelerate_config=zero2", "--max_steps", "3", "--num_processes", "2"]
@@ -124,6 +124,13 @@ def test_no_text_of_the_package_or_of_a_command_names_a_file_of_a_checkout():
 def test_what_needs_a_checkout_says_so(script):
     about = ast.get_docstring(ast.parse((REPOSITORY / "recipes" / script).read_text(encoding="utf-8")))
     assert about is not None and "needs a checkout" in about
+
+
+def test_an_error_of_a_launched_recipe_is_the_last_line():
+    command = cli.command_line("mine", ["--batch_size", "0"])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: batch_size=0 must be at least 1." in done.stderr.splitlines()[-1]
 
 
 def test_a_launch_file_of_ones_own(tmp_path):
