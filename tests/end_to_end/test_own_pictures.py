@@ -219,6 +219,7 @@ def test_own_pictures_become_a_captioner_that_pipeline_loads(form, pictures, tin
         assert len(set(expected.values())) > 1
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_with_all_that_a_reader_needs(pictures, tiny_models, judge, tmp_path):
     data, out = lay_out("folder", *pictures, tmp_path / "data"), tmp_path / "captioner"
     settings = {

@@ -95,6 +95,7 @@ def test_a_loss_that_is_not_finite_counts_too(make_trainer, caplog):
     assert "step 1 is skipped: the loss is nan" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
     tiny_models, make_trainer, tmp_path, run_processes, caplog
 ):

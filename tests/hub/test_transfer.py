@@ -127,6 +127,7 @@ def rewrite(path: Path, content: str) -> None:
 
 
 @pytest.mark.both_ends
+@pytest.mark.slow
 def test_a_pushed_captioner_speaks_in_a_process_that_knows_only_transformers(pushed, captioner_folder, tmp_path):
     rng = np.random.default_rng(0)
     pictures = []

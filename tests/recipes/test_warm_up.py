@@ -61,6 +61,7 @@ def warm_up(folder: Path, *arguments: object, fails: bool = False):
     return forked.run("warm_up.py", "--output_dir", folder, *small, *arguments, fails=fails)
 
 
+@pytest.mark.slow
 def test_from_nothing_then_on_ones_own_pictures(tmp_path: Path) -> None:
     done = warm_up(tmp_path / "new", "--train_size", "32")
     metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
