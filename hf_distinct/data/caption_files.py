@@ -10,8 +10,10 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hf_distinct.data.records import Records, add_records, image_files, read_lines, read_table
-from hf_distinct.data.table import CaptionTable, find_image_root, read_json, split_named
+from hf_distinct.data.arrow_files import CaptionFiles
+from hf_distinct.data.caption_table import CaptionTable, read_once
+from hf_distinct.data.records import Lines, Records, add_records, image_files, read_table
+from hf_distinct.data.table import find_image_root, read_json, split_named
 from hf_distinct.data.texts import decode_text, read_bytes
 from hf_distinct.files.fence import GIVE_IT, Fence
 
@@ -63,17 +65,35 @@ def load_caption_file(
         FileNotFoundError: the file does not exist.
         ValueError: an unknown format, an encoding other than UTF-8, or no usable image; (strict) anything skipped.
     """
-    files = paths if isinstance(paths, dict) else {"train": Path(paths)}
-    first = next(iter(files.values()))
-    table = CaptionTable(first if len(files) == 1 else first.parent, strict)
-    for split, path in files.items():
+    by_split = paths if isinstance(paths, dict) else {"train": Path(paths)}
+    sources = [each for path in by_split.values() for each in (path, *_split_list_files(path))]
+    arguments = (image_root, strict, image_column, caption_column)
+    files = CaptionFiles(sources, "list", *by_split, *arguments)
+    return read_once(files, _source(by_split), lambda: read_caption_files(by_split, *arguments, files))
+
+
+def read_caption_files(
+    paths: Path | dict[str, Path],
+    image_root: str | os.PathLike[str] | None,
+    strict: bool,
+    image_column: str | None,
+    caption_column: str | None,
+    files: CaptionFiles,
+) -> CaptionTable:
+    """Do the same as `load_caption_file`, and return the rows as read."""
+    by_split = paths if isinstance(paths, dict) else {"train": paths}
+    table = CaptionTable(_source(by_split), strict, files)
+    for split, path in by_split.items():
         records = _read(path, image_column, caption_column)
         names = image_files(records, image_column)
         root = find_image_root(names, path, image_root, [path.parent, path.parent.parent], IMAGE_FOLDERS)
-        if lists := _split_lists(path):
-            records = _in_splits(records, names, lists, table)
-        add_records(table, records, root, split, image_column, caption_column)
-    return table.finish()
+        add_records(table, records, root, split, image_column, caption_column, listed=_split_lists(path))
+    return table
+
+
+def _source(paths: dict[str, Path]) -> Path:
+    first = next(iter(paths.values()))
+    return first if len(paths) == 1 else first.parent
 
 
 def find_caption_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -132,10 +152,10 @@ def _read(path: Path, image_column: str | None, caption_column: str | None) -> R
     elif not path.is_file():
         raise FileNotFoundError(f"There is no caption file {str(path)!r}.")
     elif path.suffix.lower() == ".jsonl":
-        records = read_lines(path)
+        records = Lines(path)
     else:
         records = read_table(path, image_column, caption_column)
-    if not records:
+    if next(iter(records), None) is None:
         raise ValueError(f"{path}: it contains no images.")
     return records
 
@@ -149,24 +169,16 @@ def _described(document: Any) -> str:
 def _split_lists(path: Path) -> dict[str, str]:
     """Return the split of each image name, from split lists in the folder of a table."""
     found: dict[str, str] = {}
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        for file in sorted(path.parent.iterdir()):
-            if listed := _SPLIT_LIST.fullmatch(file.name):
-                Fence([path.parent], "copy it there").check(file, str(path.parent))
-                names = decode_text(read_bytes(file), str(file)).split("\n")
-                found |= {name.strip(): split_named(listed[1]) or "train" for name in names if name.strip()}
+    for file, split in _split_list_files(path).items():
+        Fence([path.parent], "copy it there").check(file, str(path.parent))
+        names = decode_text(read_bytes(file), str(file)).split("\n")
+        found |= {name.strip(): split for name in names if name.strip()}
     return found
 
 
-def _in_splits(records: Records, names: list[str], lists: dict[str, str], table: CaptionTable) -> Records:
-    """Return the records of listed images with their splits; other images are noted."""
-    kept: Records = []
-    others: dict[str, None] = {}
-    for (where, record), name in zip(records, names, strict=True):
-        if split := lists.get(name):
-            kept.append((where, {**record, "split": split}))
-        else:
-            others[name] = None
-    for name in others:
-        table.skips.note("image that is not in a split list", name)
-    return kept
+def _split_list_files(path: Path) -> dict[Path, str]:
+    """Return the split lists in the folder of a table, and their splits."""
+    if path.suffix.lower() in (".json", ".jsonl") or not path.parent.is_dir():
+        return {}
+    listed = ((file, _SPLIT_LIST.fullmatch(file.name)) for file in sorted(path.parent.iterdir()))
+    return {file: split_named(found[1]) or "train" for file, found in listed if found}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 
-from hf_distinct.data.caption_files import IMAGE_FOLDERS, load_caption_file
+from hf_distinct.data.arrow_files import CaptionFiles
+from hf_distinct.data.caption_files import IMAGE_FOLDERS, read_caption_files
+from hf_distinct.data.caption_table import CaptionTable, read_once
+from hf_distinct.data.json_items import first_item, list_items
 from hf_distinct.data.table import (
-    CaptionTable,
     find_image_root,
     read_json,
     refuse_settings,
@@ -48,7 +51,8 @@ def load_karpathy(
         FileNotFoundError: the JSON file does not exist.
         ValueError: JSON in another format, a duplicate id, or no usable image; (strict) anything skipped.
     """
-    return _from_karpathy(read_json(json_path), json_path, image_root, strict)
+    files = CaptionFiles([Path(json_path)], "karpathy", image_root, strict)
+    return read_once(files, json_path, lambda: _from_karpathy(Path(json_path), image_root, strict, files))
 
 
 def load_coco_captions(
@@ -69,7 +73,10 @@ def load_coco_captions(
         FileNotFoundError: the JSON file does not exist.
         ValueError: JSON in another format, a duplicate id, or no usable image; (strict) anything skipped.
     """
-    return _from_coco_captions(read_json(json_path), json_path, image_root, strict)
+    files = CaptionFiles([Path(json_path)], "coco", image_root, strict)
+    return read_once(
+        files, json_path, lambda: _from_coco_captions(read_json(json_path), json_path, image_root, strict, files)
+    )
 
 
 def find_coco_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -139,6 +146,22 @@ def load_json_captions(
         FileNotFoundError: the JSON file does not exist.
         ValueError: as in the loaders, or the file has none of the formats.
     """
+    path = Path(json_path)
+    if isinstance(first := first_item(path, "images"), dict) and "sentences" in first:
+        refuse_settings(path, "a JSON file", image_column=image_column, caption_column=caption_column)
+        return load_karpathy(path, image_root, strict)
+    files = CaptionFiles([path], "json", image_root, strict, image_column, caption_column)
+    return read_once(files, path, lambda: _from_json(path, image_root, strict, image_column, caption_column, files))
+
+
+def _from_json(
+    json_path: Path,
+    image_root: Any,
+    strict: bool,
+    image_column: str | None,
+    caption_column: str | None,
+    files: CaptionFiles,
+) -> CaptionTable:
     document = read_json(json_path)
     images = document.get("images") if isinstance(document, dict) else None
     sentences = isinstance(images, list) and any(isinstance(each, dict) and "sentences" in each for each in images)
@@ -150,15 +173,25 @@ def load_json_captions(
                 f"list 'annotations' next to 'images' (COCO), or captions in a list of images (BLIP). Found the "
                 f"keys {sorted(document)}."
             )
-        return load_caption_file(json_path, image_root, strict, image_column, caption_column)
+        return read_caption_files(json_path, image_root, strict, image_column, caption_column, files)
     refuse_settings(json_path, "a JSON file", image_column=image_column, caption_column=caption_column)
-    load = _from_karpathy if sentences else _from_coco_captions
-    return load(document, json_path, image_root, strict)
+    if sentences:
+        return _from_karpathy(json_path, image_root, strict, files)
+    return _from_coco_captions(document, json_path, image_root, strict, files)
 
 
-def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
-    rows = []
-    for index, image in enumerate(take(document, "images", list, str(json_path))):
+def _from_karpathy(json_path: Path, image_root: Any, strict: bool, files: CaptionFiles) -> CaptionTable:
+    named = (file for _, file, *_ in _karpathy_rows(json_path))
+    root = find_image_root(named, json_path, image_root, [json_path.parent], IMAGE_FOLDERS)
+    table = CaptionTable(json_path, strict, files)
+    for image_id, file, captions, split, where, further in _karpathy_rows(json_path):
+        table.add(image_id, os.path.join(root.folder, file), captions, split, where, further, root.fence)
+    return table
+
+
+def _karpathy_rows(json_path: Path) -> Iterator[tuple[str, str, list[Any], str, str, dict[str, Any]]]:
+    """Yield id, file, captions, split, position and further keys of each image in one of Karpathy's files."""
+    for index, image in list_items(json_path, "images"):
         where = f"{json_path}: images[{index}]"
         folder = take(image, "filepath", str, where) if isinstance(image, dict) and "filepath" in image else ""
         file = os.path.join(folder, take(image, "filename", str, where))
@@ -169,16 +202,13 @@ def _from_karpathy(document: Any, json_path: Any, image_root: Any, strict: bool)
         id_key = "cocoid" if "cocoid" in image else "imgid"
         used = {"filepath", "filename", "split", "sentences", "sentids", id_key}
         further = {key: value for key, value in image.items() if key not in used}
-        rows.append((take_id(image, id_key, where), file, captions, KARPATHY_SPLITS[split], where, further))
-    root = find_image_root([row[1] for row in rows], json_path, image_root, [Path(json_path).parent], IMAGE_FOLDERS)
-    table = CaptionTable(json_path, strict)
-    for image_id, file, captions, split, where, further in rows:
-        table.add(image_id, root.folder / file, captions, split, where, further, root.fence)
-    return table.finish()
+        yield take_id(image, id_key, where), file, captions, KARPATHY_SPLITS[split], where, further
 
 
-def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: bool) -> DatasetDict:
-    table = CaptionTable(json_path, strict)
+def _from_coco_captions(
+    document: Any, json_path: str | os.PathLike[str], image_root: Any, strict: bool, files_kept: CaptionFiles
+) -> CaptionTable:
+    table = CaptionTable(json_path, strict, files_kept)
     images = take(document, "images", list, str(json_path))
     captions: dict[str, list[Any]] = {
         take_id(image, "id", f"{json_path}: images[{index}]"): [] for index, image in enumerate(images)
@@ -212,4 +242,4 @@ def _from_coco_captions(document: Any, json_path: Any, image_root: Any, strict: 
         image_id = take_id(image, "id", where)
         further = {key: value for key, value in image.items() if key not in ("id", "file_name")}
         table.add(image_id, root.folder / file, captions[image_id], "train", where, further, root.fence)
-    return table.finish()
+    return table

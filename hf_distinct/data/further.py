@@ -18,28 +18,34 @@ TAKEN = {"image", "captions", "image_id", "row", "neighbours", "references", "co
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 
 
-def further_features(records: Iterable[Mapping[str, Any]], source: str) -> Features:
-    """Return the columns that the records have in common: texts, numbers or booleans; missing values are None.
-
-    Others are ignored with a warning that names them: lists and objects, mixed types, names with a special meaning
-    (`TAKEN`), and names that Arrow cannot store.
-    """
-    kinds: dict[str, set[str]] = {}
+def add_kinds(kinds: dict[str, set[str]], records: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Add the kinds of values in records, by name, and return all."""
     for record in records:
         for name, value in record.items():
             kinds.setdefault(name, set()).add(_kind(value))
-    usable = {name: found for name, found in kinds.items() if name not in TAKEN and _is_name(name)}
-    features = {name: Value(dtype) for name, found in usable.items() if (dtype := _dtype(found))}
+    return kinds
+
+
+def further_features(kinds: Mapping[str, set[str]], source: str) -> Features:
+    """Return the columns that records have in common: texts, numbers or booleans; missing values are None.
+
+    Others are ignored with a warning that names them: lists and objects, mixed types, names with a special meaning
+    (`TAKEN`), and names that Arrow cannot store.
+
+    Args:
+        kinds: from `add_kinds`.
+        source: what the records are from, for messages.
+    """
+    features = usable_columns(kinds)
     empty = {name for name, found in kinds.items() if found <= {""}}
     tell_further(source, features, sorted(kinds.keys() - features.keys() - empty))
-    return Features(features)
+    return features
 
 
-def further_values(values: list[Any], feature: Value) -> list[Any]:
-    """Convert the values of a column to its type: integers among floats become floats."""
-    if feature.dtype != "float64":
-        return values
-    return [None if value is None else float(value) for value in values]
+def usable_columns(kinds: Mapping[str, set[str]]) -> Features:
+    """Return the same as `further_features`, and log nothing."""
+    usable = {name: found for name, found in kinds.items() if name not in TAKEN and _is_name(name)}
+    return Features({name: Value(dtype) for name, found in usable.items() if (dtype := _dtype(found))})
 
 
 def fitting(value: Any, dtype: str) -> Any:

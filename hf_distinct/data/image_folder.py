@@ -7,8 +7,10 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from hf_distinct.data.records import add_records, read_lines, read_table
-from hf_distinct.data.table import CaptionTable, ImageRoot, split_named
+from hf_distinct.data.arrow_files import CaptionFiles
+from hf_distinct.data.caption_table import CaptionTable, read_once
+from hf_distinct.data.records import Lines, add_records, read_table
+from hf_distinct.data.table import ImageRoot, split_named
 from hf_distinct.files.fence import GIVE_IT, Fence
 
 METADATA_FILE = "metadata.jsonl"
@@ -47,14 +49,20 @@ def load_image_folder(
     files = find_metadata(folder)
     if not files:
         raise FileNotFoundError(f"The image folder {str(folder)!r} has no {METADATA_FILE} and no {METADATA_TABLE}.")
-    table = CaptionTable(files[0] if len(files) == 1 else folder, strict)
+    source = files[0] if len(files) == 1 else Path(folder)
+    kept = CaptionFiles(files, "folder", strict, caption_column)
+    table = CaptionTable(source, strict, kept)
+    return read_once(kept, source, lambda: _filled(table, Path(folder), files, caption_column))
+
+
+def _filled(table: CaptionTable, folder: Path, files: list[Path], caption_column: str | None) -> CaptionTable:
     for path in files:
-        read = read_lines(path) if path.suffix == ".jsonl" else read_table(path, caption_column=caption_column)
-        own = path.parent != Path(folder)
+        read = Lines(path) if path.suffix == ".jsonl" else read_table(path, caption_column=caption_column)
+        own = path.parent != folder
         split, prefix = (split_named(path.parent.name), f"{path.parent.name}/") if own else (None, "")
         root = ImageRoot(path.parent, Fence([path.parent], ADVICE.format(name=path.name)))
         add_records(table, read, root, split or "train", None, caption_column, prefix)
-    return table.finish()
+    return table
 
 
 def find_metadata(folder: str | os.PathLike[str]) -> list[Path]:

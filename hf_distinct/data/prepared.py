@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.skips import NAMES_SHOWN, Skips
-from hf_distinct.data.table import clean_captions
+from hf_distinct.data.texts import clean_captions
 
 if TYPE_CHECKING:
     from hf_distinct.data.caption_embeddings import CaptionEmbeddings

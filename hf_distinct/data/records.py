@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO, StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hf_distinct.data.caption_table import CaptionTable
 from hf_distinct.data.further import parse_numbers
 from hf_distinct.data.table import (
     ID_COLUMNS,
     IMAGE_ENDINGS,
     IMAGE_NAMES,
-    CaptionTable,
     ImageRoot,
     parse_json,
     split_named,
@@ -24,27 +25,42 @@ from hf_distinct.data.table import (
     take_id,
     whole,
 )  # fmt: skip
-from hf_distinct.data.texts import decode_text, find_name, read_bytes, split_field
+from hf_distinct.data.texts import MAX_TEXT_BYTES, decode_text, find_name, read_bytes, split_field
 
-Records = list[tuple[str, Any]]
-"""Records with their position, for messages."""
+Records = Iterable[tuple[str, Any]]
+"""Records with their position, for messages; they can be read several times."""
 
 _IMAGE_FILE = re.compile(rf".+\.({'|'.join(IMAGE_ENDINGS)})(#\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"#\d+$")
 _URL = re.compile(r"https?://")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 FETCH = "Download the images first, for instance with img2dataset, and pass the folder of its shards."
 
 
-def read_lines(path: Path) -> Records:
-    """Read a JSONL file; blank lines are allowed."""
-    content = read_bytes(path)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        content = decode_text(content, str(path)).encode()
-    # As bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows within a text.
-    lines = ((f"{path}, line {number}", line) for number, line in enumerate(content.split(b"\n"), start=1))
-    return [(where, parse_json(line, where)) for where, line in lines if line.strip()]
+class Lines:
+    """The records of a JSONL file, which are read when they are needed; blank lines are allowed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the position and the record of each line; raises ValueError for one that is not JSON."""
+        with self.path.open("rb") as file:
+            marked = file.read(2) in UTF16_MARKS
+            file.seek(0)
+            lines = BytesIO(decode_text(read_bytes(self.path), str(self.path)).encode()) if marked else file
+            # As bytes, split at "\n" only: str.splitlines would also split at characters that JSON allows in a text.
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_TEXT_BYTES), b""), start=1):
+                where = f"{self.path}, line {number}"
+                if len(line) == MAX_TEXT_BYTES:
+                    raise ValueError(f"{where}: it has over {MAX_TEXT_BYTES} bytes. Is this a file of lines?")
+                if not line.isspace():
+                    yield where, parse_json(line, where)
 
 
-def read_table(path: Path, image_column: str | None = None, caption_column: str | None = None) -> Records:
+def read_table(
+    path: Path, image_column: str | None = None, caption_column: str | None = None
+) -> list[tuple[str, Any]]:
     """Read a text table: CSV (`,` or `;`), TSV, or Flickr30k's `|`, with or without a header.
 
     Without a header, a row is an image file and a caption: `a.jpg,A dog.`, or `a.jpg#0`, a tab and the caption, as in
@@ -88,7 +104,7 @@ def _rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str
     # Files with tabs and bars have no quoting, so a quote is part of the text.
     quoted = delimiter in ",;"
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True)
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
@@ -111,6 +127,7 @@ def add_records(
     image_column: str | None = None,
     caption_column: str | None = None,
     prefix: str = "",
+    listed: Mapping[str, str] | None = None,
 ) -> None:
     """Add records to a table: `{"file_name": ..., "captions": ..., "image_id": ..., "split": ...}`, or other names.
 
@@ -122,28 +139,42 @@ def add_records(
         image_column: key of the image file; by default the only one of `IMAGE_NAMES`, otherwise the id.
         caption_column: key of the captions, or `KEY.FIELD`; by default the only one of `CAPTION_NAMES`.
         prefix: prefix of ids that are made from a file name.
+        listed: the split of each image file. Other images are noted and left out.
 
     Raises:
         ValueError: a record is not an object, or has no image or captions; the message names its position.
     """
-    if not records:
-        return
-    image_key, caption_key, field = _keys(records, table.skips.source, image_column, caption_column)
+    keys: tuple[str, str, str | None] | None = None
+    others: dict[str, None] = {}
     for where, record in records:
+        keys = keys or _keys(record, where, image_column, caption_column)
+        image_key, caption_key, field = keys
         file = _file_of(record, image_key, where)
         captions = take_captions(record, caption_key, where, field)
         id_key = next((key for key in ID_COLUMNS if record.get(key) is not None and record[key] == record[key]), None)
         image_id = f"{prefix}{file}" if id_key is None else take_id(record, id_key, where)
         own = split if record.get("split") is None else take(record, "split", str, where)
-        used = {image_key, caption_key, id_key, "split"}
+        if listed:
+            if file not in listed:
+                others[file] = None
+                continue
+            own = listed[file]
+        used = (image_key, caption_key, id_key, "split")
         further = {key: value for key, value in record.items() if key not in used}
-        table.add(image_id, root.folder / file, captions, split_named(own) or own, where, further, root.fence)
+        path = os.path.join(root.folder, file)
+        table.add(image_id, path, captions, split_named(own) or own, where, further, root.fence)
+    for file in others:
+        table.skips.note("image that is not in a split list", file)
 
 
-def image_files(records: Records, image_column: str | None = None) -> list[str]:
-    """Return the image files that records name, if they do."""
-    key = image_column or _image_key(next((record for _, record in records if isinstance(record, dict)), {}))
-    return [_plain(record[key]) for _, record in records if isinstance(record, dict) and record.get(key) is not None]
+def image_files(records: Records, image_column: str | None = None) -> Iterator[str]:
+    """Yield the image files that records name, if they do."""
+    key = image_column
+    for _, record in records:
+        if isinstance(record, dict):
+            key = key or _image_key(record)
+            if record.get(key) is not None:
+                yield _plain(record[key])
 
 
 def _file_of(record: Any, key: str, where: str) -> str:
@@ -154,7 +185,8 @@ def _file_of(record: Any, key: str, where: str) -> str:
 
 def _plain(file: Any) -> str:
     """Return an image file without the number of the caption that token files append to it."""
-    return re.sub(r"#\d+$", "", str(whole(file)).strip())
+    name = str(whole(file)).strip()
+    return _NUMBER.sub("", name) if "#" in name else name
 
 
 def _image_key(names: Sequence[str] | dict[str, Any]) -> str | None:
@@ -162,9 +194,9 @@ def _image_key(names: Sequence[str] | dict[str, Any]) -> str | None:
 
 
 def _keys(
-    records: Records, source: str, image_column: str | None, caption_column: str | None
+    first: Any, where: str, image_column: str | None, caption_column: str | None
 ) -> tuple[str, str, str | None]:
-    where, first = records[0]
+    """Return the keys of image and captions in the first record, and the field of the captions if they are structs."""
     names = list(take_object(first, where))
     image_key = image_column or _image_key(names)
     caption_key, field = split_field(caption_column, names) if caption_column else (find_name(names), None)

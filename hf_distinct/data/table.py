@@ -1,22 +1,19 @@
-"""The final step of every source: rows of (id, file, captions, split) are checked and become a DatasetDict."""
+"""What the sources of captions share: JSON, names of columns and splits, ids, and the files of images."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Features, Image, Value
 
-from hf_distinct.data.further import further_features, further_values, tell_differing
-from hf_distinct.data.skips import Skips
-from hf_distinct.data.texts import clean_captions, decode_text, is_empty, is_storable, read_bytes, texts_of
+from hf_distinct.data.texts import decode_text, is_storable, read_bytes, texts_of
 from hf_distinct.files.fence import Fence
 
 SPLITS = ("train", "validation", "test")
@@ -34,8 +31,9 @@ IMAGE_NAMES = (
     ("filename", "image_name", "image_path", "image_file", "filepath", "file", "path", "img_path", "img", "images"),
     ("picture", "photo", "jpg", "png"),
 )
+FILES_TRIED = 1000
+"""Files by which `find_image_root` chooses a folder, unless none of them is found."""
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_URL = re.compile(r"(^|/)[A-Za-z][\w+.-]+:/")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -68,19 +66,23 @@ def parse_json(content: bytes, where: str) -> Any:
     """Decode JSON, or raise a ValueError that begins with `where`; an object must not repeat a key."""
     text = decode_text(content, where)
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return DECODER.decode(text)
     except RecursionError as error:
         raise ValueError(f"{where}: this is not JSON that can be read: it is nested too deeply.") from error
     except ValueError as error:  # not JSON, or a number with thousands of digits
         raise ValueError(f"{where}: this is not JSON that can be read: {error}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON as a dict; raises ValueError if a key is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated in an object")
     return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def refuse_settings(path: object, form: str, **settings: object) -> None:
@@ -166,7 +168,7 @@ class ImageRoot(NamedTuple):
 
 
 def find_image_root(
-    files: Sequence[str],
+    files: Iterable[str],
     source: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None,
     roots: Sequence[Path],
@@ -186,152 +188,31 @@ def find_image_root(
         ValueError: the folder `image_root` does not exist.
     """
     fence = None
+    files = iter(files)
+    chunk = list(islice(files, FILES_TRIED))
     if image_root is not None:
         if not Path(image_root).is_dir():
             raise ValueError(f"{source}: the image folder {str(image_root)!r} does not exist.")
         fence = Fence([image_root])
         given = [Path(image_root)]
         innermost = given[0].resolve()
-        if all(Path(file).parts[:1] == (innermost.name,) for file in files):  # "images/1.jpg" in the folder images
+        if all(Path(file).parts[:1] == (innermost.name,) for file in chunk):  # "images/1.jpg" in the folder images
             given.append(innermost.parent)
         roots = [*given, *roots]
     folders = [(root, folder) for root in roots for name in ("", *subfolders) if (folder := root / name).is_dir()]
-    files = [file for file in files if not os.path.isabs(file)] or files  # absolute paths need no root
-    for find, some in ((_itself, files), (find_file, files[:100])):
-        for root, folder in folders:
-            own = fence or Fence([root, roots[0]])
-            if any(found in own for file in some if (found := find(os.path.join(folder, file)))):
-                return ImageRoot(folder, own)
+    while chunk:
+        relative = [file for file in chunk if not os.path.isabs(file)] or chunk  # absolute paths need no root
+        for find, some in ((_itself, relative), (find_file, relative[:100])):
+            for root, folder in folders:
+                own = fence or Fence([root, roots[0]])
+                if any(found in own for file in some if (found := find(os.path.join(folder, file)))):
+                    return ImageRoot(folder, own)
+        chunk = list(islice(files, FILES_TRIED))
     return ImageRoot(roots[0], fence or Fence([roots[0]]))
 
 
 def _itself(path: str) -> str | None:
     return path if os.path.isfile(path) else None
-
-
-@dataclass
-class _Row:
-    image_id: str
-    file: str
-    captions: list[Any]
-    split: str
-    where: str
-    fence: Fence | None = None
-    further: dict[str, Any] = field(default_factory=dict)
-
-
-class CaptionTable:
-    """Collects rows from a source, then checks files and captions and builds the splits.
-
-    Args:
-        source: the file being read, as messages name it.
-        strict: raise an error for a skip.
-    """
-
-    def __init__(self, source: str | os.PathLike[str], strict: bool = False) -> None:
-        self.skips = Skips(str(source), strict)
-        self._rows: dict[str, _Row] = {}
-        self._files: dict[str, _Row] = {}
-        self._differing: set[str] = set()
-
-    def add(
-        self,
-        image_id: str,
-        file: str | os.PathLike[str],
-        captions: Sequence[Any],
-        split: str,
-        where: str,
-        further: Mapping[str, Any] | None = None,
-        fence: Fence | None = None,
-    ) -> None:
-        """Add a row; a further row with the same file and split adds its new captions to the first, whatever its id.
-
-        Args:
-            image_id: the image's id, unique over all splits.
-            file: the path of the image.
-            captions: its captions, not yet cleaned.
-            split: "train", "validation" or "test".
-            where: position in the source (line, index), for messages.
-            further: further columns. Those that differ among the rows of one file are ignored.
-            fence: the folders that the image must be in; None for any.
-
-        Raises:
-            ValueError: unknown split, or the id is already used for another file, or the file in another split.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"{where}: unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
-        file = os.path.abspath(file)
-        row = _Row(image_id, file, list(captions), split, where, fence, dict(further or {}))
-        first = self._rows.get(image_id) or self._files.get(file)
-        if first is None:
-            self._rows[image_id] = self._files[file] = row
-        elif first.file != file:
-            raise ValueError(
-                f"{self.skips.source}: image id {image_id!r} appears twice: {first.where} ({first.file!r}, "
-                f"{first.split}) and {where} ({file!r}, {split}). Give each image its own id, in one split."
-            )
-        elif first.split != split:
-            raise ValueError(
-                f"{self.skips.source}: the image {file!r} appears twice: {first.where} ({first.split}) and {where} "
-                f"({split}). Put it into one split."
-            )
-        else:
-            self._merge(first, row)
-
-    def _merge(self, first: _Row, row: _Row) -> None:
-        for caption in row.captions:
-            if isinstance(caption, str) and not is_empty(caption) and caption in first.captions:
-                self.skips.note("repeated caption of image", first.image_id)
-            else:
-                first.captions.append(caption)
-        names = first.further.keys() | row.further.keys()
-        self._differing |= {name for name in names if first.further.get(name) != row.further.get(name)}
-
-    def finish(self) -> DatasetDict:
-        """Clean the captions, look for the files, and build the splits that have at least one row.
-
-        Captions are stripped; empty ones and those over `MAX_CAPTION_CHARACTERS` are skipped, and so are images
-        without a caption and images whose file is missing. All skips are reported in one warning.
-
-        Returns:
-            `DatasetDict` with columns `image` (files stay encoded on disk until read), `captions` and `image_id`, and
-            further columns.
-
-        Raises:
-            ValueError: no row is left, an image is outside of its folders, or (strict) anything was skipped.
-        """
-        rows = [row for row in self._rows.values() if self._is_usable(row)]
-        for split in SPLITS:
-            if any(row.split == split for row in self._rows.values()) and all(row.split != split for row in rows):
-                self.skips.add("split without any usable image", split)
-        if not rows:
-            if not self._rows:
-                raise ValueError(f"{self.skips.source}: it contains no images.")
-            raise ValueError(
-                f"{self.skips.source}: none of the {len(self._rows)} images is usable: {self.skips.summary()}. "
-                "If files are missing, set image_root to the right image folder."
-            )
-        self.skips.warn()
-        tell_differing(self.skips.source, sorted(self._differing))
-        for row in rows:
-            row.further = {name: value for name, value in row.further.items() if name not in self._differing}
-        features = further_features((row.further for row in rows), self.skips.source)
-        by_split = {split: [row for row in rows if row.split == split] for split in SPLITS}
-        return DatasetDict({split: _to_dataset(members, features) for split, members in by_split.items() if members})
-
-    def _is_usable(self, row: _Row) -> bool:
-        if (file := find_file(row.file)) is None:
-            url = "image that is a URL (download it first, for instance with img2dataset)"
-            self.skips.add(url if _URL.search(row.file) else "missing image file", row.file)
-            return False
-        if row.fence is not None:
-            row.fence.check(file, row.where)
-        if not is_storable(file):
-            self.skips.add("image file whose name is not UTF-8 (rename it)", file)
-            return False
-        row.file = file
-        row.captions = clean_captions(row.captions, row.image_id, self.skips)
-        return bool(row.captions)
 
 
 def caption_features() -> Features:
@@ -342,13 +223,3 @@ def caption_features() -> Features:
 def split_named(name: str) -> str | None:
     """Return the split (train, validation or test) for a source's name of it; None if unknown."""
     return SPLIT_NAMES.get(name.lower())
-
-
-def _to_dataset(rows: Sequence[_Row], further: Features) -> Dataset:
-    columns: dict[str, list[Any]] = {
-        "image": [row.file for row in rows],
-        "captions": [row.captions for row in rows],
-        "image_id": [row.image_id for row in rows],
-    }
-    columns |= {name: further_values([row.further.get(name) for row in rows], further[name]) for name in further}
-    return Dataset.from_dict(columns, features=Features({**caption_features(), **further}))

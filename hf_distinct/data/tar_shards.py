@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers.utils import logging
 
-from hf_distinct.data.further import fitting, further_features, tell_differing
+from hf_distinct.data.further import add_kinds, fitting, further_features, tell_differing
 from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, parse_json, split_named
@@ -166,9 +166,8 @@ def _further(samples: list[dict[str, bytes]], column: str | None, source: str) -
     """Return the keys of the first samples' .json that rewards can read."""
     records = [_record(files, "", Skips("")) for files in samples]
     names = {column, *(name for rank in CAPTION_NAMES for name in rank)}
-    return further_features(
-        ({name: value for name, value in record.items() if name not in names} for record in records), source
-    )
+    further = ({name: value for name, value in record.items() if name not in names} for record in records)
+    return further_features(add_kinds({}, further), source)
 
 
 def _held(samples: list[dict[str, bytes]]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from hf_distinct.data.caption_table import CaptionTable
 from hf_distinct.data.images import picture_files
-from hf_distinct.data.table import CaptionTable, split_named
-from hf_distinct.data.texts import MAX_TEXT_BYTES, NOT_UTF8, caption_lines, read_bytes
+from hf_distinct.data.table import split_named
+from hf_distinct.data.texts import MAX_TEXT_BYTES, NOT_UTF8, caption_lines, read_bytes, texts_of
 from hf_distinct.files.fence import Fence
 
 TEXT_ENDINGS = (".txt", ".caption", ".captions")
@@ -43,7 +44,7 @@ def load_text_beside(folder: str | os.PathLike[str], strict: bool = False) -> Da
         fence.check(text_file, str(folder))
         content = read_bytes(text_file, MAX_TEXT_BYTES)
         try:
-            captions = caption_lines(content, str(text_file))
+            captions = texts_of(caption_lines(content, str(text_file)))
         except ValueError:
             table.skips.add(NOT_UTF8, str(text_file.relative_to(folder)))
             continue

@@ -34,6 +34,7 @@ CAPTION_NAMES = (
 TEXT_FIELDS = ("raw", *(name for names in CAPTION_NAMES for name in names))
 # Missing values in tables that were written as text.
 NO_TEXTS = {"nan", "none", "null", "<na>", "n/a"}
+NO_CAPTION = "image without a caption"
 NOT_UTF8 = "caption file that is not UTF-8 (save it as UTF-8)"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = (
@@ -55,7 +56,7 @@ def decode_text(content: bytes, where: str) -> str:
     Raises:
         ValueError: it is neither; the message begins with `where`.
     """
-    mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
+    encoding, mark = encoding_of(content)
     content = content[len(mark) :]
     if not mark and b"\0" in content:
         raise ValueError(f"{where}: this is not UTF-8, but perhaps UTF-16 without its mark. Save the file as UTF-8.")
@@ -67,6 +68,11 @@ def decode_text(content: bytes, where: str) -> str:
             f"{where}: line {line} is not {encoding.upper()} (byte {content[error.start]:#04x} at {error.start}). "
             "Save the file as UTF-8."
         ) from error
+
+
+def encoding_of(begin: bytes) -> tuple[str, bytes]:
+    """Return the encoding of a text file that begins with these bytes, and its byte order mark."""
+    return next(((encoding, mark) for mark, encoding in _MARKS if begin.startswith(mark)), ("utf-8", b""))
 
 
 def caption_lines(content: bytes, where: str) -> list[str]:
@@ -102,10 +108,10 @@ def texts_of(value: Any, field: str | None = None, depth: int = 0) -> list[Any]:
     Raises:
         ValueError: a struct has no such field, or captions are nested more than `MAX_DEPTH` deep.
     """
+    if isinstance(value, str):
+        return [value] if value[:1].isalnum() else _written_list(value)
     if depth > MAX_DEPTH:
         raise ValueError(f"captions are nested more than {MAX_DEPTH} deep")
-    if isinstance(value, str):
-        return _written_list(value)
     if isinstance(value, Mapping):
         name = field or next((each for each in TEXT_FIELDS if each in value), None)
         if name is None or name not in value:
@@ -141,20 +147,36 @@ def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None
     Args:
         captions: captions of one image, as `texts_of` accepts them.
         image_id: its id, for messages.
-        skips: records the others: empty ones (null, NaN, and these words as text, too), values that are not text,
-            those over `MAX_CAPTION_CHARACTERS`, those that cannot be stored, and the image itself if none is left.
+        skips: records the others: those that `clean_texts` skips, and the image itself if none is left.
         field: the field, if a caption is a struct.
 
     Raises:
         ValueError: a caption is a struct without this field.
     """
-    cleaned = []
     try:
         texts = texts_of(captions, field)
     except ValueError as error:
         raise ValueError(f"{skips.source}: image {image_id!r}: {error}. Set --caption_column COLUMN.FIELD?") from error
+    cleaned = clean_texts(texts, image_id, skips)
+    if not cleaned:
+        skips.add(NO_CAPTION, image_id)
+    return cleaned
+
+
+def clean_texts(texts: Iterable[Any], image_id: str, skips: Skips) -> list[str]:
+    """Return the usable captions of a list, stripped.
+
+    Args:
+        texts: captions of one image.
+        image_id: its id, for messages.
+        skips: records the others: empty ones (null, NaN, and these words as text, too), values that are not text,
+            those over `MAX_CAPTION_CHARACTERS`, and those that cannot be stored.
+    """
+    cleaned = []
     for caption in texts:
-        if is_missing(caption) or (isinstance(caption, str) and is_empty(caption)):
+        if isinstance(caption, str) and _is_plain(caption):
+            cleaned.append(caption)
+        elif is_missing(caption) or (isinstance(caption, str) and is_empty(caption)):
             skips.add("empty caption of image", image_id)
         elif not isinstance(caption, str):
             skips.add(f"caption that is not text ({type(caption).__name__}) of image", image_id)
@@ -164,9 +186,20 @@ def clean_captions(captions: Any, image_id: str, skips: Skips, field: str | None
             skips.add("caption with a broken character (lone surrogate) of image", image_id)
         else:
             cleaned.append(caption.strip())
-    if not cleaned:
-        skips.add("image without a caption", image_id)
     return cleaned
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a caption is usable as it is, by a quick test that most usable ones pass: two words of ASCII or more."""
+    return (
+        text.isascii()
+        and text.isprintable()
+        and " " in text
+        and text[0].isalnum()
+        and text[-1] != " "
+        and text[-2] not in " ."
+        and len(text) <= MAX_CAPTION_CHARACTERS
+    )
 
 
 def is_missing(value: Any) -> bool:
@@ -182,4 +215,4 @@ def is_empty(text: str) -> bool:
 
 def is_storable(text: str) -> bool:
     """Whether a UTF-8 column can store a text: JSON may contain half of a surrogate pair, such as U+D83D."""
-    return _SURROGATE.search(text) is None
+    return text.isascii() or _SURROGATE.search(text) is None

@@ -1,7 +1,7 @@
 import pytest
 from datasets import ClassLabel, List, Value
 
-from hf_distinct.data.further import fitting, further_features, further_values, is_further, parse_numbers
+from hf_distinct.data.further import add_kinds, fitting, further_features, is_further, parse_numbers
 
 
 def test_kinds(caplog):
@@ -9,21 +9,20 @@ def test_kinds(caplog):
         {"text": "a", "whole": 1, "real": 1, "yes": True, "mixed": 1, "none": None, "boxes": [1], "big": 2**70},
         {"whole": None, "real": 0.5, "mixed": "b", "row": 3, "prompts": "p", "broken": "\ud83d"},
     ]
-    kinds = {name: feature.dtype for name, feature in further_features(rows, "source").items()}
+    kinds = {name: feature.dtype for name, feature in further_features(add_kinds({}, rows), "source").items()}
     assert kinds == {"text": "string", "whole": "int64", "real": "float64", "yes": "bool"}
     assert "source: ignored 'big', 'boxes', 'broken', 'mixed', 'prompts', 'row': a further column" in caplog.text
-    assert further_values([1, None, 0.5], Value("float64")) == [1.0, None, 0.5]
 
 
 @pytest.mark.parametrize("name", ["\ud83d", "\0", ""])
 def test_a_name_that_arrow_cannot_store_is_ignored(name, caplog):
-    assert list(further_features([{name: "a", "b": "c"}], "source")) == ["b"]
+    assert list(further_features(add_kinds({}, [{name: "a", "b": "c"}]), "source")) == ["b"]
     assert f"source: ignored {name!r}: a further column" in caplog.text
 
 
 def test_nothing_further_nothing_said(caplog):
     caplog.set_level("INFO")
-    assert not further_features([{}, {"a": None}], "source") and not caplog.records
+    assert not further_features(add_kinds({}, [{}, {"a": None}]), "source") and not caplog.records
 
 
 @pytest.mark.parametrize(
