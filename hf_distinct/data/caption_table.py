@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from hf_distinct.data.arrow_files import BATCH_ROWS, CaptionFiles, Found, Rows
 from hf_distinct.data.further import add_kinds, fitting, further_features, tell_differing, usable_columns
+from hf_distinct.data.selections import first_places
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import SPLITS, caption_features, find_file
 from hf_distinct.data.texts import NO_CAPTION, clean_texts, is_storable
@@ -210,7 +211,7 @@ class CaptionTable:
     def _first_rows(self) -> np.ndarray | None:
         """Return for each row the first one of its image; None if no image has several."""
         ids, files = (np.frombuffer(each, dtype=np.int64) for each in (self._ids, self._files))
-        by_id, by_file = _first_with(ids), _first_with(files)
+        by_id, by_file = first_places(ids), first_places(files)
         if np.array_equal(by_id, by_file):
             return None if np.array_equal(by_id, np.arange(len(ids))) else by_file
         # An id of several files, or a file of several ids: each row joins an earlier one with its id, else its file.
@@ -289,12 +290,6 @@ def without_differing(splits: DatasetDict, found: Found) -> DatasetDict:
             for split, rows in splits.items()
         }
     )
-
-
-def _first_with(values: np.ndarray) -> np.ndarray:
-    """Return for each value the place where it occurs first."""
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    return first[inverse]
 
 
 def _columns(table: pa.Table, further: Features) -> pa.Table:

@@ -198,10 +198,12 @@ def image_states(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
         if content is not None:
             held = b"\nheld " + hashlib.blake2b(content).digest()
             yield held, held
-        elif path is not None and os.path.exists(path):
+            continue
+        name = (path or "").encode("utf-8", "surrogatepass")
+        try:
             state = os.stat(path)
-            name, size = path.encode("utf-8", "surrogatepass"), state.st_size
-            yield b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name, b"\nfile %d" % size
+        except (OSError, TypeError, ValueError):  # no such file, no path, or a NUL in it
+            yield b"\nnone " + name, b"\nnone " + name
         else:
-            none = b"\nnone " + (path or "").encode("utf-8", "surrogatepass")
-            yield none, none
+            size = state.st_size
+            yield b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name, b"\nfile %d" % size

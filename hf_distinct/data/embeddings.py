@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_distinct.data.belonging import neighbours_problems
 from hf_distinct.data.images import decode_images, warn_of_losses
-from hf_distinct.data.prepared import as_captioned, neighbours_problems, select
+from hf_distinct.data.prepared import as_captioned, select
+from hf_distinct.data.selections import with_column
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
 from hf_distinct.distributed.gathering import wait_for_first_process
@@ -94,9 +96,9 @@ def embed_dataset(
     skips.warn()
     warn_of_losses("embed_dataset", ((image_ids[row], lost) for row, lost in sorted(losses.items())))
 
-    dataset = dataset.remove_columns("row") if "row" in dataset.column_names else dataset
-    dataset = select(dataset, [row for row in range(len(dataset)) if row not in failures], "dataset")
-    return dataset.add_column("row", np.arange(len(dataset))), embeddings
+    if failures:
+        dataset = select(dataset, np.delete(np.arange(len(dataset)), list(failures)), "dataset")
+    return with_column(dataset, "row", np.arange(len(dataset))), embeddings
 
 
 def _through_cache(embedder: _Embedder, cache_dir: Path) -> tuple[CaptionEmbeddings, dict[int, str], dict[int, str]]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset, List, Value
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_distinct.data.selections import with_column
 from hf_distinct.data.table import parse_json
 from hf_distinct.files.parts import read_tensors, write_tensors
 
@@ -75,9 +76,7 @@ class Neighbours:
         there = taken >= 0
         offsets = np.concatenate([[0], there.sum(axis=1).cumsum()])
         column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(taken[there], pa.int64()))
-        if "neighbours" in dataset.column_names:
-            dataset = dataset.remove_columns("neighbours")
-        return dataset.add_column("neighbours", column, feature=[Value("int64")])
+        return with_column(dataset, "neighbours", column, List(Value("int64")))
 
     def statistics(self) -> dict[str, Any]:
         """Return similarity by rank (mean, 5th, 50th and 95th percentile), fractions with rejects, and counts."""

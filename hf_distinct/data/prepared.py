@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +13,10 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Lar
 from transformers.utils import logging
 
 from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.selections import BATCH_ROWS, batches, column, first_places, with_column
 from hf_distinct.data.skips import NAMES_SHOWN, Skips
 from hf_distinct.data.texts import clean_captions
-
-if TYPE_CHECKING:
-    from hf_distinct.data.caption_embeddings import CaptionEmbeddings
-    from hf_distinct.scorer import ClipScorer
+from hf_distinct.text.limits import MAX_CAPTION_CHARACTERS
 
 logger = logging.get_logger(__name__)
 
@@ -25,12 +24,13 @@ CAPTIONED = ("image", "captions", "image_id")
 TEXTS = ("string", "large_string")
 NAMES = (*TEXTS, "int", "uint")
 ENCODED = (*TEXTS, "binary", "large_binary")
+_PREPARED: weakref.WeakSet[Dataset] = weakref.WeakSet()
+"""What `as_captioned` returned, which it need not read again."""
 ADD_TO = {
     "image": "the images: file paths, encoded bytes, or PIL images",
     "captions": "a list of captions per row",
     "image_id": "a text or an integer that identifies the image",
 }
-BATCH = 1000
 
 
 def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, strict: bool = False) -> Dataset:
@@ -55,24 +55,24 @@ def as_captioned(dataset: Any, name: str, needs: Sequence[str] = CAPTIONED, stri
         ValueError: it is not a suitable dataset, no row is usable, an id is missing or used for two images, or
             (strict) anything is dropped. The message begins with the name.
     """
-    dataset = as_pictures(dataset, name, needs)
-    image_ids = _image_ids(dataset, name)
-    if image_ids and dataset.features["image_id"].dtype not in TEXTS:
-        dataset = _replace(dataset, "image_id", image_ids, Value("string"))
-    if "captions" not in dataset.column_names:
+    given, dataset = dataset, as_pictures(dataset, name, needs)
+    names = [each for each in ("image_id", "captions") if each in dataset.column_names]
+    if given in _PREPARED or not names:
         return dataset
-    given, skips = _column(dataset, "captions"), Skips(name, strict)
-    listed = ([each] if isinstance(each, str) else each or [] for each in given)
-    named = zip(listed, names_of(dataset), strict=True)
-    captions = [clean_captions(each, who, skips) for each, who in named]
-    kept = [row for row, texts in enumerate(captions) if texts]
-    if not kept:
+    skips = Skips(name, strict)
+    read = _Read(np.arange(len(dataset)), np.ones(len(dataset), dtype=bool))
+    for begin, table in zip(range(0, len(dataset), BATCH_ROWS), batches(dataset, names), strict=True):
+        read.add(table, begin, skips)
+    dataset = read.with_changes(dataset)
+    kept = np.flatnonzero(read.told)
+    if not len(kept):
         raise ValueError(f"{name}: no row has a usable caption: {skips.summary()}.")
     skips.warn()
-    kept = _join_repeats(dataset, image_ids, captions, kept, name) if image_ids else kept
-    if captions != given:
-        dataset = _replace(dataset, "captions", captions, List(Value("string")))
-    return select(dataset, kept, name)
+    if names[0] == "image_id" and names[-1] == "captions":
+        dataset, kept = _join_repeats(dataset, read.image_ids, kept, name)
+    dataset = select(dataset, kept, name)
+    _PREPARED.add(dataset)
+    return dataset
 
 
 def as_evaluated(dataset: Any, name: str, needs: Sequence[str] = ("image",), strict: bool = False) -> Dataset:
@@ -189,69 +189,128 @@ def _holds_pictures(feature: Any) -> bool:
     return getattr(feature, "dtype", None) == "uint8"
 
 
-def _column(dataset: Dataset, name: str) -> list[Any]:
-    """Return the values of one column as Python objects."""
-    tables = dataset.select_columns([name]).with_format("arrow").iter(batch_size=BATCH)
-    return [value for table in tables for value in table[name].to_pylist()]
+class _Read:
+    """The ids and captions of a dataset, read in one go: what changes, and what is needed to find repeated images.
+
+    Attributes:
+        image_ids: ``(N,)``, hashes of the image ids.
+        told: ``(N,)``, whether a row has a usable caption.
+    """
+
+    def __init__(self, image_ids: np.ndarray, told: np.ndarray) -> None:
+        self.image_ids, self.told = image_ids, told
+        self._ids: list[pa.Array] = []
+        self._captions: list[pa.Array] = []
+        self._new_ids = self._new_captions = False
+
+    def add(self, table: pa.Table, begin: int, skips: Skips) -> None:
+        """Read the next rows, which begin at row `begin`."""
+        rows = slice(begin, begin + len(table))
+        names: Sequence[str] = [f"row {row}" for row in range(rows.start, rows.stop)]
+        if "image_id" in table.column_names:
+            ids = table["image_id"].combine_chunks()
+            texts = ids if ids.type in (pa.string(), pa.large_string()) else ids.cast(pa.string())
+            self._new_ids = self._new_ids or texts is not ids
+            self._ids.append(texts)
+            missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
+            for place in np.flatnonzero(missing)[:1]:
+                raise ValueError(f"{skips.source}: row {begin + place} has no image_id. Give each image its own id.")
+            names = texts.to_pylist()
+            self.image_ids[rows] = list(map(hash, names))
+        if "captions" in table.column_names:
+            given = table["captions"].combine_chunks()
+            cleaned = _cleaned(given, names, skips)
+            self._new_captions = self._new_captions or cleaned is not given
+            self._captions.append(cleaned)
+            self.told[rows] = pc.greater(pc.list_value_length(cleaned), 0)
+
+    def with_changes(self, dataset: Dataset) -> Dataset:
+        """Return the dataset with ids that are texts, and cleaned captions."""
+        if self._new_ids:
+            dataset = with_column(dataset, "image_id", pa.chunked_array(self._ids), Value("string"))
+        if self._new_captions:
+            lists = [each.cast(pa.list_(pa.string())) for each in self._captions]
+            dataset = with_column(dataset, "captions", pa.chunked_array(lists), List(Value("string")))
+        return dataset
 
 
-def _image_ids(dataset: Dataset, name: str) -> list[str]:
-    """Return the image ids as texts; an empty list without this column."""
-    if "image_id" not in dataset.column_names:
-        return []
-    image_ids = _column(dataset, "image_id")
-    for row, image_id in enumerate(image_ids):
-        if image_id is None or not str(image_id).strip():
-            raise ValueError(f"{name}: row {row} has no image_id. Give each image its own id.")
-    return list(map(str, image_ids))
+def _cleaned(captions: pa.Array, names: Sequence[str], skips: Skips) -> pa.Array:
+    """Return the cleaned captions of some rows; the array itself if nothing changes."""
+    if not len(odd := _odd_rows(captions)):
+        return captions
+    values = captions.to_pylist()
+    for place in odd.tolist():
+        texts = [values[place]] if isinstance(values[place], str) else values[place] or []
+        values[place] = clean_captions(texts, names[place], skips)
+    return captions if values == captions.to_pylist() else pa.array(values, pa.list_(pa.string()))
+
+
+def _odd_rows(captions: pa.Array) -> np.ndarray:
+    """Return the rows that may need cleaning: all but those whose captions are all texts of two words or more."""
+    if not isinstance(captions, (pa.ListArray, pa.LargeListArray)):
+        return np.arange(len(captions))
+    texts, rows = captions.flatten(), pc.list_parent_indices(captions).to_numpy()
+    if not len(texts):
+        return np.arange(len(captions))
+    plain = [  # as in clean_captions; with a space in the middle, a text is neither empty nor a word for nothing
+        pc.string_is_ascii(texts),
+        pc.ascii_is_printable(texts),
+        pc.less_equal(pc.binary_length(texts), MAX_CAPTION_CHARACTERS),
+        pc.equal(pc.ascii_trim_whitespace(texts), texts),
+        pc.greater(pc.find_substring(texts, " "), 0),
+        pc.invert(pc.match_substring_regex(texts, r"[ .].$|\]$")),
+    ]
+    odd = np.zeros(len(captions), dtype=bool)
+    usual = np.logical_and.reduce([pc.fill_null(each, False).to_numpy(zero_copy_only=False) for each in plain])
+    odd[rows[~usual]] = True
+    odd |= pc.fill_null(pc.list_value_length(captions), 0).to_numpy(zero_copy_only=False) == 0
+    return np.flatnonzero(odd)
 
 
 def names_of(dataset: Dataset) -> list[str]:
     """Return names of the rows for messages: their image ids, or their numbers."""
     if "image_id" in dataset.column_names:
-        return list(map(str, _column(dataset, "image_id")))
+        return list(map(str, column(dataset, "image_id")))
     return [f"row {row}" for row in range(len(dataset))]
 
 
 def _join_repeats(
-    dataset: Dataset, image_ids: Sequence[str], captions: list[list[str]], kept: Sequence[int], name: str
-) -> list[int]:
-    """Move captions of rows with a repeated id to its first row, in place; return the remaining rows."""
-    first: dict[str, int] = {}
-    repeats = [row for row in kept if first.setdefault(image_ids[row], row) != row]
-    if not repeats:
-        return list(kept)
+    dataset: Dataset, image_ids: np.ndarray, kept: np.ndarray, name: str
+) -> tuple[Dataset, np.ndarray]:
+    """Move captions of rows with a repeated id to its first row; return the remaining rows."""
+    first = kept[first_places(image_ids[kept])]
+    if not len(repeats := kept[first != kept]):
+        return dataset, kept
+    first_of = dict(zip(repeats.tolist(), first[first != kept].tolist(), strict=True))
+    rows = sorted({*first_of, *first_of.values()})
+    involved = dict(zip(rows, dataset.select(rows).select_columns(["captions", "image_id"]), strict=True))
     if "image" in dataset.column_names:
         encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-        for row in repeats:
-            if _content(encoded[row]["image"]) != _content(encoded[first[image_ids[row]]]["image"]):
+        for row, own in first_of.items():
+            if _content(encoded[row]["image"]) != _content(encoded[own]["image"]):
                 raise ValueError(
-                    f"{name}: image_id {image_ids[row]!r} is used for two images, in rows {first[image_ids[row]]} and "
-                    f"{row}. Give each image its own id."
+                    f"{name}: image_id {involved[row]['image_id']!r} is used for two images, in rows {own} and {row}. "
+                    "Give each image its own id."
                 )
-    for row in repeats:
-        own = captions[first[image_ids[row]]]
-        own += [text for text in captions[row] if text not in own]
-    names = list(dict.fromkeys(image_ids[row] for row in repeats))
+    for row, own in first_of.items():
+        texts = involved[own]["captions"]
+        texts += [text for text in involved[row]["captions"] if text not in texts]
+    names = list(dict.fromkeys(involved[row]["image_id"] for row in first_of))
     more = ", ..." if len(names) > NAMES_SHOWN else ""
     logger.warning(
         f"{name}: {len(repeats)} rows repeat the image of an earlier row; their captions are added to that row "
         f"({', '.join(map(repr, names[:NAMES_SHOWN]))}{more})"
     )
-    again = set(repeats)
-    return [row for row in kept if row not in again]
+    every = enumerate(column(dataset, "captions"))
+    captions = [involved[row]["captions"] if row in involved else own for row, own in every]
+    return with_column(dataset, "captions", captions, List(Value("string"))), kept[first == kept]
 
 
 def _content(value: dict[str, Any] | None) -> Any:
     return value and (value["path"] if value["bytes"] is None else value["bytes"])
 
 
-def _replace(dataset: Dataset, name: str, values: Any, feature: Any) -> Dataset:
-    """Replace a column; columns are joined side by side, so that images are not copied."""
-    return dataset.remove_columns(name).add_column(name, values, feature=feature)
-
-
-def select(dataset: Dataset, rows: Sequence[int], name: str) -> Dataset:
+def select(dataset: Dataset, rows: Sequence[int] | np.ndarray, name: str) -> Dataset:
     """Select rows, unless this would invalidate a column `neighbours`.
 
     Raises:
@@ -292,79 +351,3 @@ def readable(dataset: Dataset, name: str, strict: bool = False) -> Dataset:
         raise ValueError(f"{name}: none of the {len(dataset)} images can be decoded: {skips.summary()}")
     skips.warn()
     return select(dataset, kept, name)
-
-
-def embeddings_problems(
-    dataset: Dataset, embeddings: CaptionEmbeddings, name: str, scorer: ClipScorer | None = None
-) -> Iterator[str]:
-    """Yield a message if given embeddings do not belong to a dataset's rows and captions.
-
-    Args:
-        dataset: the output of `as_captioned`.
-        embeddings: the embeddings given with it.
-        name: the dataset's name in messages.
-        scorer: the CLIP model that they should come from.
-    """
-    width = embeddings.image_embeds.shape[1]
-    if scorer is not None and width != scorer.embed_dim:
-        yield (
-            f"The embeddings have {width} numbers each, those of the scorer {scorer.name!r} {scorer.embed_dim}: they "
-            "come from another CLIP model. Embed the images with this scorer (embed_dataset)."
-        )
-    advice = "Pass the dataset and the embeddings that embed_dataset returned together."
-    if len(embeddings) != len(dataset):
-        yield f"The embeddings belong to {len(embeddings)} images, but {name} has {len(dataset)} rows. {advice}"
-    elif "row" not in dataset.column_names or not _counts_rows(dataset):
-        yield f"The column 'row' of {name} should count its rows from 0, as the embeddings do. {advice}"
-    else:
-        counts = np.array([len(texts) for texts in _column(dataset, "captions")])
-        embedded = np.diff(embeddings.caption_offsets.numpy())
-        for row in np.flatnonzero(counts != embedded)[:1].tolist():
-            yield (
-                f"Row {row} of {name} has {counts[row]} captions, but {embedded[row]} were embedded. "
-                f"{advice}"
-            )
-
-
-def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterator[str]:
-    """Yield problems of a column `neighbours` in a dataset; nothing without such a column.
-
-    Args:
-        dataset: the dataset as given, before its rows are numbered again.
-        name: its name in messages.
-        wanted: `pool_neighbours`, the required number per row; 0 for any number.
-    """
-    if "neighbours" not in dataset.column_names:
-        return
-    feature: Any = dataset.features["neighbours"]
-    inner = feature.feature if isinstance(feature, (List, LargeList)) else None
-    remedy = "Remove it (dataset.remove_columns('neighbours')): training then mines again."
-    if not (isinstance(inner, Value) and "int" in inner.dtype):
-        yield f"{name}: the column 'neighbours' should contain lists of row numbers; it is {feature}. {remedy}"
-        return
-    if "row" in dataset.column_names and not _counts_rows(dataset):
-        yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {remedy}"
-        return
-    table: pa.Table = dataset.select_columns(["neighbours"]).with_format("arrow")[:]
-    column = table["neighbours"].combine_chunks()
-    rows, named = pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy(zero_copy_only=False)
-    for place in np.flatnonzero((named < 0) | (named >= len(dataset)))[:1].tolist():
-        yield (
-            f"{name}: row {rows[place]} has the neighbour {named[place]}, but there are {len(dataset)} rows: the "
-            f"column 'neighbours' belongs to another dataset. {remedy}"
-        )
-        return
-    for place in np.flatnonzero(named == rows)[:1].tolist():
-        yield f"{name}: row {rows[place]} is its own neighbour: the column 'neighbours' is for other rows. {remedy}"
-        return
-    longest = int(np.bincount(rows, minlength=1).max(initial=0))
-    if wanted and longest != min(wanted, len(dataset) - 1):
-        yield (
-            f"{name}: pool_neighbours={wanted}, but its column 'neighbours' has {longest} in each row. Set "
-            f"pool_neighbours={longest}, or remove the column (dataset.remove_columns('neighbours')): training then "
-            "mines again."
-        )
-
-
-def _counts_rows(dataset: Dataset) -> bool:
-    return np.array_equal(_column(dataset, "row"), np.arange(len(dataset)))

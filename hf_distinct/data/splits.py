@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from datasets import DatasetDict
 
 from hf_distinct.data.hashing import stable_hash
+from hf_distinct.data.selections import column
 
 MIN_IMAGES = 4
 
@@ -35,18 +37,17 @@ def ensure_splits(splits: DatasetDict, validation: float = 0.1, test: float = 0.
         return splits
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"validation={validation} and test={test} should be above 0, and their sum below 1.")
-    image_ids = list(splits["train"]["image_id"])
-    ranked = sorted(set(image_ids), key=lambda image_id: (stable_hash(f"{seed}:{image_id}"), image_id))
+    hashes = np.fromiter(
+        (stable_hash(f"{seed}:{image_id}") for image_id in column(splits["train"], "image_id")), dtype=np.int64
+    )
+    ranked = np.unique(hashes)  # one for each image
     if len(ranked) < MIN_IMAGES:
         raise ValueError(f"{len(ranked)} images are too few for train, validation and test: at least {MIN_IMAGES}.")
-    held_out: dict[str, str] = {}
-    for name, share in missing.items():
-        start = len(held_out)
-        held_out |= dict.fromkeys(ranked[start : start + max(1, round(share * len(ranked)))], name)
-    if len(held_out) == len(ranked):
+    ends = np.cumsum([max(1, round(share * len(ranked))) for share in missing.values()])
+    if ends[-1] >= len(ranked):
         raise ValueError(f"validation={validation} and test={test} leave none of {len(ranked)} images to train on.")
-    rows: dict[str, list[int]] = {"train": [], **{name: [] for name in missing}}
-    for row, image_id in enumerate(image_ids):
-        rows[held_out.get(image_id, "train")].append(row)
+    places = np.searchsorted(ranked, hashes)
+    parts = np.searchsorted(ends, places, side="right")  # 0: the first that is missing, ..., the last: train
+    rows = {name: np.flatnonzero(parts == part) for part, name in enumerate([*missing, "train"])}
     carved = {name: splits["train"].select(members) for name, members in rows.items()}
     return DatasetDict({name: carved.get(name, splits.get(name)) for name in ("train", "validation", "test")})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from hf_distinct.data.belonging import embeddings_problems, neighbours_problems
 from hf_distinct.data.collator import OWN_COLUMNS
-from hf_distinct.data.prepared import embeddings_problems, neighbours_problems
 from hf_distinct.rewards import ContrastiveReward
 from hf_distinct.rewards.callable import CallableReward
 from hf_distinct.training.settings import settings_problems

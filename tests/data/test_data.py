@@ -179,8 +179,7 @@ def test_large_files_of_zeros_are_not_read(picture, tmp_path):
     for name in ("list.json", "list.jsonl", "list.csv", "1.txt"):
         with open(tmp_path / name, "wb") as file:
             file.truncate(8 << 30)
-        message = "list.jsonl, line 1: it has over" if name == "list.jsonl" else rf"{name}: 8589934592 bytes are over the"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"{name}: 8589934592 bytes are over the limit|line 1: it has over"):
             load_captions(tmp_path if name == "1.txt" else tmp_path / name)
         (tmp_path / name).unlink()
 
