@@ -27,10 +27,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import set_seed
 
@@ -43,6 +41,7 @@ from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
 from hf_distinct.data.scorer_check import ScorerCheck
 from hf_distinct.distributed.gathering import unsplit
+from hf_distinct.distributed.nodes import once_per_node
 from hf_distinct.files import run_lock
 from hf_distinct.files.model_names import is_shipped
 from hf_distinct.gallery import Gallery
@@ -65,6 +64,7 @@ from hf_distinct.settings import changed_settings
 from hf_distinct.text.problems import attempt, refuse
 from hf_distinct.training.ceiling import Ceiling
 from hf_distinct.training.fit import training_problems
+from hf_distinct.training.training_data import embed_once
 
 EMOJI = {"train_size": 4000, "scenes_seed": 0}
 EVAL_SIZE = 200
@@ -177,7 +177,7 @@ def take_mined(
     """Load embeddings and neighbours from a mined folder; refuse those of another dataset or scorer."""
     assert settings.mined is not None
     mined = pull(settings.mined)
-    found = Neighbours.load(mined / FILE, *cache_names(train, scorer))
+    found = Neighbours.load(mined / FILE, *once_per_node(lambda: cache_names(train, scorer)))
     first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
     if "neighbour_first_rank" in config.changed and first != found.first_rank:
         raise ValueError(
@@ -193,22 +193,6 @@ def take_mined(
             "--pool_neighbours to their number."
         )
     return train, embeddings
-
-
-def embed_once(
-    train: Dataset, scorer: ClipScorer, settings: Settings, config: RLCaptionConfig
-) -> tuple[Dataset, CaptionEmbeddings]:
-    """Embed the pictures in the first process, which sends the others the readable rows and the embeddings."""
-    if config.world_size == 1:
-        return embed_dataset(train, scorer, strict=settings.strict)
-    found: list[Any] = [None, None]
-    if config.process_index == 0:
-        numbered = train.add_column("place", np.arange(len(train)))
-        embedded, embeddings = embed_dataset(numbered, scorer, strict=settings.strict)
-        found = [embedded["place"][:], embeddings]
-    places, embeddings = broadcast_object_list(found)
-    rows = train if len(places) == len(train) else train.select(places)
-    return rows.add_column("row", np.arange(len(rows))), embeddings
 
 
 def measure(captions: dict[str, list[str]], galleries: dict[str, Gallery]) -> dict[str, float]:
@@ -275,7 +259,7 @@ def main() -> None:
     if settings.mined is not None:
         train, embeddings = take_mined(train, clips["scorer"], settings, config)
     else:
-        train, embeddings = embed_once(train, clips["scorer"], settings, config)
+        train, embeddings = embed_once(train, clips["scorer"], settings.strict, config.dataloader_num_workers)
     galleries = {prefix: Gallery(test, clips, strict=settings.strict) for prefix, test in tests.items()}
     people: dict[str, float] = {}
     if config.process_index == 0:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+
+# What datasets and hf_distinct keep: each process of the tests has a folder of its own, which is removed at its end.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf_distinct-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+
+import tiny  # noqa: E402  # after the setting, which datasets reads when it is imported
 
 
 def pytest_configure(config: pytest.Config) -> None:

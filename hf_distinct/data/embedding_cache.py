@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings, EmbeddedRows
 from hf_distinct.data.table import read_object
+from hf_distinct.distributed.nodes import once_per_node
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import Parts
 from hf_distinct.files.seals import altered, changed, describe, sealed
@@ -47,11 +49,19 @@ class EmbeddingCache:
         dataset: columns `image`, `captions` and `image_id`.
         scorer: the CLIP model.
         part_rows: rows per part.
+        dtype: type of the embeddings, float16 or float32.
     """
 
-    def __init__(self, cache_dir: Path, dataset: Dataset, scorer: ClipScorer, part_rows: int) -> None:
-        self.num_rows, self.part_rows, self.scorer = len(dataset), part_rows, scorer
-        name, self.portable_name = cache_names(dataset, scorer)
+    def __init__(
+        self,
+        cache_dir: Path,
+        dataset: Dataset,
+        scorer: ClipScorer,
+        part_rows: int,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        self.num_rows, self.part_rows, self.scorer, self.dtype = len(dataset), part_rows, scorer, dtype
+        name, self.portable_name = once_per_node(lambda: cache_names(dataset, scorer, dtype))
         self.folder = cache_dir / name
         if not self.is_whole() and (cache_dir / self.portable_name / MANIFEST).is_file():
             self.folder = cache_dir / self.portable_name
@@ -62,7 +72,7 @@ class EmbeddingCache:
         """Raise OSError if the disk lacks space for the remaining parts and for the joined files."""
         tables = dataset.select_columns(["captions"]).with_format("arrow").iter(batch_size=1000)
         captions = sum(pc.sum(pc.list_value_length(table["captions"])).as_py() or 0 for table in tables)
-        whole = (self.num_rows + captions) * self.scorer.embed_dim * 2  # float16
+        whole = (self.num_rows + captions) * self.scorer.embed_dim * self.dtype.itemsize
         left = whole * len(self.parts.missing()) // max(self.parts.count, 1)
         check_room(self.folder.parent, whole + left, "The embeddings")
 
@@ -105,10 +115,10 @@ class EmbeddingCache:
         return embeddings, failures, losses
 
     def write_part(self, number: int, rows: EmbeddedRows) -> None:
-        """Write a part as float16, unless a faster run has already joined all parts and removed their folder."""
+        """Write a part, unless a faster run has already joined all parts and removed their folder."""
         tensors = {
-            "image_embeds": rows.image_embeds.half(),
-            "caption_embeds": rows.caption_embeds.half(),
+            "image_embeds": rows.image_embeds.to(self.dtype),
+            "caption_embeds": rows.caption_embeds.to(self.dtype),
             "caption_counts": rows.caption_counts,
         }
         metadata = {"failures": json.dumps(rows.failures), "losses": json.dumps(rows.losses)}
@@ -152,7 +162,7 @@ class EmbeddingCache:
             shape = (length, self.scorer.embed_dim)
             # Part by part, because all may exceed the memory. Not memory-mapped, which would crash on a full disk.
             with (folder / f"{name}.npy").open("wb") as file:
-                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                header = {"descr": f"<f{self.dtype.itemsize}", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for number in range(self.parts.count):
                     file.write(self.parts.read(number)[0][name].numpy().tobytes())
@@ -170,14 +180,15 @@ def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
     return cache_names(dataset, scorer)[0]
 
 
-def cache_names(dataset: Dataset, scorer: ClipScorer) -> tuple[str, str]:
+def cache_names(dataset: Dataset, scorer: ClipScorer, dtype: torch.dtype = torch.float16) -> tuple[str, str]:
     """Return the folder names of a dataset's embeddings, which contain digests of their inputs.
 
     Captions and image ids are identified by content, as are images stored in the dataset. Image files are identified
     by path, size and time of modification in the first name, which is for this machine; by size only in the second
     name, which other machines can find. Other columns and the origin of the dataset do not matter.
     """
-    begin = f"{FORM}\n{scorer.fingerprint}\n".encode()
+    form = FORM if dtype == torch.float16 else f"{FORM} {dtype}"
+    begin = f"{form}\n{scorer.fingerprint}\n".encode()
     here, anywhere = (hashlib.blake2b(begin, digest_size=12, person=person) for person in (b"", b"portable"))
     columns = dataset.select_columns(["image", "captions", "image_id"]).with_format("arrow")
     for table in columns.iter(batch_size=256):

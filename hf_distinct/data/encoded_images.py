@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from hf_distinct.data.embedding_cache import image_states
 from hf_distinct.data.images import ImageError, decode_pixels
+from hf_distinct.distributed.nodes import once_per_node, parts_to_compute, wait_for_parts
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import Parts, this_process
 from hf_distinct.files.seals import digest_of_tensors
@@ -82,7 +83,7 @@ def encode_images(
         dataset: ``image``, ``image_id``.
         encoder: a frozen encoder; it is moved to the device, and left there in eval mode.
         image_processor: the encoder's image processor.
-        cache_dir: folder, created if needed, on a disk shared by all processes.
+        cache_dir: folder, created if needed. Each node may have one on its own disk.
         device: device of the encoder.
         batch_size: images per batch.
 
@@ -90,18 +91,20 @@ def encode_images(
         OSError: the disk has too little space.
     """
     encoder.to(device).eval()  # type: ignore[arg-type]
-    folder = Path(cache_dir) / f"encoder-outputs-{_key(dataset, encoder, image_processor)}"
+    key = once_per_node(lambda: _key(dataset, encoder, image_processor))
+    folder = Path(cache_dir) / f"encoder-outputs-{key}"
     parts = Parts(folder, -(-len(dataset) // PART_ROWS))
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
-    process, processes = this_process()
-    own = range(process, parts.count, processes)
     announced = False
-    # First this process's parts; then the other processes' missing parts, from the back: nobody waits for slow ones.
-    while numbers := parts.missing(own)[:1] or parts.missing()[-1:]:
+    while parts.missing():
+        if not (numbers := parts_to_compute(parts)[:1]):
+            wait_for_parts(parts, lambda: not parts.missing())
+            continue
+        parts.claim(numbers)
         begin = numbers[0] * PART_ROWS
         rows = encoded[begin : begin + PART_ROWS]["image"]
         states, failures = _encode(rows, encoder, image_processor, batch_size)
-        if not announced and process == 0:
+        if not announced and this_process()[0] == 0:
             size = states[0].numel() * states.element_size() * len(dataset)
             logger.info(f"The encoder's outputs for {len(dataset)} images take {size / 2**20:.0f} MiB in {folder}.")
             check_room(cache_dir, size * len(parts.missing()) // parts.count, "The encoder's outputs")

@@ -19,6 +19,7 @@ from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.neighbours import Neighbours
 from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows
 from hf_distinct.distributed.gathering import wait_for_first_process
+from hf_distinct.distributed.nodes import local_rank, writes_for_others
 from hf_distinct.files.parts import Parts, this_process
 
 logger = logging.get_logger(__name__)
@@ -155,10 +156,11 @@ class _Search:
         key = json.dumps([asdict(self.settings), PART_ROWS]).encode()
         name = f"neighbours-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
         path, parts = self.folder / f"{name}.safetensors", Parts(self.folder / f"{name}.parts", len(self.parts))
+        searches = writes_for_others(self.folder)  # one process is enough, since faiss uses all cores
         while (found := self._read(path)) is None:
-            if this_process()[0] == 0:
+            if searches:
                 self._run_in_parts(parts, path)
-            else:  # one process is enough, since faiss uses all cores
+            else:
                 wait_for_first_process(path.is_file)
         if parts.folder.is_dir():  # of a slower run, or of one killed between its last two moves
             parts.remove()
@@ -172,7 +174,7 @@ class _Search:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            if this_process()[0] == 0:
+            if local_rank() == 0:
                 logger.warning(f"The cached neighbours are unusable and are mined again: {error}")
                 path.unlink(missing_ok=True)
             return None

@@ -27,7 +27,7 @@ from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.prepared import names_of, select
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
-from hf_distinct.distributed.gathering import wait_for_first_process
+from hf_distinct.distributed.nodes import once_per_node, parts_to_compute, wait_for_parts, writes_for_others
 from hf_distinct.files.disk_space import check_room, readable_size
 from hf_distinct.files.parts import Parts, this_process, written_whole
 from hf_distinct.files.seals import digest_of_tensors
@@ -119,7 +119,8 @@ def tower_features(
     about = [digest_of_tensors(_on_cpu(tower)), views.described, views.mirror, views.count]
     about += [seed] if views.augmented else []
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
-    path = Path(folder) / cache_name(dataset, _Fingerprint(fingerprint)).replace("embeddings", "features")  # type: ignore[arg-type]
+    key = once_per_node(lambda: cache_name(dataset, _Fingerprint(fingerprint)))  # type: ignore[arg-type]
+    path = Path(folder) / key.replace("embeddings", "features")
     whole, kept_file = path / "features.npy", path / "rows.json"
     parts = Parts(path / "parts", -(-len(dataset) // PART_ROWS))
     if not whole.is_file():
@@ -130,21 +131,22 @@ def tower_features(
             len(dataset), views.count, "x".join(map(str, shape)), readable_size(size), path,
         )  # fmt: skip
         check_room(folder, size + size * len(parts.missing()) // parts.count, "The features")
-    rank, processes = this_process()
+    joins = writes_for_others(path)
     begin = time.monotonic()
     while not whole.is_file():
-        numbers = parts.missing(range(rank, parts.count, processes)) or parts.missing()[-1:]
-        if numbers:
+        if numbers := parts_to_compute(parts):
             try:
                 _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
             except FileNotFoundError:
                 if not whole.is_file():  # otherwise another process has already joined the parts
                     raise
-        elif rank == 0:
+        elif joins and not parts.missing():
             _join(parts, whole, kept_file)
             logger.info("Features of %d images took %.1f minutes.", len(dataset), (time.monotonic() - begin) / 60)
+        elif joins:
+            wait_for_parts(parts, lambda: whole.is_file() or not parts.missing())
         else:
-            wait_for_first_process(lambda: whole.is_file() or parts.missing())
+            wait_for_parts(parts, whole.is_file)
     kept = json.loads(kept_file.read_text())
     skips = Skips("the images", strict)
     for row, reason in kept["failures"].items():
@@ -182,10 +184,11 @@ def _compute(
     )  # fmt: skip
     loaded, device = iter(loader), next(tower.parameters()).device
     bar = tqdm(total=sum(map(len, ranges)), desc="features", unit=" images", disable=this_process()[0] != 0)
-    for number, rows in zip(numbers, ranges, strict=True):
+    for rows in ranges:
         found: list[Tensor] = []
         failures: dict[int, str] = {}
         for _ in range(0, len(rows), batch_size):
+            parts.claim(numbers)
             pixels, failed = next(loaded)
             failures |= failed
             if pixels is not None:
@@ -196,7 +199,8 @@ def _compute(
         features = torch.cat(found) if found else torch.empty(0)
         if not bool(features.isfinite().all()):
             raise ValueError("The image tower's features are NaN, or too large for half precision.")
-        parts.write(number, {"features": features}, {"failures": json.dumps(failures), "rows": json.dumps([*rows])})
+        told = {"failures": json.dumps(failures), "rows": json.dumps([*rows])}
+        parts.write(numbers.pop(0), {"features": features}, told)
     bar.close()
 
 

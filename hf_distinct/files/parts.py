@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from hf_distinct.files.seals import ALGORITHM, digest_of_tensors
 
 UNFINISHED = ".unfinished"
+CLAIM, CLAIM_SECONDS = ".claim-", 60
 OF_ALL = f"{ALGORITHM} of all"
 """Name of the tensor with the digest of all other tensors and the metadata."""
 
@@ -48,9 +50,31 @@ class Parts:
             each for each in (range(self.count) if numbers is None else numbers) if self.path(each).name not in there
         ]
 
+    def claim(self, numbers: Iterable[int]) -> None:
+        """Tell other processes that this one is at work on parts; to be repeated within `CLAIM_SECONDS`."""
+        if this_process()[1] > 1:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                self._claim(number).touch()
+
+    def claimed_by_others(self) -> set[int]:
+        """Return the parts that other processes of this run are at work on."""
+        claimed, own = set(), f"{CLAIM}{this_process()[0]}"
+        for name in os.listdir(self.folder) if self.folder.is_dir() else []:
+            number, claim, _ = name.partition(CLAIM)
+            if claim and not name.endswith(own):
+                with suppress(FileNotFoundError):
+                    if time.time() - (self.folder / name).stat().st_mtime < CLAIM_SECONDS:
+                        claimed.add(int(number))
+        return claimed
+
+    def _claim(self, number: int) -> Path:
+        return self.folder / f"{number:06d}{CLAIM}{this_process()[0]}"
+
     def write(self, number: int, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
         """Write a part, completely or not at all."""
         write_tensors(self.path(number), tensors, metadata)
+        self._claim(number).unlink(missing_ok=True)
 
     def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Read a part: its tensors and its metadata.

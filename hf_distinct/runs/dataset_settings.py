@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers.utils import logging
 
 from hf_distinct.data import ensure_splits, load_captions
+from hf_distinct.distributed.nodes import once_per_node
 from hf_distinct.files.model_names import SHIPPED, is_shipped, shipped, shipped_or_named
 from hf_distinct.text.problems import refuse
 
@@ -107,15 +108,14 @@ class DatasetSettings:
     def load(self) -> DatasetDict:
         """Read the splits train, validation and test of a dataset other than the emoji scenes.
 
+        The first process of each node reads them for all processes of the node.
+
         Raises:
             FileNotFoundError, ValueError: see :func:`hf_distinct.data.load_captions` and
                 :func:`hf_distinct.data.ensure_splits`.
         """
-        return ensure_splits(
-            load_captions(
-                self.dataset, self.image_root, self.strict, self.image_column, self.caption_column, self.dataset_config
-            )
-        )
+        chosen = (self.image_root, self.strict, self.image_column, self.caption_column, self.dataset_config)
+        return once_per_node(lambda: ensure_splits(load_captions(self.dataset, *chosen)))
 
     def models(self, needed: Mapping[str, str], optional: Mapping[str, str] | None = None) -> dict[str, str]:
         """Choose the models for these pictures: a folder or a name, by the setting that names it.

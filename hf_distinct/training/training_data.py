@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_distinct.captioner import without_adapters
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.arrow_files import cache_root
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import embed_dataset
@@ -47,13 +48,30 @@ def embedded_and_mined(
             "The column 'neighbours' of train_dataset is not used. To use it, set pool_neighbours or hard_batches."
         )
     if embeddings is None:
-        dataset, embeddings = embed_dataset(dataset, scorer)
+        dataset, embeddings = embed_once(dataset, scorer, num_workers=args.dataloader_num_workers)
     # The collator decodes images: it names unreadable ones, and rejects decompression bombs.
     dataset = dataset.cast_column("image", Image(decode=False))
     if used and not given:
         count = args.pool_neighbours or HARD_BATCH_NEIGHBOURS
         dataset = mine_neighbours(dataset, embeddings, count, first_rank=args.neighbour_first_rank)
     return dataset, embeddings
+
+
+def embed_once(
+    dataset: Dataset, scorer: ClipScorer, strict: bool = False, num_workers: int = 0
+) -> tuple[Dataset, CaptionEmbeddings]:
+    """Embed a dataset with the processes of a run together, in the cache of `datasets`, where later runs find it.
+
+    Args:
+        dataset: columns `image`, `captions` and `image_id`.
+        scorer: the CLIP that embeds, on this process's device.
+        strict: raise an error for an image that cannot be decoded.
+        num_workers: processes that decode images, for each process of the run.
+
+    Returns:
+        See `hf_distinct.data.embed_dataset`.
+    """
+    return embed_dataset(dataset, scorer, cache_root(), strict=strict, num_workers=num_workers, dtype=torch.float32)
 
 
 def encoded_once(

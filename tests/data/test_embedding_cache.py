@@ -31,7 +31,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embeddings_module, "PART_ROWS", 4)
+    monkeypatch.setitem(embeddings_module.PART_ROWS, torch.float16, 4)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_every_picture_broken(scorer, tmp_path):
 
 def _embed(dataset, scorer, folder, rank, world, port, results):
     """One process of several: of one run if they have a port, of runs that know nothing of each other otherwise."""
-    embeddings_module.PART_ROWS = 4
+    embeddings_module.PART_ROWS[torch.float16] = 4
     torch.set_num_threads(1)  # a fork has none of the threads that its parent had
     if port is not None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

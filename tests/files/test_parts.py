@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import torch
 
+from hf_distinct.files import parts as parts_module
 from hf_distinct.files.parts import Parts, read_tensors, this_process, write_tensors, written_together
 
 
@@ -92,3 +95,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_alone_a_process_is_the_first_of_one():
     assert this_process() == (0, 1)
+
+
+def test_claims_tell_others_for_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "this_process", lambda: (1, 3))
+    parts = Parts(tmp_path / "parts", 4)
+    parts.claim([0, 2])
+    assert parts.claimed_by_others() == set()
+    monkeypatch.setattr(parts_module, "this_process", lambda: (0, 3))
+    assert parts.claimed_by_others() == {0, 2} and parts.missing() == [0, 1, 2, 3]
+    parts.claim([3])
+    parts.write(3, {"a": torch.zeros(1)})
+    os.utime(next(tmp_path.rglob("000000.claim-1")), (0, 0))
+    assert parts.claimed_by_others() == {2}
+    left = ["000000.claim-1", "000002.claim-1", "000003.safetensors"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == left
+    monkeypatch.setattr(parts_module, "this_process", lambda: (0, 1))
+    parts.claim([1])  # there are no others
+    assert not list(tmp_path.rglob("000001*"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +12,6 @@ import forked
 import numpy as np
 import pytest
 import tiny
-import torch
 from datasets import Dataset
 
 from hf_distinct import ClipScorer, RLCaptionConfig, emoji_scenes
@@ -199,19 +197,6 @@ def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
     config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
     with pytest.raises(ValueError, match="first_rank=2, but .* holds ranks 4 to 5. Leave the setting out, or mine"):
         recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
-
-
-def test_one_process_embeds_for_all(run_processes, tiny_models, tmp_path):
-    rows = emoji_scenes("train", 6, seed=2)
-    for number, row in enumerate(rows):
-        row["image"].save(tmp_path / f"{number}.png")
-    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])  # broken, which shows in embedding only
-    lines = [{"file_name": f"{n}.png", "captions": row["captions"]} for n, row in enumerate(rows)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    run_processes(str(Path(__file__).with_name("embed_in_two.py")), *[[tiny_models, tmp_path, tmp_path]] * 2)
-    (ids, places, embeds), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert ids == [f"{n}.png" for n in (0, 1, 3, 4, 5)] and places == list(range(5)) and len(embeds) == 5
-    assert other[:2] == [ids, places] and torch.equal(other[2], embeds)
 
 
 def test_a_sheet_or_a_card_that_fails_costs_no_figures(recipe, tiny_models, tmp_path, monkeypatch, caplog):

@@ -1,12 +1,14 @@
 """Neighbours in training: embeddings from a mapped cache, and batches that are built from neighbours."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
-from hf_distinct import ClipScorer, embed_dataset, mine_neighbours
+from hf_distinct import ClipScorer, embed_dataset, emoji_scenes, mine_neighbours
 
 GROUPS = [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
@@ -74,3 +76,16 @@ def test_without_neighbours_they_are_mined(make_trainer):
     trainer = make_trainer(hard_batches=True)
     assert all(len(rows) == 4 for rows in trainer.train_dataset["neighbours"])
     assert sorted(trainer.get_train_dataloader().batch_sampler.sampler) == list(range(12))
+
+
+def test_processes_of_a_run_hold_the_same_embeddings(run_processes, tiny_models, tmp_path):
+    rows = emoji_scenes("train", 6, seed=2)
+    for number, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])  # broken, which shows in embedding only
+    lines = [{"file_name": f"{n}.png", "captions": row["captions"]} for n, row in enumerate(rows)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run_processes(str(Path(__file__).with_name("embed_in_two.py")), *[[tiny_models, tmp_path, tmp_path]] * 2)
+    (ids, places, embeds), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert ids == [f"{n}.png" for n in (0, 1, 3, 4, 5)] and places == list(range(5)) and len(embeds) == 5
+    assert other[:2] == [ids, places] and torch.equal(other[2], embeds)
