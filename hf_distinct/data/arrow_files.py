@@ -10,8 +10,10 @@ import shutil
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,17 @@ BATCH_ROWS = 8192
 def cache_root() -> Path:
     """Return the folder for files of this package in the cache of `datasets`."""
     return Path(datasets_config.HF_DATASETS_CACHE) / "hf_distinct"
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    cache_root().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=cache_root())
+
+
+def scratch_file(rows: int) -> Path | None:
+    """Return a new file for so many rows, which is removed when this process ends; None for memory if they are few."""
+    return Path(_scratch().name) / f"{uuid.uuid4().hex}.arrow" if rows > BATCH_ROWS else None
 
 
 class Rows:

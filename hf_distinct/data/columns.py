@@ -10,19 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from datasets import config as datasets_config
 from huggingface_hub import constants
 
+from hf_distinct.data.arrow_files import Rows, scratch_file
 from hf_distinct.data.further import TAKEN, is_further, tell_differing, tell_further
 from hf_distinct.data.opening import open_columns
-from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
+from hf_distinct.data.same_picture import differing_columns, merge_rows, rows_of_splits
+from hf_distinct.data.selections import batches
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import (
     ID_COLUMNS,
     IMAGE_NAMES,
-    SPLITS,
-    caption_features,
     find_file,
     find_image_root,
     split_named,
@@ -33,6 +33,7 @@ from hf_distinct.files.fence import Fence, is_address, local_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 TEXT_TYPES = ("string", "large_string", "string_view")
+_TEXTS = Features({"captions": [Value("string")], "image_id": Value("string"), "split": Value("string")})
 _NUMBERED = re.compile(r"(?:caption|text|sentence|comment|raw)s?_?\d+", re.IGNORECASE)
 
 
@@ -47,13 +48,11 @@ class _Origin:
 
 @dataclass
 class _Part:
-    """A split as named by the source, with the state of its rows."""
+    """A split as named by the source."""
 
     rows: Dataset
     images: Dataset
-    captions: list[list[str]]  # of each row; empty if the row is skipped
-    image_ids: list[str]
-    splits: list[str]
+    texts: Dataset  # captions (none if the row is skipped), image_id and split of each row
 
 
 def load_columns(
@@ -93,7 +92,7 @@ def load_columns(
             selected, or no row is usable.
     """
     source, raw = str(path), open_columns(path, dataset_config)
-    splits = _splits_of_rows(raw, source)
+    splits = _splits_of_parts(raw, source)
     skips = Skips(source, strict)
     origin = _origin(path, image_root)
     parts = []
@@ -102,10 +101,11 @@ def load_columns(
         _check_columns(rows, source, image, captions)
         images = _to_images(rows.select_columns([image]), image, image_root, origin, skips)
         parts.append(_read(rows, images, str(name), captions, splits[name], origin, skips))
-    moved = _merge(parts, skips)
+    texts = concatenate_datasets([part.texts for part in parts])
+    texts, moved = merge_rows(texts, [part.images for part in parts], skips)
     used = {image, _id_column(rows), "split", *(split_field(each, rows.column_names)[0] for each in captions)}
-    found = _assemble(parts, _further(parts, source, used, moved))
-    if not any(map(len, found.values())):
+    found = _assemble(parts, texts, _further(parts, source, used, moved))
+    if not found:
         raise ValueError(
             f"{source}: no row is usable: {skips.summary() or 'there are none'}. If files are missing: set "
             "--image_root to the folder that their paths are relative to."
@@ -123,17 +123,20 @@ def _origin(path: str | os.PathLike[str], image_root: str | os.PathLike[str] | N
     return _Origin(None, Fence(caches if image_root is None else [image_root]), f"hf://datasets/{path}")
 
 
-def _splits_of_rows(raw: DatasetDict, source: str) -> dict[str, list[str]]:
-    """Return the split of every row: from the name of its part, or from a column `split` if there is a single part."""
-    names = {name: [str(name)] * len(rows) for name, rows in raw.items()}
+def _splits_of_parts(raw: DatasetDict, source: str) -> dict[str, str | None]:
+    """Return the split of each part: by its name; None, if the rows of a single part name theirs in a column."""
+    names: dict[str, str | None] = {name: str(name) for name in raw}
     if len(raw) == 1:
         ((name, rows),) = raw.items()
         by_column = rows.features.get("split") in (Value("string"), Value("large_string"))
-        names[name] = list(map(str, rows["split"])) if by_column else ["train"] * len(rows)
-    known = {name: split_named(name) for own in names.values() for name in own}
-    if unknown := [name for name, split in known.items() if split is None]:
-        raise ValueError(f"{source}: unknown split {unknown[0]!r}; expected train, validation (val, dev) and test.")
-    return {part: [known[name] or "" for name in own] for part, own in names.items()}
+        names = {name: None if by_column else "train"}
+    return {part: None if name is None else _known_split(name, source) for part, name in names.items()}
+
+
+def _known_split(name: str | None, source: str) -> str:
+    if (split := split_named(str(name))) is None:
+        raise ValueError(f"{source}: unknown split {str(name)!r}; expected train, validation (val, dev) and test.")
+    return split
 
 
 def _image_column(rows: Dataset) -> str:
@@ -208,23 +211,23 @@ def _read(
     images: Dataset,
     name: str,
     caption_columns: list[str],
-    splits: list[str],
+    split: str | None,
     origin: _Origin,
     skips: Skips,
 ) -> _Part:
     """Read captions and ids from the rows, and record which rows cannot be used."""
     fields = [split_field(column, rows.column_names) for column in caption_columns]
     id_column = _id_column(rows)
-    wanted = list(dict.fromkeys([*(column for column, _ in fields), *filter(None, [id_column])]))
-    part = _Part(rows, images, [], [], splits)
-    texts = rows.select_columns(wanted).with_format("arrow").iter(batch_size=1000)
-    places = images.with_format("arrow").iter(batch_size=1000)
-    for batch, place in zip(texts, places, strict=True):
-        columns = {column: batch[column].to_pylist() for column in wanted}
-        for at, problem in enumerate(_problems(place, origin, f"{skips.source}: {name}", len(part.captions))):
+    wanted = [*(column for column, _ in fields), *filter(None, [id_column, None if split else "split"])]
+    texts = Rows(_TEXTS, scratch_file(len(rows)))
+    both = zip(batches(rows, list(dict.fromkeys(wanted))), batches(images, ["image"]), strict=True)
+    for batch, place in both:
+        columns = {column: batch[column].to_pylist() for column in batch.column_names}
+        kept: dict[str, list[Any]] = {each: [] for each in _TEXTS}
+        for at, problem in enumerate(_problems(place, origin, f"{skips.source}: {name}", texts.count)):
             identifier = None if id_column is None else whole(columns[id_column][at])
             missing = identifier is None or identifier != identifier
-            image_id = f"{name}-{len(part.captions)}" if missing else str(identifier)
+            image_id = f"{name}-{texts.count + at}" if missing else str(identifier)
             cleaned: list[str] = []
             if problem is not None:
                 skips.add(problem, image_id)
@@ -233,9 +236,11 @@ def _read(
             else:  # an image may have fewer captions than there are columns
                 values = [value for column, _ in fields if (value := columns[column][at]) is not None]
                 cleaned = clean_captions(values, image_id, skips)
-            part.captions.append(cleaned)
-            part.image_ids.append(image_id)
-    return part
+            own = split or _known_split(columns["split"][at], skips.source)
+            for each, value in zip(kept.values(), (cleaned, image_id, own), strict=True):
+                each.append(value)
+        texts.write(pa.table(kept, schema=_TEXTS.arrow_schema))
+    return _Part(rows, images, texts.dataset())
 
 
 def _id_column(rows: Dataset) -> str | None:
@@ -268,19 +273,6 @@ def _problem(path: str | None, origin: _Origin, where: str) -> str | None:
     return None
 
 
-def _merge(parts: list[_Part], skips: Skips) -> dict[int, int]:
-    """Merge rows with the same image; return the new row of each merged row, numbered over all parts."""
-    captions = [texts for part in parts for texts in part.captions]
-    image_ids = [image_id for part in parts for image_id in part.image_ids]
-    splits = [split for part in parts for split in part.splits]
-    moved = gather_captions(captions, image_ids, splits, find_repeats([part.images for part in parts]), skips)
-    begin = 0
-    for part in parts:
-        part.captions = captions[begin : begin + len(part.captions)]
-        begin += len(part.captions)
-    return moved
-
-
 def _further(parts: list[_Part], source: str, used: set[str | None], moved: dict[int, int]) -> list[str]:
     """Return the columns for rewards: those that all parts have, of one type, and with one value per image."""
     features = [part.rows.features for part in parts]
@@ -297,17 +289,11 @@ def _further(parts: list[_Part], source: str, used: set[str | None], moved: dict
     return kept
 
 
-def _assemble(parts: list[_Part], further: list[str]) -> DatasetDict:
+def _assemble(parts: list[_Part], texts: Dataset, further: list[str]) -> DatasetDict:
     """Put images and captions side by side without copying images, and select the rows of each split."""
-    features = caption_features()
-    schema = pa.schema([(name, features.arrow_schema.field(name).type) for name in ("captions", "image_id")])
-    tables: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
-    for part in parts:
-        captions = pa.table({"captions": part.captions, "image_id": part.image_ids}, schema=schema)
-        whole_part = [part.images, Dataset(captions), *([part.rows.select_columns(further)] if further else [])]
-        joined = concatenate_datasets(whole_part, axis=1)
-        for split in dict.fromkeys(part.splits):
-            members = [row for row, own in enumerate(part.splits) if own == split and part.captions[row]]
-            tables[split].append(joined if len(members) == len(joined) else joined.select(members))
-    found = {split: concatenate_datasets(members) for split, members in tables.items() if members}
-    return DatasetDict({split: rows for split, rows in found.items() if len(rows)})
+    columns = [concatenate_datasets([part.images for part in parts]), texts.remove_columns("split")]
+    if further:
+        columns.append(concatenate_datasets([part.rows.select_columns(further) for part in parts]))
+    joined = concatenate_datasets(columns, axis=1)
+    found = rows_of_splits(texts).items()
+    return DatasetDict({split: joined if len(rows) == len(joined) else joined.select(rows) for split, rows in found})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Image
 
+from hf_distinct.data.arrow_files import Rows, scratch_file
+from hf_distinct.data.selections import BATCH_ROWS, batches, column
 from hf_distinct.data.skips import Skips
+from hf_distinct.data.table import SPLITS
 
 TAIL = 256
 
 
-def find_repeats(images: Sequence[Dataset]) -> list[int]:
+def find_repeats(images: Sequence[Dataset]) -> np.ndarray:
     """Find rows that repeat an image: the same bytes, or the same path if there are no bytes.
 
     Only the size and the last bytes of an image are read; the whole image is only read if these are equal to
@@ -30,7 +33,7 @@ def find_repeats(images: Sequence[Dataset]) -> list[int]:
     """
     encoded = [rows.select_columns(["image"]).cast_column("image", Image(decode=False)) for rows in images]
     marks = np.fromiter((mark for rows in encoded for mark in _marks(rows)), dtype=np.int64)
-    first = list(range(len(marks)))
+    first = np.arange(len(marks))
     _, place, counts = np.unique(marks, return_inverse=True, return_counts=True)
     alike = counts[place] > 1
     seen: dict[bytes, int] = {}
@@ -45,15 +48,60 @@ def find_repeats(images: Sequence[Dataset]) -> list[int]:
     return first
 
 
+def merge_rows(texts: Dataset, images: Sequence[Dataset], skips: Skips) -> tuple[Dataset, dict[int, int]]:
+    """Move the captions of rows that repeat an image to its first row in the same split.
+
+    Args:
+        texts: columns `captions`, `image_id` and `split` of all rows.
+        images: datasets with a column `image`, whose rows are those of `texts`.
+        skips: see `gather_captions`.
+
+    Returns:
+        The texts, where repeating rows have no captions any more, and what `gather_captions` returns.
+    """
+    first = find_repeats(images)
+    ids = np.fromiter(map(hash, column(texts, "image_id")), dtype=np.int64, count=len(texts))
+    shared = [np.unique(each, return_inverse=True, return_counts=True)[1:] for each in (first, ids)]
+    rows = np.flatnonzero(np.logical_or(*(counts[places] > 1 for places, counts in shared))).tolist()
+    some = dict(zip(rows, texts.select(rows), strict=True)) if rows else {}
+    captions, image_ids, splits = (
+        {row: values[name] for row, values in some.items()} for name in ("captions", "image_id", "split")
+    )
+    moved = gather_captions(captions, image_ids, splits, first, skips)
+    if not moved:
+        return texts, moved
+    merged = Rows(texts.features, scratch_file(len(texts)))
+    for begin, table in zip(range(0, len(texts), BATCH_ROWS), batches(texts, texts.column_names), strict=True):
+        columns = table.to_pydict()
+        columns["captions"] = [captions.get(begin + place, own) for place, own in enumerate(columns["captions"])]
+        merged.write(pa.table(columns, schema=texts.features.arrow_schema))
+    return merged.dataset(), moved
+
+
+def rows_of_splits(texts: Dataset) -> dict[str, np.ndarray]:
+    """Return the rows of each split that have captions."""
+    told = [
+        pc.if_else(pc.greater(pc.list_value_length(table["captions"]), 0), table["split"], "").to_pylist()
+        for table in batches(texts, ["captions", "split"])
+    ]
+    split_of = np.array([SPLITS.index(split) if split else -1 for batch in told for split in batch], dtype=np.int8)
+    return {split: rows for number, split in enumerate(SPLITS) if len(rows := np.flatnonzero(split_of == number))}
+
+
 def gather_captions(
-    captions: list[list[str]], image_ids: Sequence[str], splits: Sequence[str], first: Sequence[int], skips: Skips
+    captions: dict[int, list[str]],
+    image_ids: Mapping[int, str],
+    splits: Mapping[int, str],
+    first: Sequence[int] | np.ndarray,
+    skips: Skips,
 ) -> dict[int, int]:
     """Move the captions of rows that repeat an image to its first row in the same split, in place.
 
     Args:
-        captions: captions of each row; a row without captions is ignored. Repeating rows end up without captions.
-        image_ids: image id of each row, for messages.
-        splits: split of each row.
+        captions: captions of rows, in rising order: at least of all rows that share their image or image id with
+            another. A row without captions is ignored. Repeating rows end up without captions.
+        image_ids: image id of each of these rows, for messages.
+        splits: split of each of these rows.
         first: from `find_repeats`.
         skips: records repeated captions, images in two splits, and ids of several images.
 
@@ -64,10 +112,10 @@ def gather_captions(
     own: dict[tuple[int, str], int] = {}
     split_of: dict[int, str] = {}
     picture_of: dict[tuple[str, str], int] = {}
-    for row, texts in enumerate(captions):
+    for row, texts in captions.items():
         if not texts:
             continue
-        picture, split = first[row], splits[row]
+        picture, split = int(first[row]), splits[row]
         target = own.setdefault((picture, split), row)
         if split_of.setdefault(picture, split) != split and target == row:
             skips.note(f"image of {split} that is also in {split_of[picture]}", image_ids[row])
@@ -86,10 +134,11 @@ def gather_captions(
 
 def differing_columns(rows: Dataset, names: Sequence[str], moved: dict[int, int]) -> list[str]:
     """Return the columns in which rows differ from the first row of their image: these describe captions."""
-    if not moved:
+    if not moved or not names:
         return []
-    columns = {name: rows.select_columns([name]).with_format("arrow")[:][name].to_pylist() for name in names}
-    return [name for name, values in columns.items() if any(values[row] != values[to] for row, to in moved.items())]
+    involved = sorted({*moved, *moved.values()})
+    values = dict(zip(involved, rows.select_columns(list(names)).select(involved), strict=True))
+    return [name for name in names if any(values[row][name] != values[to][name] for row, to in moved.items())]
 
 
 def _encoded(rows: Dataset) -> Iterator[tuple[Any, Any]]:

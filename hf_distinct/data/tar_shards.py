@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from transformers.utils import logging
 
 from hf_distinct.data.further import add_kinds, fitting, further_features, tell_differing
-from hf_distinct.data.same_picture import differing_columns, find_repeats, gather_captions
+from hf_distinct.data.same_picture import differing_columns, merge_rows, rows_of_splits
+from hf_distinct.data.selections import with_column
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import IMAGE_ENDINGS, SPLITS, caption_features, parse_json, split_named
 from hf_distinct.data.tar_stream import MAX_MEMBER_BYTES, read_samples
@@ -207,25 +209,21 @@ def _rows(
 
 def _merged(splits: dict[str, Dataset], further: list[str], skips: Skips) -> dict[str, Dataset]:
     """Merge samples with the same image."""
-    first = find_repeats(list(splits.values()))
-    if all(row == each for row, each in enumerate(first)):
+    of_splits = [
+        with_column(rows.select_columns(["captions", "image_id"]), "split", pa.repeat(split, len(rows)))
+        for split, rows in splits.items()
+    ]
+    texts, moved = merge_rows(concatenate_datasets(of_splits), list(splits.values()), skips)
+    if not moved:
         return splits
     every = concatenate_datasets(list(splits.values()))
-    captions = every["captions"][:]
-    split_of = [split for split, rows in splits.items() for _ in range(len(rows))]
-    moved = gather_captions(captions, every["image_id"][:], split_of, first, skips)
     differing = differing_columns(every, further, moved)
     tell_differing(skips.source, differing)
-    texts = Dataset.from_dict({"captions": captions}, features=Features({"captions": List(Value("string"))}))
     # Side by side, so that the images are not copied.
-    every = concatenate_datasets([every.remove_columns(["captions", *differing]), texts], axis=1)
-    every = every.select_columns(
-        ["image", "captions", "image_id", *(name for name in further if name not in differing)]
-    )
-    return {
-        split: every.select([row for row, own in enumerate(split_of) if own == split and captions[row]])
-        for split in splits
-    }
+    others = every.remove_columns(["captions", "image_id", *differing])
+    every = concatenate_datasets([others, texts.remove_columns("split")], axis=1)
+    kept = ["image", "captions", "image_id", *(name for name in further if name not in differing)]
+    return {split: every.select_columns(kept).select(rows) for split, rows in rows_of_splits(texts).items()}
 
 
 def _record(files: dict[str, bytes], name: str, skips: Skips) -> dict[str, Any]:
