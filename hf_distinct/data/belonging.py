@@ -37,7 +37,7 @@ def embeddings_problems(
     advice = "Pass the dataset and the embeddings that embed_dataset returned together."
     if len(embeddings) != len(dataset):
         yield f"The embeddings belong to {len(embeddings)} images, but {name} has {len(dataset)} rows. {advice}"
-    elif "row" not in dataset.column_names or not _counts_rows(dataset):
+    elif "row" not in dataset.column_names or not counts_rows(dataset):
         yield f"The column 'row' of {name} should count its rows from 0, as the embeddings do. {advice}"
     else:
         lengths = (pc.list_value_length(table["captions"]) for table in batches(dataset, ["captions"]))
@@ -66,7 +66,7 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
     if not (isinstance(inner, Value) and "int" in inner.dtype):
         yield f"{name}: the column 'neighbours' should contain lists of row numbers; it is {feature}. {remedy}"
         return
-    if "row" in dataset.column_names and not _counts_rows(dataset):
+    if "row" in dataset.column_names and not counts_rows(dataset):
         yield f"{name}: its rows were selected or reordered since the column 'neighbours' was mined. {remedy}"
         return
     table: pa.Table = dataset.select_columns(["neighbours"]).with_format("arrow")[:]
@@ -90,7 +90,8 @@ def neighbours_problems(dataset: Dataset, name: str, wanted: int = 0) -> Iterato
         )
 
 
-def _counts_rows(dataset: Dataset) -> bool:
+def counts_rows(dataset: Dataset) -> bool:
+    """Return whether the column `row` is 0, 1, 2, ..."""
     begins = range(0, len(dataset), BATCH_ROWS)
     return all(
         np.array_equal(table["row"].to_numpy(), begin + np.arange(len(table)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -108,7 +109,7 @@ class CaptionCollator:
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
     embeddings: CaptionEmbeddings | None = None
-    image_ids: Sequence[str] = ()
+    image_ids: InitVar[Iterable[str]] = ()
     captions_per_image: int = 1
     max_length: int = 32
     seed: int = 0
@@ -117,7 +118,7 @@ class CaptionCollator:
     encoded: EncodedImages | None = None
     _hashed_ids: Tensor = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, image_ids: Iterable[str]) -> None:
         """Check the settings and hash the image ids."""
         if self.tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no end token (eos_token): captions could never end. Set one.")
@@ -126,9 +127,9 @@ class CaptionCollator:
                 f"captions_per_image={self.captions_per_image} should be at least 1, and max_length={self.max_length} "
                 "at least 2 (one word and the end token)."
             )
-        if self.embeddings is not None and len(self.image_ids) != len(self.embeddings):
-            raise ValueError(f"{len(self.image_ids)} image_ids do not fit {len(self.embeddings)} embedded images.")
-        self._hashed_ids = torch.tensor([stable_hash(image_id) for image_id in self.image_ids], dtype=torch.int64)
+        self._hashed_ids = torch.from_numpy(np.fromiter(map(stable_hash, image_ids), dtype=np.int64))
+        if self.embeddings is not None and len(self._hashed_ids) != len(self.embeddings):
+            raise ValueError(f"{len(self._hashed_ids)} image_ids do not fit {len(self.embeddings)} embedded images.")
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows (one dict per row) into the batch described above."""
@@ -163,7 +164,7 @@ class CaptionCollator:
         if self.embeddings is None:
             return
         place = row["row"]
-        if not 0 <= place < len(self.embeddings) or self.image_ids[place] != image_id:
+        if not 0 <= place < len(self.embeddings) or self._hashed_ids[place] != stable_hash(image_id):
             raise ValueError(
                 f"Row {place} of the embeddings is not image {image_id!r}: they belong to another dataset."
             )

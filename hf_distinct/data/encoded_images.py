@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from datasets import Dataset, Image
@@ -17,7 +18,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from hf_distinct.data.embedding_cache import image_states
+from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_pixels
+from hf_distinct.data.selections import column
 from hf_distinct.distributed.nodes import once_per_node, parts_to_compute, wait_for_parts
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import Parts, this_process
@@ -39,9 +42,11 @@ class EncodedImages:
         image_ids: image ids of the dataset, by row.
     """
 
-    def __init__(self, parts: Parts, image_ids: list[str]) -> None:
+    def __init__(self, parts: Parts, image_ids: Iterable[str]) -> None:
         self.parts = parts
-        self.row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+        hashes = np.fromiter(map(stable_hash, image_ids), dtype=np.int64)
+        self._rows = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._rows]
         self._open: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,9 +59,10 @@ class EncodedImages:
             ImageError: the image could not be decoded.
             ValueError: the dataset has no such image.
         """
-        if image_id not in self.row_of:
+        place = int(np.searchsorted(self._hashes, hashed := stable_hash(image_id)))
+        if place == len(self._hashes) or self._hashes[place] != hashed:
             raise ValueError(f"Image {image_id!r} is not among the encoded images: they belong to another dataset.")
-        number, place = divmod(self.row_of[image_id], PART_ROWS)
+        number, place = divmod(int(self._rows[place]), PART_ROWS)
         if number not in self._open:
             self._open[number] = safe_open(self.parts.path(number), framework="pt")
         reasons = json.loads(self._open[number].metadata()["failures"])
@@ -110,7 +116,7 @@ def encode_images(
             check_room(cache_dir, size * len(parts.missing()) // parts.count, "The encoder's outputs")
         announced = True
         parts.write(numbers[0], {"states": states}, {"failures": json.dumps(failures)})
-    return EncodedImages(parts, list(dataset["image_id"]))
+    return EncodedImages(parts, column(dataset, "image_id"))
 
 
 @torch.no_grad()

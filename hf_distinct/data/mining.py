@@ -15,8 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_distinct.data.belonging import counts_rows
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.neighbours import Neighbours
+from hf_distinct.data.selections import column
 from hf_distinct.data.similarity_index import TIE, SimilarityIndex, UnitRows
 from hf_distinct.distributed.gathering import wait_for_first_process
 from hf_distinct.distributed.nodes import local_rank, writes_for_others
@@ -117,8 +119,7 @@ def find_neighbours(dataset: Dataset, embeddings: Tensor | CaptionEmbeddings, se
     if settings.via == "captions" and not isinstance(embeddings, CaptionEmbeddings):
         raise ValueError("via='captions' needs embeddings of captions, too: pass the output of embed_dataset.")
     folder = embeddings.folder if isinstance(embeddings, CaptionEmbeddings) else None
-    codes: dict[str, int] = {}
-    ids = np.array([codes.setdefault(each, len(codes)) for each in dataset["image_id"]])
+    ids = np.fromiter(map(hash, column(dataset, "image_id")), dtype=np.int64, count=len(dataset))
     if settings.via == "captions":
         assert isinstance(embeddings, CaptionEmbeddings)
         entries, offsets = embeddings.caption_embeds, embeddings.caption_offsets.numpy()
@@ -270,5 +271,5 @@ def _check(dataset: Dataset, image_embeds: Tensor) -> None:
             raise ValueError(
                 f"image embeddings should have length 1, row {start + worst} has {float(norms[worst]):.4f}."
             )
-    if "row" in dataset.column_names and not np.array_equal(dataset["row"], np.arange(len(dataset))):
+    if "row" in dataset.column_names and not counts_rows(dataset):
         raise ValueError("The column 'row' is not 0, 1, 2, ...: mine on the dataset that embed_dataset returned.")

@@ -7,11 +7,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from torch import nn
 from transformers import Seq2SeqTrainingArguments
 
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.data.selections import batches
 
 # The parent's settings that a step depends on. All of ours count, except those that only affect the display.
 _PARENTS = (
@@ -129,8 +131,10 @@ def _sum(origin: Mapping[str, Any]) -> str:
 def _digest_of_rows(dataset: Dataset) -> str:
     """Return the number of images, and a digest of their ids in order with the number of captions of each."""
     digest = hashlib.sha256()
-    for image_id, captions in zip(dataset["image_id"][:], dataset["captions"][:], strict=True):
-        digest.update(f"{image_id}\0{len(captions)}\n".encode())
+    for table in batches(dataset, ["image_id", "captions"]):
+        counts = pc.list_value_length(table["captions"]).to_pylist()
+        for image_id, count in zip(table["image_id"].to_pylist(), counts, strict=True):
+            digest.update(f"{image_id}\0{count}\n".encode())
     return f"{len(dataset)} {digest.hexdigest()[:16]}"
 
 

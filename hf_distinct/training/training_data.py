@@ -18,6 +18,7 @@ from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.encoded_images import EncodedImages, encode_images
 from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
+from hf_distinct.data.selections import column
 from hf_distinct.distributed.zero3 import gathered
 from hf_distinct.inference.captioner_fit import decoder_positions
 from hf_distinct.scorer import ClipScorer
@@ -97,7 +98,7 @@ def collator_of(
         tokenizer,
         image_processor,
         embeddings=embeddings,
-        image_ids=list(dataset["image_id"]),
+        image_ids=column(dataset, "image_id"),
         captions_per_image=args.references_per_image,
         max_length=min(args.max_reference_length, decoder_positions(model)),
         seed=seed_of_data(args),
