@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset, Features, Image
 from faults.jobs import Ended, Job, Run
 
+pytestmark = pytest.mark.slow
 COUNT = 90
 PARTS = 12  # of eight pictures
 UNREADABLE = 33
