@@ -19,14 +19,14 @@ COMMANDS = {
     "distill": "Train an image encoder of transformers to imitate a pretrained model of timm.",
     "mine": "Embed a dataset with CLIP, and mine the similar images of each image.",
     "evaluate": "Measure captioners, or captions from files, side by side.",
-    "caption": "Caption a folder of pictures.",
+    "caption": "Caption the pictures of a folder, of tar shards, or of parquet files.",
     "push": "Push a trained captioner, or a mined folder, to the Hub.",
     "ablation": "Train several settings with several seeds, and compare them.",
     "make-example": "Write a small folder of captioned pictures to try `--dataset` with.",
 }
 SCRIPTS = {"evaluate": "evaluate_captions.py"}
 """Recipes whose file has another name than their command: one called `evaluate.py` would hide that library."""
-LAUNCHED = ("train", "warm-up", "train-clip", "mine")
+LAUNCHED = ("train", "warm-up", "train-clip", "mine", "caption")
 """Commands that run through ``accelerate launch``, in as many processes as it is configured for."""
 
 USAGE = """usage: hf-distinct COMMAND [SETTINGS.yaml] [--name value ...]

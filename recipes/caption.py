@@ -1,30 +1,40 @@
-"""Caption a folder of pictures.
+"""Caption the pictures of a folder, of tar shards, or of parquet files.
 
     hf-distinct caption FOLDER --model outputs/quickstart
     hf-distinct caption FOLDER --model user/name --num_samples 10 --rerank_with ViT-B-32:openai
+    hf-distinct caption 'shards/{000..099}.tar' --model user/name --output_file captions.parquet --num_processes 8
 
-The recipe reads every picture in FOLDER and in the folders below it. It writes to --output_dir captions.jsonl, with
-one line for each picture in the order of their names, and captions.html, a page with small copies of at most 1,000
-pictures that you can move and send. It names pictures that it cannot read, and leaves them out. It never overwrites a
-file that you made or changed: the new file gets a number. If you stop it, its captions so far are in
-captions.unfinished.jsonl.
+The recipe captions every picture in FOLDER and in the folders below it: picture files, pictures in tar shards, and
+images in parquet files. It writes to --output_dir captions.jsonl, with one line for each picture in the order of their
+names, and captions.html, a page with small copies of at most 1,000 pictures that you can move and send. It names
+pictures that it cannot read, and leaves them out. It never overwrites a file that you made or changed: the new file
+gets a number.
+
+If the run is stopped or killed, the same command continues it. Finished captions are not written again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from tqdm.contrib.logging import logging_redirect_tqdm
+import torch
+from accelerate.state import PartialState
+from PIL import Image
 
-from hf_distinct.data.images import ImageError, picture_files
+from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.files import run_lock
+from hf_distinct.files.parts import written_whole
+from hf_distinct.inference.caption_output import ENDINGS, caption_writer
 from hf_distinct.inference.captioning import Captioner
+from hf_distinct.inference.resumable_captions import ResumableCaptions
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
+from hf_distinct.reporting.picture import fit_image
 from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
 from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, CLIP_FORMS, HELP
 from hf_distinct.runs.logs import show_logs
@@ -33,6 +43,7 @@ from hf_distinct.scorer import ClipScorer, shipped
 from hf_distinct.text.problems import refuse
 
 SHOWN = 1000  # about 5 MB
+PICTURE_SIZE = 200  # longer side of the copy of an image that is no file
 logger = logging.getLogger("caption")
 
 
@@ -40,13 +51,22 @@ logger = logging.getLogger("caption")
 class Settings:
     """Which pictures to caption, and how."""
 
-    folder: str = field(metadata={"help": "Folder of the pictures, with the folders below it."})
+    pictures: str = field(
+        metadata={
+            "help": "Folder of picture files, tar shards and parquet files, with the folders below it; or one such "
+            "file; or a pattern such as 'shards/{000..099}.tar'."
+        }
+    )
     model: str | None = field(
         default=None,
         metadata={"help": f"Captioner: {CAPTIONER_FORMS}. Default: the shipped `captioner`, for emoji scenes."},
     )
     output_dir: str = field(
-        default="outputs/captions", metadata={"help": "Folder to write captions.jsonl and captions.html to."}
+        default="outputs/captions", metadata={"help": "Folder to write --output_file and captions.html to."}
+    )
+    output_file: str = field(
+        default="captions.jsonl",
+        metadata={"help": "Name of the file of captions, which is JSONL or parquet: NAME.jsonl or NAME.parquet."},
     )
     num_samples: int = field(
         default=0, metadata={"help": "Number of captions to sample for each picture. 0: only the best caption."}
@@ -65,6 +85,9 @@ class Settings:
     batch_size: int = field(default=32, metadata={"help": HELP["caption_batch_size"]})
     num_workers: int = field(default=min(8, os.cpu_count() or 1), metadata={"help": HELP["num_workers"]})
     seed: int = field(default=0, metadata={"help": HELP["seed"]})
+    ddp_timeout: int = field(
+        default=1800, metadata={"help": "Number of seconds that a process waits for the others at the start."}
+    )
 
     def __post_init__(self) -> None:
         refuse(self.problems())
@@ -75,62 +98,87 @@ class Settings:
             yield from unused_settings(self, ("seed",), "without --num_samples: nothing is sampled")
             if self.rerank_with:
                 yield "--rerank_with chooses among samples: set --num_samples too, for example to 10."
-        yield from too_small(self, num_samples=0, batch_size=1, num_workers=0)
+        if Path(self.output_file).suffix not in ENDINGS or Path(self.output_file).name != self.output_file:
+            yield f"--output_file {self.output_file} must be a name that ends with {' or '.join(ENDINGS)}."
+        yield from too_small(self, num_samples=0, batch_size=1, num_workers=0, ddp_timeout=1)
         if not self.guidance > 0:
             yield f"guidance={self.guidance} must be positive; 1 is none."
 
 
-def write_lines(
-    captioned: Iterable[tuple[Path, str | list[str] | ImageError]], path: Path, folder: Path
-) -> list[tuple[Path, str | list[str]]]:
-    """Write a line for each readable picture, and return the captions; the lines stay if an error ends it early."""
-    rows: list[tuple[Path, str | list[str]]] = []
-    with open(path, "w", encoding="utf-8") as lines, logging_redirect_tqdm():
-        try:
-            for picture, said in captioned:
-                if isinstance(said, ImageError):
-                    logger.warning("A picture was left out: %s", said)
-                    continue
-                key = "caption" if isinstance(said, str) else "captions"
-                lines.write(json.dumps({"file_name": picture.relative_to(folder).as_posix(), key: said}) + "\n")
-                rows.append((picture, said))
-        except BaseException:
-            logger.warning("The run was not finished. The captions of %d pictures are in %s.", len(rows), path)
-            raise
-    return rows
+    @property
+    def several(self) -> bool:
+        """Whether each picture gets a list of captions."""
+        return self.num_samples > 0 and not self.rerank_with
+
+
+def write_captions(run: ResumableCaptions, settings: Settings, path: Path) -> tuple[int, list[tuple[Any, Any]]]:
+    """Join the parts in one file; name the pictures that cannot be read.
+
+    Returns:
+        The number of captioned pictures, and of at most `SHOWN` of them a small copy or the path, and the captions.
+    """
+    count, shown, every = 0, [], -(-len(run.index) // SHOWN)
+    with (
+        written_whole(path) as temporary,
+        caption_writer(temporary, path.suffix, settings.several) as write,
+    ):
+        for place, name, said in run.rows():
+            if isinstance(said, ImageError):
+                logger.warning("A picture was left out: %s", said)
+                continue
+            write(name, said)
+            count += 1
+            if not place % every:
+                shown.append((small_picture(run.index[place]), said))
+        if not count:
+            raise ValueError(f"None of the {len(run.index)} pictures in {settings.pictures} can be read: see above.")
+    return count, shown
+
+
+def small_picture(picture: str | dict[str, Any]) -> Path | Image.Image:
+    """Return what a sheet needs of a picture: the path of a file, or a small copy of an image in a tar or parquet."""
+    return Path(picture) if isinstance(picture, str) else fit_image(decode_image(picture), PICTURE_SIZE)
 
 
 def main() -> None:
-    """Caption the pictures; write captions and page."""
-    (settings,) = parse_settings(Settings, description=__doc__, first=("folder",))
-    show_logs("caption")
-    folder, output = Path(settings.folder), Path(settings.output_dir)
-    run_lock.claim(output)
-    pictures = picture_files(folder)
+    """Caption the pictures, together with the other processes; the first one writes captions and page."""
+    (settings,) = parse_settings(Settings, description=__doc__, first=("pictures",))
+    timeout = timedelta(seconds=settings.ddp_timeout)
+    process = PartialState(cpu=not torch.accelerator.is_available(), timeout=timeout)
+    show_logs("caption", main_process=process.is_main_process)
+    folder = Path(settings.output_dir)
+    if process.is_main_process:
+        run_lock.claim(folder)
     scorer = ClipScorer(settings.rerank_with) if settings.rerank_with else None
-    captioner = Captioner(settings.model or shipped("captioner"), scorer)
-    stream = captioner.stream(
-        pictures,
-        settings.num_samples,
-        batch_size=settings.batch_size,
-        guidance=settings.guidance,
-        seed=settings.seed,
+    model = settings.model or shipped("captioner")
+    captioner = Captioner(model, scorer, process.device)
+    made_by = {
+        "--model": f"{Path(model).name}, digest {captioner.fingerprint()}",
+        "--rerank_with": f"{Path(scorer.name).name}, digest {scorer.fingerprint}" if scorer else "none",
+        **{f"--{name}": getattr(settings, name) for name in ("num_samples", "guidance", "batch_size", "seed")},
+    }
+    run = ResumableCaptions(
+        captioner, folder / settings.output_file, settings.pictures, made_by, settings.batch_size,
+        num_samples=settings.num_samples, guidance=settings.guidance, seed=settings.seed,
         num_workers=settings.num_workers,
-        progress=True,
-    )
-    unfinished = output / "captions.unfinished.jsonl"
-    rows = write_lines(zip(pictures, stream, strict=True), unfinished, folder)
-    if not rows:
-        raise ValueError(f"None of the {len(pictures)} pictures in {folder} can be read: see the warnings above.")
-    with own_files(output, "captions.jsonl") as (lines_path,):
-        unfinished.replace(lines_path)
-    shown = rows[:: -(-len(rows) // SHOWN)]
-    some = f"{len(shown)} of {len(rows)} pictures; captions.jsonl has all of them." if len(shown) < len(rows) else ""
-    title = f"Captions of {folder.resolve().name}"
-    with or_warn("captions.html"), own_files(output, "captions.html") as (sheet_path,):
-        write_caption_sheet(shown, sheet_path, title=title, root=folder, remark=some)
-    left_out = f" ({len(pictures) - len(rows)} left out)" if len(rows) < len(pictures) else ""
-    print(f"{len(rows)} pictures{left_out}: {lines_path}, captions.html")
+    )  # fmt: skip
+    if finished := run.begin():
+        if process.is_main_process:
+            print(f"{finished} has all captions already. To write them again, delete {run.record_file}.")
+        return
+    run.write_parts()
+    if not process.is_main_process:
+        return
+    with own_files(folder, settings.output_file) as (path,):
+        count, shown = write_captions(run, settings, path)
+    total = len(run.index)
+    some = f"{len(shown)} of {count} pictures; {path.name} has all of them." if len(shown) < count else ""
+    title = f"Captions of {Path(settings.pictures).resolve().name}"
+    with or_warn("captions.html"), own_files(folder, "captions.html") as (sheet_path,):
+        write_caption_sheet(shown, sheet_path, title=title, root=run.index.root, remark=some)
+    run.finish(path)
+    left_out = f" ({total - count} left out)" if count < total else ""
+    print(f"{count} pictures{left_out}: {path}, captions.html")
 
 
 if __name__ == "__main__":

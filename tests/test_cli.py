@@ -29,7 +29,7 @@ CHECKOUT = re.compile(r"recipes/(?!benchmarks/)[\w/]+\.(py|md)")
 """A path that only a checkout has. Benchmarks need one anyway, and settings files are found without one."""
 DIFFERENT = {
     "output_dir", "model", "model_name_or_path", "scorer", "guidance", "batch_size", "seed", "max_steps",
-    "dataset", "folder", "num_neighbours",
+    "dataset", "num_neighbours",
 }  # fmt: skip
 """Settings that mean another thing in another recipe."""
 
@@ -46,7 +46,7 @@ def test_no_recipe_hides_a_library():
     assert not {name for name in names if PathFinder.find_spec(name, [sysconfig.get_path("purelib")])}
 
 
-def test_what_trains_is_launched_and_the_rest_is_not():
+def test_what_several_processes_share_is_launched_and_the_rest_is_not():
     script = str(REPOSITORY / "recipes" / "train.py")
     launch = [sys.executable, "-m", "hf_distinct.runs.launch"]
     assert cli.command_line("train", ["--max_steps", "3"]) == [*launch, script, "--max_steps", "3"]
@@ -54,6 +54,7 @@ def test_what_trains_is_launched_and_the_rest_is_not():
     told = ["--accelerate_config=zero2", "--max_steps", "3", "--num_processes", "2"]
     expected = [*launch, "--config_file", zero2, "--num_processes", "2", script, "--max_steps", "3"]
     assert cli.command_line("train", told) == expected
+    assert cli.command_line("caption", ["x"]) == [*launch, str(REPOSITORY / "recipes" / "caption.py"), "x"]
     assert cli.command_line("push", ["x"]) == [sys.executable, str(REPOSITORY / "recipes" / "push.py"), "x"]
 
 

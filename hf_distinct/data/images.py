@@ -51,8 +51,7 @@ def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
-    readable = _readable_formats()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in readable}
+    endings = picture_endings()
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     found = [path for path in files if path.suffix.lower() in endings]
     if not found:
@@ -60,6 +59,12 @@ def picture_files(folder: str | os.PathLike[str]) -> list[Path]:
     if len(found) < len(files):
         logger.info(f"{folder}: {len(found)} of {len(files)} files have an image file extension")
     return found
+
+
+def picture_endings() -> set[str]:
+    """Return the file extensions of the images in `FORMATS`, in lower case and with their dot."""
+    readable = _readable_formats()
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in readable}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

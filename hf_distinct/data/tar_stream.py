@@ -1,4 +1,4 @@
-"""Read the samples of one shard as a stream; sizes are checked before anything is read."""
+"""Read one shard: its samples as a stream, or the places of its files. Sizes are checked before anything is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -121,3 +121,51 @@ def read_samples(shard: str, skips: Skips, wanted: Collection[str]) -> Iterator[
         return
     if files:
         yield key, files
+
+
+class _Headers:
+    """A stream for tarfile to read headers from: as in `_Tail`, none may be too long."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.limit = stream, MAX_HEADER_BYTES
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if self.tell() + size > self.limit:
+            raise tarfile.ReadError(f"a name or header of more than {MAX_HEADER_BYTES} bytes")
+        return self.stream.read(size)
+
+
+def open_shard(shard: str) -> Any:
+    """Open a shard to read it at any place; places in a compressed one are those of its uncompressed content."""
+    stream = fsspec.open(shard, "rb").open()
+    compressed = stream.read(len(GZIP)) == GZIP
+    stream.seek(0)
+    return gzip.GzipFile(fileobj=stream, mode="rb") if compressed else stream
+
+
+def find_files(shard: str, skips: Skips, endings: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first byte and size of each file of a shard with one of the endings (".jpg").
+
+    Only headers are read: of a compressed shard, everything has to be. The same files as in `read_samples` are left
+    out, and a broken shard keeps the files before the damage.
+    """
+    try:
+        with closing(open_shard(shard)) as stream:
+            headers: Any = _Headers(stream)
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # otherwise memory use grows with their number
+                    headers.limit = archive.offset + MAX_HEADER_BYTES
+                    name = PurePosixPath(member.name)
+                    if not member.isfile() or name.name.startswith((".", "__")) or name.suffix.lower() not in endings:
+                        continue
+                    if member.issparse() or member.size > MAX_MEMBER_BYTES:
+                        reason = SPARSE if member.issparse() else TOO_LARGE
+                        skips.add(reason, f"{os.path.basename(shard)}/{member.name} ({member.size} bytes)")
+                        continue
+                    yield member.name, member.offset_data, member.size
+                if stream.tell() <= archive.offset:  # no block was read that would mark the end
+                    raise tarfile.ReadError("the end of the archive is missing")
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error) as error:
+        skips.add(f"broken shard ({type(error).__name__}: {error})", os.path.basename(shard))

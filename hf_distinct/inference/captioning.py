@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, warn_of_losses
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
 from hf_distinct.files.model_names import shipped_or_named
+from hf_distinct.files.seals import digest_of_tensors
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.labels import decode
 from hf_distinct.generation.rollouts import ONE_CAPTION, generate_labels, rollout_config
@@ -30,7 +32,9 @@ from hf_distinct.scorer import ClipScorer, scorer_problems
 
 logger = logging.get_logger(__name__)
 
-Picture = Image.Image | str | os.PathLike[str]
+Picture = Image.Image | str | os.PathLike[str] | Mapping[str, Any]
+UNRELATED = ("_name_or_path", "transformers_version")
+"""Entries of configs that have no effect on captions."""
 
 
 class Captioner:
@@ -62,6 +66,14 @@ class Captioner:
             self.scorer.to(self.device)
             for problem in scorer_problems(self.scorer, rollout_config(self.model).max_new_tokens):
                 logger.warning(problem)
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that decides the captions: weights, configs, tokenizer and image processor."""
+        state = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        configs = (self.model.config, self.model.generation_config, self.image_processor)
+        told: list[Any] = [json.loads(each.to_json_string(), object_hook=_related) for each in configs]
+        told += [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.special_tokens_map]
+        return digest_of_tensors(state, {"about": json.dumps(told, sort_keys=True, default=str)})[:16]
 
     def __call__(
         self, images: Sequence[Picture], num_samples: int = 0, **settings: Any
@@ -101,7 +113,8 @@ class Captioner:
         two tokens are equally likely up to float32 rounding, another batch shape may choose the other one.
 
         Args:
-            images: PIL images or file paths, of any size and mode.
+            images: PIL images, file paths, or encoded images with a name (``{"bytes": ..., "path": name}``), of any
+                size and mode. They are read one by one, when their batch is due.
             num_samples: 0 for one caption per image, by greedy or beam search as the model's generation config says.
                 K for K samples per image from the model's whole distribution, at ``temperature``.
             batch_size: images per batch.
@@ -124,8 +137,8 @@ class Captioner:
             raise ValueError(f"temperature={temperature} must be positive, and needs num_samples.")
         if self.scorer is not None and not num_samples:
             raise ValueError("rerank_with chooses among samples: set num_samples, e.g. to 10.")
-        batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-        prepared = _PreparedBatches(images, self.image_processor, self.scorer and self.scorer.transform)
+        batches = range(0, len(images), batch_size)
+        prepared = _PreparedBatches(images, batch_size, self.image_processor, self.scorer and self.scorer.transform)
         if workers := min(num_workers, len(batches)):
             workers = fitting_workers(workers, batch_size * prepared.bytes_of_one())
         loader: DataLoader[Any] = DataLoader(
@@ -215,6 +228,10 @@ class GumbelNoise(LogitsProcessor):
         return scores + noise.to(scores)
 
 
+def _related(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in UNRELATED}
+
+
 def caption(
     images: Picture | Sequence[Picture],
     model: str | os.PathLike[str],
@@ -243,7 +260,7 @@ def caption(
         'a surfer in a red suit under a wave as high as a house'
     """
     captioner = Captioner(model, rerank_with)
-    if isinstance(images, (Image.Image, str, os.PathLike)):
+    if isinstance(images, (Image.Image, str, os.PathLike, Mapping)):
         return captioner([images], num_samples, **settings)[0]
     return captioner(images, num_samples, **settings)
 
@@ -273,12 +290,14 @@ class _Batch:
 
 
 class _PreparedBatches(torch.utils.data.Dataset):
-    """Decoded and preprocessed ranges of images; worker processes may load them."""
+    """Decoded and preprocessed images, by the first row of their batch; worker processes may load them."""
 
-    def __init__(self, images: Sequence[Picture], image_processor: Any, transform: Any) -> None:
-        self.images, self.image_processor, self.transform = images, image_processor, transform
+    def __init__(self, images: Sequence[Picture], batch_size: int, image_processor: Any, transform: Any) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.image_processor, self.transform = image_processor, transform
 
-    def __getitem__(self, rows: range) -> _Batch:
+    def __getitem__(self, start: int) -> _Batch:
+        rows = range(start, min(start + self.batch_size, len(self.images)))
         names: list[str] = []
         found = decode_images(self._encoded(rows, names), self._prepared)
         errors = [ImageError(found.failures[place]) if place in found.failures else None for place in range(len(rows))]
@@ -310,5 +329,6 @@ class _PreparedBatches(torch.utils.data.Dataset):
                 names.append(os.fspath(image))
                 yield {"path": os.fspath(image), "bytes": None}
             else:
-                names.append(f"image {row} of the list")
+                path = image.get("path") if isinstance(image, Mapping) else None
+                names.append(path or f"image {row} of the list")
                 yield image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 from hf_distinct.rewards.base import RewardBatch, TextKind
 
 Direction = Literal["both", "i2t", "t2i"]
+BLOCK = 1 << 22
+"""Number of similarities that are computed at a time (16 MiB in float32): all of those of a small batch.
+
+The pool grows with the batch, the number of processes and the memory. If every caption were compared with all of it at
+once, the memory of a step would grow with the square of the batch.
+"""
 
 
 class ContrastiveReward:
@@ -76,18 +83,18 @@ class ContrastiveReward:
             positives = batch.logit_scale * (texts * images).sum(dim=-1)
             directions = []
             if self.direction != "t2i":
-                logits = batch.logit_scale * images @ _precise(batch.text_pool.embeds).T
-                directions.append(contrastive_log_odds(positives, logits, self.text_mask(batch)))
+                scaled, pool = batch.logit_scale * images, _precise(batch.text_pool.embeds)
+                directions.append(_log_odds(positives, scaled, pool, lambda rows: self.text_mask(batch, rows)))
             if self.direction != "i2t":
-                logits = batch.logit_scale * texts @ _precise(batch.image_pool.embeds).T
-                directions.append(contrastive_log_odds(positives, logits, self.image_mask(batch)))
+                scaled, pool = batch.logit_scale * texts, _precise(batch.image_pool.embeds)
+                directions.append(_log_odds(positives, scaled, pool, lambda rows: self.image_mask(batch, rows)))
         return torch.stack(directions).clamp(max=self.clamp).mean(dim=0) / batch.logit_scale
 
-    def text_mask(self, batch: RewardBatch) -> Tensor:
-        """Return which texts of the pool each caption is compared with: (N, P), True = compared."""
+    def text_mask(self, batch: RewardBatch, rows: slice = slice(None)) -> Tensor:
+        """Return which texts of the pool each caption (of some rows) is compared with: (N, P), True = compared."""
         pool = batch.text_pool
-        same_image = batch.image_ids.unsqueeze(1) == pool.image_ids
-        mask = batch.text_ids.unsqueeze(1) != pool.text_ids
+        same_image = batch.image_ids[rows].unsqueeze(1) == pool.image_ids
+        mask = batch.text_ids[rows].unsqueeze(1) != pool.text_ids
         if not self.use_references:
             mask &= pool.kinds != TextKind.REFERENCE
         if not self.use_greedy:
@@ -99,9 +106,16 @@ class ContrastiveReward:
             mask &= same_image
         return mask
 
-    def image_mask(self, batch: RewardBatch) -> Tensor:
-        """Return which images of the pool each caption is compared with: (N, Q), True = compared."""
-        return batch.image_ids.unsqueeze(1) != batch.image_pool.image_ids
+    def image_mask(self, batch: RewardBatch, rows: slice = slice(None)) -> Tensor:
+        """Return which images of the pool each caption (of some rows) is compared with: (N, Q), True = compared."""
+        return batch.image_ids[rows].unsqueeze(1) != batch.image_pool.image_ids
+
+
+def _log_odds(positives: Tensor, scaled: Tensor, pool: Tensor, mask: Callable[[slice], Tensor]) -> Tensor:
+    """`contrastive_log_odds` of similarities ``scaled @ pool.T``, `BLOCK` of them at a time; one row at the least."""
+    count = max(1, BLOCK // max(1, len(pool)))
+    blocks = [slice(start, start + count) for start in range(0, max(1, len(scaled)), count)]
+    return torch.cat([contrastive_log_odds(positives[rows], scaled[rows] @ pool.T, mask(rows)) for rows in blocks])
 
 
 def contrastive_log_odds(positives: Tensor, logits: Tensor, mask: Tensor) -> Tensor:

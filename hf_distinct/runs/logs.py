@@ -30,7 +30,8 @@ def show_logs(*names: str, main_process: bool = True) -> None:
         handler.setFormatter(PlainFormatter(getattr(handler.formatter, "_fmt", None)))
     for name in ("hf_distinct", *names):
         logging.getLogger(name).setLevel(logging.INFO if main_process else logging.ERROR)
-    logging.getLogger("hf_distinct.data.collator").setLevel(logging.WARNING)  # each process has pictures of its own
+    for reader in ("data.collator", "inference.captioning"):  # each process has pictures of its own
+        logging.getLogger(f"hf_distinct.{reader}").setLevel(logging.WARNING)
     # DeepSpeed sets the level of its logger when it is imported, and then warns that a machine without GPU has none.
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     warnings.filterwarnings("ignore", "Reshape_last_stage is set to False", FutureWarning)  # the shipped captioner's

@@ -83,6 +83,7 @@ def jobs(pictures: Path, models: Path) -> dict[str, Job]:
     mining = (*data, *scorer, "--num_workers", 0)
     mined = (f"embeddings-{24 * '?'}/*.npy", "neighbours.safetensors", "statistics.json")
     measuring = (*data, *scorer, "--model", captioner, "--resamples", 20, "--num_neighbours", 1)
+    captioning = (pictures, "--model", captioner, "--num_workers", 0, "--batch_size", 2)
     return {
         "train": Job("train.py", rl, trained),
         "train, two processes": Job("train.py", (*rl, "--ddp_timeout", 20), trained, 2),
@@ -95,7 +96,8 @@ def jobs(pictures: Path, models: Path) -> dict[str, Job]:
         "mine": Job("mine.py", mining, mined),
         "mine, two processes": Job("mine.py", (*mining, "--ddp_timeout", 20), mined, 2),
         "evaluate": Job("evaluate_captions.py", measuring, ("metrics.json", "intervals.json", "captions/*.json")),
-        "caption": Job("caption.py", (pictures, "--model", captioner, "--num_workers", 0), ("captions.jsonl",)),
+        "caption": Job("caption.py", captioning, ("captions.jsonl",)),
+        "caption, two processes": Job("caption.py", (*captioning, "--ddp_timeout", 20), ("captions.jsonl",), 2),
     }
 
 

@@ -30,8 +30,8 @@ CASES = {
     "evaluate_captions.py --model": ("captioner", ["--test_size", "4", "--num_neighbours", "0"]),
     "evaluate_captions.py --judge": ("scorer", ["--test_size", "4", "--model", "captioner"]),
     "evaluate_captions.py --language_model": ("captioner", ["--test_size", "4", "--model", "captioner"]),
-    "caption.py --model": ("captioner", ["--folder", "pictures"]),
-    "caption.py --rerank_with": ("scorer", ["--folder", "pictures", "--num_samples", "2"]),
+    "caption.py --model": ("captioner", ["--pictures", "pictures"]),
+    "caption.py --rerank_with": ("scorer", ["--pictures", "pictures", "--num_samples", "2"]),
     "space/app.py --before": ("captioner", ["--size", "4"]),
     "space/app.py --scorer": ("scorer", ["--size", "4"]),
 }

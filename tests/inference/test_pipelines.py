@@ -154,7 +154,7 @@ def test_training_and_captioning_see_the_pixels_of_the_pipeline(name, processor,
     for value in ({"path": str(path), "bytes": None}, stored, opened):
         assert torch.equal(to_pixel_values([decode_image(value)], image_processor), expected)
     for picture in (path, opened):  # as hf_distinct.caption prepares it
-        assert torch.equal(_PreparedBatches([picture], image_processor, None)[range(1)].pixel_values, expected)
+        assert torch.equal(_PreparedBatches([picture], 1, image_processor, None)[0].pixel_values, expected)
 
 
 @pytest.mark.parametrize(

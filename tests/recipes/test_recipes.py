@@ -44,7 +44,10 @@ ALWAYS = {
         "java_metrics", "resamples", "grammar",
     },
     "train_grammar": {"output_dir", "epochs", "batch_size", "learning_rate", "seed"},
-    "caption": {"folder", "model", "output_dir", "num_samples", "guidance", "batch_size", "num_workers"},
+    "caption": {
+        "pictures", "model", "output_dir", "output_file", "num_samples", "guidance", "batch_size", "num_workers",
+        "ddp_timeout",
+    },
     "ablation": {"plan", "output_dir", "seeds", "only", "split", "jobs"},
 }  # fmt: skip
 PICTURES = {"dataset": "pictures"}
@@ -123,8 +126,8 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("references", "x", {**PICTURES, **OURS}),
     ],
     "caption": [
-        ("seed", 9, {"folder": "x"}),
-        ("rerank_with", "x", {"folder": "x"}),
+        ("seed", 9, {"pictures": "x"}),
+        ("rerank_with", "x", {"pictures": "x"}),
     ],
     "ablation": [],
     "train_grammar": [],
@@ -147,12 +150,15 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
     ],
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
     "evaluate_captions": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],
-    "caption": [("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0)],
+    "caption": [
+        ("num_samples", -1), ("batch_size", 0), ("num_workers", -1), ("guidance", 0.0), ("output_file", "a.csv"),
+        ("output_file", "a/b.jsonl"),
+    ],
     "train_grammar": [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0)],
     "ablation": [("jobs", 0), ("seeds", []), ("seeds", [1, 1])],
 }  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
-    "evaluate_captions": OURS, "caption": {"folder": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
+    "evaluate_captions": OURS, "caption": {"pictures": "x"}, "distill": {"dataset": "pictures", "teacher": "x"},
 }  # fmt: skip
 
 
@@ -201,7 +207,7 @@ COMMANDS = {
     "train_clip.py": ["--model", MISSING],
     "mine.py": ["--scorer", MISSING],
     "evaluate_captions.py": ["--model", MISSING],
-    "caption.py": ["--folder", "no/such/folder", "--model", MISSING],
+    "caption.py": ["--pictures", "no/such/folder", "--model", MISSING],
     "ablation.py": [],
 }
 

@@ -18,8 +18,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hf_distinct.rewards import ContrastiveReward, TextKind, contrastive_log_odds
+from hf_distinct.rewards import (
+    ContrastiveReward,
+    ImagePool,
+    RewardBatch,
+    TextKind,
+    TextPool,
+    contrastive,
+    contrastive_log_odds,
+)
 
 SCALE = 5 * log(2)
 V1, V2 = (1.0, 0.0), (0.0, 1.0)
@@ -216,6 +226,96 @@ def test_names_and_errors():
     for clamp in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="clamp must be positive"):
             ContrastiveReward(clamp=clamp)
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------
+
+
+def a_large_batch(captions: int = 60, texts: int = 500, images: int = 300, dim: int = 64) -> RewardBatch:
+    """Random embeddings; every caption and its image are in the pools too."""
+    generator = torch.Generator().manual_seed(0)
+
+    def embeds(count: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(count, dim, generator=generator), dim=-1)
+
+    text_pool, image_pool = embeds(texts), embeds(images)
+    ids = torch.arange(captions)
+    image_ids = ids // 2
+    pool_ids = torch.randint(images, (texts,), generator=generator)
+    pool_ids[:captions] = image_ids
+    kinds = torch.randint(len(TextKind), (texts,), generator=generator)
+    return RewardBatch(
+        captions=[""] * captions, references=[[]] * captions, text_embeds=text_pool[:captions],
+        image_embeds=image_pool[image_ids], text_ids=ids, image_ids=image_ids,
+        text_pool=TextPool(text_pool, torch.arange(texts), pool_ids, kinds),
+        image_pool=ImagePool(image_pool, torch.arange(images)), logit_scale=100.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 8, 11])
+def test_by_hand_in_blocks(make_batch, monkeypatch, block):
+    # pools of 4 texts and 2 images: one row at a time, or two of two, for either pool
+    monkeypatch.setattr(contrastive, "BLOCK", block)
+    references = make_batch(texts=((G1, 12, 1), (G2, 22, 2), (C1, 11, 1)), images=(V1, V2, V1))
+    check(ContrastiveReward("i2t")(references), [log(8 / 49), log(8 / 49), log(32 / 25)])
+    check(ContrastiveReward("t2i")(references), [log(8 / 16), log(8 / 16), log(32)])
+    switched_off = ContrastiveReward("i2t", use_references=False, use_own_rollouts=False)
+    check(switched_off(references), [log(8 / 1), log(8 / 1), log(32)])
+    assert ContrastiveReward()(make_batch(texts=(), images=())).shape == (0,)
+
+
+def test_a_batch_that_fits_is_one_block_to_the_bit():
+    batch = a_large_batch()
+    positives = 100 * (batch.text_embeds * batch.image_embeds).sum(dim=-1)
+    i2t = 100 * batch.image_embeds @ batch.text_pool.embeds.T
+    t2i = 100 * batch.text_embeds @ batch.image_pool.embeds.T
+    reward = ContrastiveReward()
+    odds = [
+        contrastive_log_odds(positives, i2t, reward.text_mask(batch)),
+        contrastive_log_odds(positives, t2i, reward.image_mask(batch)),
+    ]
+    assert i2t.numel() <= contrastive.BLOCK
+    assert torch.equal(reward(batch), torch.stack(odds).clamp(max=16).mean(dim=0) / 100)
+
+
+@pytest.mark.parametrize("block", [1, 500, 1_700, 7_000, 29_999])
+def test_blocks_differ_by_rounding_only(monkeypatch, block):
+    batch, exact = a_large_batch(), a_large_batch()
+    exact.text_embeds, exact.image_embeds = exact.text_embeds.double(), exact.image_embeds.double()
+    for pool in (exact.text_pool, exact.image_pool):
+        pool.embeds = pool.embeds.double()
+    reward = ContrastiveReward(clamp=math.inf)
+    whole, wanted = reward(batch), reward(exact)
+    monkeypatch.setattr(contrastive, "BLOCK", block)
+    # log-odds of up to 100 in float32 are known to 1e-5, rewards to a hundredth of that
+    torch.testing.assert_close(reward(batch), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(reward(batch).double(), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(reward(exact), wanted, atol=1e-15, rtol=1e-13)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return made
+
+
+@pytest.mark.parametrize("off", [{}, {"use_own_rollouts": False, "use_other_captions": False}])
+def test_no_tensor_is_larger_than_a_block(monkeypatch, off):
+    batch, reward = a_large_batch(dim=2), ContrastiveReward(**off)
+    with Largest() as whole:
+        reward(batch)
+    assert whole.elements == 60 * 500
+    monkeypatch.setattr(contrastive, "BLOCK", 2_000)
+    with Largest() as blocks:
+        reward(batch)
+    assert blocks.elements == 2_000
 
 
 # --- against plain Python ----------------------------------------------------------------------------------------
