@@ -1,0 +1,62 @@
+"""N-grams as 96 bits each: 64 that identify an n-gram, and 32 that reveal when two n-grams have the same 64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import xxhash
+
+MAX_N = 4
+"""Longest n-gram."""
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that multiplying loses no bits."""
+
+
+def hashed_words(words: Iterable[str], seed: int = 0) -> np.ndarray:
+    """Return two independent 64-bit hashes of each of W words, ``(W, 2)`` uint64."""
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int64)
+    digests = b"".join([xxhash.xxh3_128_digest(word.encode("utf-8", "surrogatepass"), seed) for word in numbers])
+    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2)[ids]
+
+
+def ngram_places(lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the n-grams of T texts for n = 1 to 4, given the number of words of each text, ``(T,)``.
+
+    Yields:
+        Which of the n-grams before, of one word less, have a next word in their text, as indices; for each n-gram the
+        place of its last word among the words of all texts; and its text.
+    """
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    room = np.repeat(lengths.cumsum(), lengths) - np.arange(len(text))  # words from here to the end of the text
+    starts = longer = np.arange(len(text))
+    for n in range(1, MAX_N + 1):
+        if n > 1:
+            longer = np.flatnonzero(room[starts] >= n)
+            starts = starts[longer]
+        yield longer, starts + n - 1, text[starts]
+
+
+def extend(hashes: np.ndarray | None, words: np.ndarray) -> np.ndarray:
+    """Return the hashes of n-grams, ``(M, 2)``, from those of their first n - 1 words and those of the last word.
+
+    They are polynomials of the words' hashes. Two different n-grams have the same 64 bits with a probability of about
+    2^-64: among the 30 million of 600,000 images, any two with one of 1 in 40,000.
+    """
+    return words if hashes is None else hashes * _FACTOR + words
+
+
+def hashed_ngrams(words: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of all n-grams of T texts, ``(M, 2)``, by n and then by place; and the text of each, ``(M,)``.
+
+    Args:
+        words: the hashes of all words of the texts, ``(W, 2)``.
+        lengths: the number of words of each text, ``(T,)``.
+    """
+    hashes, found, texts = None, [], []
+    for longer, last, text in ngram_places(lengths):
+        hashes = extend(None if hashes is None else hashes[longer], words[last])
+        found.append(hashes)
+        texts.append(text)
+    return np.concatenate(found), np.concatenate(texts)
