@@ -113,7 +113,7 @@ class CiderD:
         """Return the tf-idf weights of the n-grams of each text; their frequencies are looked up together."""
         rows = [tokenize(text) + self._end for text in texts]
         words = hashed_words((word for own in rows for word in own), self._frequencies.seed)
-        hashes, text = hashed_ngrams(words, np.array([len(own) for own in rows]))
+        hashes, text, _ = hashed_ngrams(words, np.array([len(own) for own in rows]))
         images_with = iter(self._frequencies.of(hashes)[text.argsort(kind="stable")].tolist())
         vectors = []
         for own in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -19,7 +19,9 @@ COLUMNS = {"keys": "<u8", "checks": "<u4", "counts": "<u4"}
 """The columns of a table, 16 bytes per n-gram."""
 _SPOOL_IN_MEMORY = 1 << 25  # bytes
 _MERGED_AT_A_TIME = 1 << 20  # entries
+_REPEAT = np.uint64(0xD1B54A32D192ED03)
 _RANGES = 256  # a power of 2
+Blocks = Callable[[int], Iterable[tuple[np.ndarray, np.ndarray]]]
 _ENTRY = np.dtype([("key", "<u8"), ("check", "<u4"), ("count", "<u4")])
 
 
@@ -72,29 +74,28 @@ def count_images(references: Sequence[Sequence[str]], end: Sequence[str] = ()) -
     Raises:
         ValueError: an image has no reference.
     """
+    return count_documents(hashed_references(references, end), len(references))
+
+
+def count_documents(hashed_blocks: Blocks, documents: int) -> DocumentFrequencies:
+    """Count in how many of any documents each n-gram occurs, such as captions; see `count_into`."""
     sinks = [io.BytesIO() for _ in COLUMNS]
-    seed = count_into(sinks, references, end)
+    seed = count_into(sinks, hashed_blocks)
     columns = [np.frombuffer(sink.getbuffer(), kind) for sink, kind in zip(sinks, COLUMNS.values(), strict=True)]
-    return DocumentFrequencies(len(references), seed, *columns)
+    return DocumentFrequencies(documents, seed, *columns)
 
 
-def count_into(
-    sinks: Sequence[IO[bytes]],
-    references: Sequence[Sequence[str]],
-    end: Sequence[str] = (),
-    scratch: Path | None = None,
-) -> int:
-    """Write the columns of a table to a file each, and return the seed; see `count_images`.
+def count_into(sinks: Sequence[IO[bytes]], hashed_blocks: Blocks, scratch: Path | None = None) -> int:
+    """Write the columns of a table to a file each, and return the seed.
 
     Args:
         sinks: the files.
-        references: the reference captions of each image.
-        end: words added to the end of each reference.
+        hashed_blocks: returns for a seed the blocks of `write_columns`.
         scratch: folder for a temporary file of about 1 kB per image; by default the system's.
     """
     for seed in count():
         try:
-            write_columns(_hashed_blocks(references, end, seed), sinks, scratch)
+            write_columns(hashed_blocks(seed), sinks, scratch)
         except Collision:  # practically never; other seeds separate the two n-grams
             for sink in sinks:
                 sink.seek(0)
@@ -104,19 +105,20 @@ def count_into(
     raise AssertionError
 
 
-def _hashed_blocks(
-    references: Sequence[Sequence[str]], end: Sequence[str], seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    rows = count()
-    for block in in_blocks(references):
-        for own, row in zip(block, rows, strict=False):
-            check_references(own, row)
-        texts = [[*tokenize(text), *end] for own in block for text in own]
-        lengths = np.array([len(words) for words in texts], dtype=np.int64)
-        words = hashed_words((word for words in texts for word in words), seed)
-        hashes, text = hashed_ngrams(words, lengths)
-        images = np.repeat(np.arange(len(block)), [len(own) for own in block])
-        yield hashes, images[text]
+def hashed_references(references: Sequence[Sequence[str]], end: Sequence[str]) -> Blocks:
+    """Return for `count_into` the n-grams of the references of each image; raises ValueError as `count_images`."""
+
+    def hashed_blocks(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rows = count()
+        for block in in_blocks(references):
+            for own, row in zip(block, rows, strict=False):
+                check_references(own, row)
+            texts = [[*tokenize(text), *end] for own in block for text in own]
+            words = hashed_words((word for own in texts for word in own), seed)
+            hashes, text, _ = hashed_ngrams(words, np.array([len(own) for own in texts]))
+            yield hashes, np.repeat(np.arange(len(block)), [len(own) for own in block])[text]
+
+    return hashed_blocks
 
 
 def write_columns(
@@ -171,6 +173,30 @@ def _merged(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     counts = _sums(entries["count"], first)
     kept = counts > 1
     return keys[first][kept], checks[first][kept], counts[kept]
+
+
+def numbered_repeats(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return the hashes of n-grams, ``(M, 2)``, changed where an n-gram repeats an earlier one of its document.
+
+    The second of equal n-grams gets the same hash in every document, the third another one, and so on. So the number
+    of documents with the second is the number of documents with at least two.
+
+    Args:
+        hashes: ``(M, 2)``.
+        documents: the document of each, ``(M,)``; equal n-grams are in the order of their documents.
+
+    Raises:
+        Collision: two different n-grams have the same 64 bits.
+    """
+    order = hashes[:, 0].argsort(kind="stable")
+    keys, checks = _key_and_check(hashes[order])
+    _first_of_each(keys, checks)
+    repeated = (keys[1:] == keys[:-1]) & (documents[order][1:] == documents[order][:-1])
+    places = np.arange(len(order))
+    first = np.maximum.accumulate(np.where(np.concatenate([[True], ~repeated])[: len(order)], places, 0))
+    numbers = np.empty(len(order), dtype=np.uint64)
+    numbers[order] = places - first
+    return hashes + numbers[:, None] * _REPEAT
 
 
 def _first_of_each(keys: np.ndarray, checks: np.ndarray) -> np.ndarray:

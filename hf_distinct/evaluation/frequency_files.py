@@ -18,7 +18,13 @@ from datasets import Dataset, is_caching_enabled
 from filelock import FileLock
 from transformers.utils import logging
 
-from hf_distinct.evaluation.document_frequencies import COLUMNS, DocumentFrequencies, count_images, count_into
+from hf_distinct.evaluation.document_frequencies import (
+    COLUMNS,
+    DocumentFrequencies,
+    count_images,
+    count_into,
+    hashed_references,
+)
 from hf_distinct.files.seals import altered, changed, describe, sealed
 
 logger = logging.get_logger(__name__)
@@ -101,7 +107,7 @@ def _write(folder: Path, references: Sequence[Sequence[str]], end: Sequence[str]
     try:
         with ExitStack() as stack:
             sinks = [stack.enter_context((unfinished / name).open("wb+")) for name in COLUMNS]
-            seed = count_into(sinks, references, end, scratch=unfinished)
+            seed = count_into(sinks, hashed_references(references, end), unfinished)
             for sink in sinks:
                 sink.flush()
                 os.fsync(sink.fileno())
