@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers.utils import logging
 
+from hf_distinct.evaluation.blocks import check_rows, in_blocks
 from hf_distinct.evaluation.bootstrap import Statistic, mean_of, value_of
 from hf_distinct.evaluation.captions import CiderD, bleu, bleu_statistic, cider_d, rouge_l, rouge_l_scores
 from hf_distinct.evaluation.clip_score import clip_scores, ref_clip_scores
 from hf_distinct.evaluation.diversity import (
     different,
     distinct_n,
+    lines_of,
     mean_length,
     ngrams_of,
     novelty,
@@ -25,10 +28,10 @@ from hf_distinct.evaluation.diversity import (
     unique_share,
     vocabulary,
 )
-from hf_distinct.evaluation.faults import bad_endings, repeats, seem_english
-from hf_distinct.evaluation.invention import invention, invention_statistic
-from hf_distinct.evaluation.ngram_counts import NgramCounts
-from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
+from hf_distinct.evaluation.faults import are_english, bad_endings, english_words, repeats
+from hf_distinct.evaluation.invention import invented, invention, invention_statistic
+from hf_distinct.evaluation.ngram_counts import ngram_counts
+from hf_distinct.evaluation.ptb_tokenizer import tokenize
 from hf_distinct.evaluation.retrieval import neighbour_ranks, retrieval_metrics, retrieval_ranks
 
 logger: Any = logging.get_logger(__name__)
@@ -91,29 +94,43 @@ def caption_statistics(
         ValueError: see `caption_metrics`.
     """
     if isinstance(references, Dataset):
-        references = list(references["captions"])
-    scores = rouge_l_scores(captions, references)
-    ngrams = NgramCounts(captions, references)
-    counts = ngrams.bleu()
-    statistics = {"CIDEr-D": mean_of(ngrams.cider_d())}
-    statistics |= {f"BLEU-{n}": bleu_statistic(counts, n) for n in range(1, 5)}
+        references = references["captions"]
+    check_rows(captions, references)
+    parts = [
+        {
+            "CIDEr-D": counts.cider_d(),
+            "BLEU": counts.bleu(),
+            "ROUGE-L": np.array(rouge_l_scores(ours, theirs)),
+            "bad_endings": np.array(bad_endings(ours)),
+            "repeats": np.array(repeats(ours)),
+            "invention": np.array(invented(ours, theirs)),
+            "english": np.array([english_words([text for own in theirs for text in own])]),
+        }
+        for ours, theirs, counts in zip(
+            in_blocks(captions), in_blocks(references), ngram_counts(captions, references), strict=True
+        )
+    ]
+    of_images = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+    words, lengths = ngrams_of(captions, 1)
+    statistics = {"CIDEr-D": mean_of(of_images["CIDEr-D"])}
+    statistics |= {f"BLEU-{n}": bleu_statistic(of_images["BLEU"], n) for n in range(1, 5)}
     statistics |= {
-        "ROUGE-L": mean_of(scores),
-        "vocabulary": different([tokenize(caption) for caption in captions]),
-        "mean_length": mean_of([len(tokenize(caption)) for caption in captions]),
-        "unique": different([[ptb_line(caption)] for caption in captions], share=True),
-        "distinct_1": different(ngrams_of(captions, 1), share=True),
-        "distinct_2": different(ngrams_of(captions, 2), share=True),
+        "ROUGE-L": mean_of(of_images["ROUGE-L"]),
+        "vocabulary": different(words, lengths),
+        "mean_length": mean_of(lengths),
+        "unique": different(lines_of(captions), np.ones(len(captions), dtype=np.int64), share=True),
+        "distinct_1": different(words, lengths, share=True),
+        "distinct_2": different(*ngrams_of(captions, 2), share=True),
     }
     if len(captions) > 1:
         statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
-    if not seem_english([text for own in references for text in own]):
+    if not are_english(*of_images["english"].sum(axis=0).tolist()):
         logger.warning_once(
             "The captions do not seem to be English: bad_endings and invention only know English words, so their "
             "values are meaningless."
         )
     return statistics | {
-        "bad_endings": mean_of(bad_endings(captions)),
-        "repeats": mean_of(repeats(captions)),
-        "invention": invention_statistic(captions, references),
+        "bad_endings": mean_of(of_images["bad_endings"]),
+        "repeats": mean_of(of_images["repeats"]),
+        "invention": invention_statistic(of_images["invention"]),
     }

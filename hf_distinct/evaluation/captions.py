@@ -12,21 +12,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from hf_distinct.evaluation.blocks import check_references, check_rows, in_blocks
 from hf_distinct.evaluation.bootstrap import Statistic
-from hf_distinct.evaluation.ngram_counts import MAX_N, SIGMA, NgramCounts
+from hf_distinct.evaluation.frequency_files import document_frequencies
+from hf_distinct.evaluation.ngram_counts import SIGMA, ngram_counts
+from hf_distinct.evaluation.ngram_hashes import MAX_N, hashed_ngrams, hashed_words
 from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 
 Ngram = tuple[str, ...]
-Weights = Callable[[list[str]], Iterator[tuple[Ngram, float]]]
 
 END_TOKEN = "\n"
 """The end of a caption as a word, which `tokenize` never returns."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
+
+
+class Vector(NamedTuple):
+    """A text for CIDEr-D: its number of words, and its n-grams with their tf-idf weights."""
+
+    length: int
+    weights: list[tuple[Ngram, float]]
 
 
 class CiderD:
@@ -42,7 +52,9 @@ class CiderD:
     counts as if one image had it. In a corpus of one image every weight is log(1) = 0, so every score is 0.
 
     Args:
-        references_corpus: the reference captions of each image; document frequencies are counted over images.
+        references_corpus: the reference captions of each image; document frequencies are counted over images. Those of
+            a column of a dataset (``dataset["captions"]``) are kept with the dataset, see
+            `hf_distinct.evaluation.frequency_files`.
         cache_size: for how many images the prepared references are kept (about 20 kB per image).
         end_token: count the end of each caption and reference as a word. The metric does not; a reward should,
             see `hf_distinct.rewards.CiderReward`.
@@ -54,17 +66,11 @@ class CiderD:
     def __init__(
         self, references_corpus: Sequence[Sequence[str]], cache_size: int = 4096, end_token: bool = False
     ) -> None:
-        if not references_corpus:
+        if not len(references_corpus):
             raise ValueError("CIDEr-D needs reference captions to count document frequencies: the corpus is empty.")
         self._end = [END_TOKEN] if end_token else []
-        images_with: Counter[Ngram] = Counter()
-        for row, references in enumerate(references_corpus):
-            _check_references(references, row)
-            images_with.update({ngram for reference in references for ngram in _ngrams(self._words(reference), MAX_N)})
-        self._unseen_idf = math.log(len(references_corpus))
-        # An n-gram of one image has the weight of an unseen one and need not be stored: most n-grams of COCO.
-        idf_of_count = {count: self._unseen_idf - math.log(count) for count in set(images_with.values())}
-        self._idf = {ngram: idf_of_count[count] for ngram, count in images_with.items() if count > 1}
+        self._frequencies = document_frequencies(references_corpus, self._end)
+        self._unseen_idf = math.log(self._frequencies.images)
         self._cache_size = cache_size
         self._cache: dict[tuple[str, ...], _Postings] = {}
 
@@ -74,18 +80,19 @@ class CiderD:
         Raises:
             ValueError: there is no reference.
         """
-        postings = self._prepare(references)
-        words = self._words(candidate)
+        return self._score(self._vectors([candidate])[0], self._prepare(references))
+
+    def _score(self, candidate: Vector, postings: _Postings) -> float:
         similarities = [0.0] * (MAX_N * len(postings.lengths))  # entry j * MAX_N + n - 1: reference j, n-grams
         squares = [0.0] * MAX_N
-        for ngram, weight in self._weights(words):
+        for ngram, weight in candidate.weights:
             squares[len(ngram) - 1] += weight * weight
             for slot, reference_weight, reference_cosine in postings.entries.get(ngram, ()):
                 similarities[slot] += min(weight, reference_weight) * reference_cosine
         norms = [math.sqrt(square) or 1.0 for square in squares]
         total = 0.0
         for j, reference_length in enumerate(postings.lengths):
-            penalty = math.exp(-((len(words) - reference_length) ** 2) / (2 * SIGMA**2))
+            penalty = math.exp(-((candidate.length - reference_length) ** 2) / (2 * SIGMA**2))
             total += penalty * sum(similarities[j * MAX_N + n] / norms[n] for n in range(MAX_N))
         return 10.0 * total / (MAX_N * len(postings.lengths))
 
@@ -95,25 +102,38 @@ class CiderD:
         Raises:
             ValueError: the two lists differ in length, are empty, or a row has no reference.
         """
-        _check_rows(candidates, references)
-        return [self.score(candidate, own) for candidate, own in zip(candidates, references, strict=True)]
+        check_rows(candidates, references)
+        return [
+            self._score(vector, self._prepare(own))
+            for block, of_block in zip(in_blocks(candidates), in_blocks(references), strict=True)
+            for vector, own in zip(self._vectors(block), of_block, strict=True)
+        ]
 
-    def _words(self, text: str) -> list[str]:
-        return tokenize(text) + self._end
-
-    def _weights(self, words: list[str]) -> Iterator[tuple[Ngram, float]]:
-        """Yield each n-gram of a caption with its tf-idf weight."""
-        for ngram, count in Counter(_ngrams(words, MAX_N)).items():
-            yield ngram, count * self._idf.get(ngram, self._unseen_idf)
+    def _vectors(self, texts: Sequence[str]) -> list[Vector]:
+        """Return the tf-idf weights of the n-grams of each text; their frequencies are looked up together."""
+        rows = [tokenize(text) + self._end for text in texts]
+        words = hashed_words((word for own in rows for word in own), self._frequencies.seed)
+        hashes, text, _ = hashed_ngrams(words, np.array([len(own) for own in rows]))
+        images_with = iter(self._frequencies.of(hashes)[text.argsort(kind="stable")].tolist())
+        vectors = []
+        for own in rows:
+            ngrams = list(_ngrams(own, MAX_N))
+            frequencies = dict(zip(ngrams, images_with, strict=False))
+            weights = [
+                (ngram, count * (self._unseen_idf - math.log(frequencies[ngram])))
+                for ngram, count in Counter(ngrams).items()
+            ]
+            vectors.append(Vector(len(own), weights))
+        return vectors
 
     def _prepare(self, references: Sequence[str]) -> _Postings:
         """Return the indexed references of one image, from the cache if possible."""
         key = tuple(references)
         if key not in self._cache:
-            _check_references(references, None)
+            check_references(references)
             if len(self._cache) >= self._cache_size:
                 self._cache.pop(next(iter(self._cache)), None)  # the oldest
-            self._cache[key] = _Postings([self._words(reference) for reference in references], self._weights)
+            self._cache[key] = _Postings(self._vectors(references))
         return self._cache[key]
 
 
@@ -125,11 +145,10 @@ class _Postings:
 
     __slots__ = ("entries", "lengths")
 
-    def __init__(self, references: list[list[str]], weights: Weights) -> None:
+    def __init__(self, references: Sequence[Vector]) -> None:
         self.entries: dict[Ngram, list[tuple[int, float, float]]] = {}
-        self.lengths = [len(words) for words in references]
-        for j, words in enumerate(references):
-            vector = list(weights(words))
+        self.lengths = [reference.length for reference in references]
+        for j, (_, vector) in enumerate(references):
             squares = [0.0] * MAX_N
             for ngram, weight in vector:
                 squares[len(ngram) - 1] += weight * weight
@@ -150,8 +169,8 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
-    _check_rows(captions, references)
-    return float(NgramCounts(captions, references).cider_d().mean())
+    check_rows(captions, references)
+    return float(np.concatenate([counts.cider_d() for counts in ngram_counts(captions, references)]).mean())
 
 
 def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -168,8 +187,9 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
-    _check_rows(captions, references)
-    return bleu_of_counts(NgramCounts(captions, references).bleu().sum(axis=0, keepdims=True))[0].tolist()
+    check_rows(captions, references)
+    counts = np.concatenate([counts.bleu() for counts in ngram_counts(captions, references)])
+    return bleu_of_counts(counts.sum(axis=0, keepdims=True))[0].tolist()
 
 
 def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
@@ -213,7 +233,7 @@ def rouge_l_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
     Raises:
         ValueError: the two lists differ in length, are empty, or a row has no reference.
     """
-    _check_rows(captions, references)
+    check_rows(captions, references)
     scores = []
     for caption, own in zip(captions, references, strict=True):
         words = ptb_line(caption).split(" ")
@@ -249,23 +269,3 @@ def _longest_common_subsequence(first: list[str], second: list[str]) -> int:
             row = (row + matching) | (row - matching)
             row &= whole
     return len(second) - row.bit_count()
-
-
-def _check_references(references: Sequence[str], row: int | None) -> None:
-    where = "" if row is None else f"row {row}: "
-    if isinstance(references, str):
-        raise ValueError(f"{where}references must be a list of captions, got the single string {references[:40]!r}.")
-    if not references:
-        raise ValueError(f"{where}no reference caption; drop the image or add one.")
-
-
-def _check_rows(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if isinstance(captions, str) or len(captions) != len(references):
-        raise ValueError(
-            f"captions and references must be lists of equal length, one row per image; got {len(captions)} captions "
-            f"and {len(references)} lists of references."
-        )
-    if not captions:
-        raise ValueError("there are no captions to score.")
-    for row, own in enumerate(references):
-        _check_references(own, row)

@@ -6,12 +6,15 @@ Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`, so case and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from hf_distinct.evaluation.blocks import in_blocks
 from hf_distinct.evaluation.bootstrap import Statistic
 from hf_distinct.evaluation.captions import bleu_of_counts
+from hf_distinct.evaluation.document_frequencies import count_documents, numbered_repeats
+from hf_distinct.evaluation.ngram_hashes import hashed, hashed_ngrams, hashed_words, ngram_places
 from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 
 
@@ -21,7 +24,7 @@ def vocabulary(captions: Sequence[str]) -> int:
     Raises:
         ValueError: there are no captions.
     """
-    return len({word for words in _tokenized(captions) for word in words})
+    return _number_of_different(ngrams_of(captions, 1)[0])
 
 
 def unique_share(captions: Sequence[str]) -> float:
@@ -30,8 +33,7 @@ def unique_share(captions: Sequence[str]) -> float:
     Raises:
         ValueError: there are no captions.
     """
-    tokenized = _tokenized(captions)
-    return len(set(map(tuple, tokenized))) / len(tokenized)
+    return _number_of_different(lines_of(captions)) / len(captions)
 
 
 def mean_length(captions: Sequence[str]) -> float:
@@ -40,8 +42,8 @@ def mean_length(captions: Sequence[str]) -> float:
     Raises:
         ValueError: there are no captions.
     """
-    tokenized = _tokenized(captions)
-    return sum(map(len, tokenized)) / len(tokenized)
+    _check(captions)
+    return sum(len(tokenize(caption)) for caption in captions) / len(captions)
 
 
 def distinct_n(captions: Sequence[str], n: int = 2) -> float:
@@ -54,19 +56,44 @@ def distinct_n(captions: Sequence[str], n: int = 2) -> float:
     Raises:
         ValueError: there are no captions, or n is below 1.
     """
-    ngrams = [ngram for row in ngrams_of(captions, n) for ngram in row]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    ngrams, _ = ngrams_of(captions, n)
+    return _number_of_different(ngrams) / len(ngrams) if len(ngrams) else 0.0
 
 
-def ngrams_of(captions: Sequence[str], n: int) -> list[list[tuple[str, ...]]]:
-    """Return the n-grams of each caption, with repetitions.
+def ngrams_of(captions: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the n-grams of N captions as numbers from 0, ``(M,)``, and how many each caption has, ``(N,)``.
 
     Raises:
         ValueError: there are no captions, or n is below 1.
     """
     if n < 1:
         raise ValueError(f"n-grams have at least one word, got n = {n}.")
-    return [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in _tokenized(captions)]
+    _check(captions)
+    numbers: dict[str, int] = {}
+    parts, sizes = [], []
+    for block in in_blocks(captions):
+        rows = [tokenize(caption) for caption in block]
+        own = [numbers.setdefault(word, len(numbers)) for words in rows for word in words]
+        parts.append(np.array(own, dtype=np.int32))
+        sizes.append(np.array([len(words) for words in rows], dtype=np.int64))
+    words, lengths = np.concatenate(parts), np.concatenate(sizes)
+    ids = words
+    for size, (longer, last, _) in enumerate(ngram_places(lengths, n), start=1):
+        if size > 1:
+            ids = _numbered(ids[longer] * np.int64(len(numbers)) + words[last])
+    return ids, np.maximum(lengths - n + 1, 0)
+
+
+def lines_of(captions: Sequence[str]) -> np.ndarray:
+    """Return a number from 0 for each caption, ``(N,)``, which captions of the same words share.
+
+    Raises:
+        ValueError: there are no captions.
+    """
+    _check(captions)
+    # By 128 bits of each line: two different lines of a million agree in them with a probability of 1e-27.
+    hashes = hashed(map(ptb_line, captions))
+    return _numbered(_numbered(hashes[:, 0]) * np.int64(len(hashes)) + _numbered(hashes[:, 1]))
 
 
 def self_bleu(captions: Sequence[str], max_n: int = 4) -> float:
@@ -87,31 +114,37 @@ def self_bleu_scores(captions: Sequence[str], max_n: int = 4) -> list[float]:
     Raises:
         ValueError: there are fewer than two captions.
     """
-    tokenized = _tokenized(captions)
-    if len(tokenized) < 2:
+    _check(captions)
+    if len(captions) < 2:
         raise ValueError("self-BLEU compares captions with each other: give at least two.")
-    own = [
-        Counter(tuple(words[i : i + n]) for n in range(1, max_n + 1) for i in range(len(words) - n + 1))
-        for words in tokenized
-    ]
-    most: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts of an n-gram, from different captions
-    for counts in own:
-        for ngram, count in counts.items():
-            first, second = most.get(ngram, (0, 0))
-            if count > second:
-                most[ngram] = (count, first) if count > first else (first, count)
-    lengths = Counter(map(len, tokenized))
-    rows = []
-    for words, counts in zip(tokenized, own, strict=True):
-        matches = [0] * max_n
-        for ngram, count in counts.items():
-            first, second = most[ngram]
-            matches[len(ngram) - 1] += min(count, second if count == first else first)
-        size = len(words)
-        others = (length for length, captions_of in lengths.items() if length != size or captions_of > 1)
-        closest = min((abs(length - size), length) for length in others)[1]
-        rows.append([size, closest, *matches, *(max(0, size - n) for n in range(max_n))])
-    return bleu_of_counts(np.array(rows, dtype=np.float64))[:, -1].tolist()
+
+    def repeats_of(block: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        rows = [tokenize(caption) for caption in block]
+        lengths = np.array([len(words) for words in rows])
+        words = hashed_words((word for own in rows for word in own), seed)
+        hashes, text, sizes = hashed_ngrams(words, lengths, max_n)
+        return numbered_repeats(hashes, text), text, sizes, lengths
+
+    # An n-gram's k-th occurrence in a caption is matched if another caption has k of them, too.
+    frequencies = count_documents(lambda seed: (repeats_of(block, seed)[:2] for block in in_blocks(captions)), 0)
+    lengths = Counter(len(tokenize(caption)) for caption in captions)
+    closest = {size: _closest(size, lengths) for size in lengths}
+    scores: list[float] = []
+    for block in in_blocks(captions):
+        hashes, text, ns, sizes = repeats_of(block, frequencies.seed)
+        matched = frequencies.of(hashes) > 1
+        matches = np.bincount((text * max_n + ns - 1)[matched], minlength=len(block) * max_n).reshape(-1, max_n)
+        nearest = [closest[size] for size in sizes.tolist()]
+        attempts = np.maximum(sizes[:, None] - np.arange(max_n), 0)
+        rows = np.column_stack([sizes, nearest, matches, attempts]).astype(np.float64)
+        scores += bleu_of_counts(rows)[:, -1].tolist()
+    return scores
+
+
+def _closest(size: int, lengths: Counter[int]) -> int:
+    """Return the length of another caption that is closest to a caption's; of two, the shorter."""
+    others = (length for length, captions_of in lengths.items() if length != size or captions_of > 1)
+    return min((abs(length - size), length) for length in others)[1]
 
 
 def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
@@ -126,36 +159,50 @@ def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
 
 def novel(captions: Sequence[str], training_captions: Sequence[str]) -> list[bool]:
     """Return for each caption whether it is not a training caption; raises like `novelty`."""
-    _tokenized(captions[:1])
-    _tokenized(training_captions[:1])
-    known = set(map(ptb_line, training_captions))
-    return [ptb_line(caption) not in known for caption in captions]
+    _check(captions)
+    _check(training_captions)
+    lines = [ptb_line(caption) for caption in captions]
+    own = set(lines)
+    known = {line for line in map(ptb_line, training_captions) if line in own}
+    return [line not in known for line in lines]
 
 
-def different(rows: Sequence[Sequence[Hashable]], share: bool = False) -> Statistic:
+def different(items: np.ndarray, sizes: np.ndarray, share: bool = False) -> Statistic:
     """Return the number of different items as a function of the images in the test set.
 
     Args:
-        rows: the items of each image's caption: words, n-grams, or the caption itself.
+        items: the items of all images' captions as numbers from 0, ``(M,)``: words, n-grams, or captions.
+        sizes: the number of items of each image, ``(N,)``.
         share: divide by the number of all items.
     """
-    numbers: dict[Hashable, int] = {}
-    places = np.array([numbers.setdefault(item, len(numbers)) for row in rows for item in row], dtype=np.int64)
-    sizes = np.array([len(row) for row in rows], dtype=np.float64)
-    order = places.argsort(kind="stable")
-    owners = np.repeat(np.arange(len(rows)), sizes.astype(np.int64))[order]
-    starts = np.searchsorted(places[order], np.arange(len(numbers)))
+    order = items.argsort(kind="stable")
+    owners = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+    starts = np.searchsorted(items[order], np.arange(_number_of_different(items)))
+    totals = sizes.astype(np.float64)
 
     def count(weights: np.ndarray) -> np.ndarray:
-        if not numbers:
+        if not len(starts):
             return np.zeros(len(weights))
-        found = np.logical_or.reduceat((weights > 0)[:, owners], starts, axis=1).sum(axis=1).astype(np.float64)
-        return found / np.maximum(weights @ sizes, 1.0) if share else found
+        drawn = ((row > 0)[owners] for row in weights)
+        found = np.array([np.logical_or.reduceat(each, starts).sum() for each in drawn], dtype=np.float64)
+        return found / np.maximum(weights @ totals, 1.0) if share else found
 
     return count
 
 
-def _tokenized(captions: Sequence[str]) -> list[list[str]]:
+def _numbered(items: np.ndarray) -> np.ndarray:
+    """Return a number from 0 for each item, int32, which equal items share; with less memory than `np.unique`."""
+    order = items.argsort()
+    items = items[order]
+    ids = np.zeros(len(items), dtype=np.int32)
+    ids[order[1:]] = np.cumsum(items[1:] != items[:-1], dtype=np.int32)
+    return ids
+
+
+def _number_of_different(numbers: np.ndarray) -> int:
+    return int(numbers.max(initial=-1)) + 1
+
+
+def _check(captions: Sequence[str]) -> None:
     if isinstance(captions, str) or not captions:
         raise ValueError(f"expected a list with at least one caption, got {captions!r}.")
-    return [tokenize(caption) for caption in captions]

@@ -25,8 +25,18 @@ def seem_english(captions: Sequence[str]) -> bool:
 
     In people's captions of photographs it is about 10 %; in other languages these three words do not occur.
     """
-    words = [word for words in _tokenized(captions) for word in words]
-    return len(words) < FEW_WORDS or 100 * sum(word in ENGLISH for word in words) >= len(words)
+    return are_english(*english_words(captions))
+
+
+def english_words(captions: Sequence[str]) -> tuple[int, int]:
+    """Return how often captions use one of the words in `ENGLISH`, and their number of words."""
+    rows = _tokenized(captions)
+    return sum(word in ENGLISH for words in rows for word in words), sum(map(len, rows))
+
+
+def are_english(english: int, words: int) -> bool:
+    """Return what `seem_english` does, from the sums of `english_words`."""
+    return words < FEW_WORDS or 100 * english >= words
 
 
 def bad_endings(captions: Sequence[str]) -> list[bool]:

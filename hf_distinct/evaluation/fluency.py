@@ -46,22 +46,24 @@ class LanguageModel:
         The first token is conditioned on the model's start token; an end token is not included.
         """
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1024
-        rows = [
-            [self.start, *ids[: limit - 1]]
-            for ids in (self.tokenizer(caption.strip(), add_special_tokens=False)["input_ids"] for caption in captions)
-        ]
-        sums, counts = np.zeros(len(rows)), np.array([len(row) - 1 for row in rows], dtype=np.float64)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+
+        def row(place: int) -> list[int]:
+            # Read twice rather than kept: all tokens take more memory than the captions.
+            ids = self.tokenizer(captions[place].strip(), add_special_tokens=False)["input_ids"]
+            return [self.start, *ids[: limit - 1]]
+
+        lengths = np.array([len(row(place)) for place in range(len(captions))])
+        sums, order = np.zeros(len(lengths)), lengths.argsort(kind="stable")
         for places in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-            longest = len(rows[places[-1]])
+            rows, longest = [row(place) for place in places], lengths[places[-1]]
             if longest < 2:
                 continue
-            ids = torch.tensor([rows[p] + [self.start] * (longest - len(rows[p])) for p in places], device=self.device)
-            mask = torch.tensor([[1] * len(rows[p]) + [0] * (longest - len(rows[p])) for p in places]).to(ids)
+            ids = torch.tensor([each + [self.start] * (longest - len(each)) for each in rows], device=self.device)
+            mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in rows]).to(ids)
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
             sums[places] = (losses * mask[:, 1:]).sum(dim=1).double().cpu().numpy()
-        return sums, counts
+        return sums, lengths - 1.0
 
 
 def perplexity_distance(own: Statistic, people: Statistic) -> Statistic:

@@ -102,14 +102,15 @@ class GrammarJudge(nn.Module):
         """
         if isinstance(captions, str):
             raise ValueError(f"expected a list of captions, got {captions!r}.")
-        return self.score_words([tokenize(caption) for caption in captions], batch_size)
+        return self.score_words(Tokenized(captions), batch_size)
 
     @torch.no_grad()
     def score_words(self, rows: Sequence[Sequence[str]], batch_size: int = 256) -> np.ndarray:
         """Like `score`, for captions that are already split into words."""
         self.eval()
         found = np.zeros(len(rows))
-        order = sorted((place for place in range(len(rows)) if rows[place]), key=lambda place: len(rows[place]))
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        order = lengths.argsort(kind="stable")[np.count_nonzero(lengths == 0) :]
         for places in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
             found[places] = self(*self.batch([rows[place] for place in places])).sigmoid().double().numpy()
         return found
@@ -154,6 +155,19 @@ class GrammarJudge(nn.Module):
                 "`hf-distinct train-grammar`."
             ) from error
         return judge.eval()
+
+
+class Tokenized(Sequence[list[str]]):
+    """The words of captions, split each time they are read, since all words take more memory than the captions."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tokenize(self.captions[place])
 
 
 def _ago(items: Sequence[Any]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,6 +32,7 @@ FUNCTION_WORDS = {
 VOWEL = re.compile("[aeiouy]")
 
 
+@lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """Return a rough stem, which the forms of an English word share, such as "dogs", "running", "rides" and "babies".
 
@@ -93,10 +95,10 @@ def invention(captions: Sequence[str], references: Sequence[Sequence[str]]) -> f
         >>> invention(["two dogs run on grass"], [["a dog is running", "a dog"]])  # "two", "grass" of four
         0.5
     """
-    return value_of(invention_statistic(captions, references), len(captions))
+    return value_of(invention_statistic(invented(captions, references)), len(captions))
 
 
-def invention_statistic(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistic:
-    """Return `invention` as a function of the images in the test set."""
-    counts = np.array(invented(captions, references), dtype=np.float64).reshape(-1, 2)
-    return lambda weights: weights @ counts[:, 0] / np.maximum(weights @ counts[:, 1], 1.0)
+def invention_statistic(counts: Sequence[tuple[int, int]] | np.ndarray) -> Statistic:
+    """Return `invention` as a function of the images in the test set, from the counts of `invented`."""
+    told = np.array(counts, dtype=np.float64).reshape(-1, 2)
+    return lambda weights: weights @ told[:, 0] / np.maximum(weights @ told[:, 1], 1.0)

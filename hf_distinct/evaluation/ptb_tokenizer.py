@@ -157,13 +157,27 @@ def ptb_line(caption: str) -> str:
 
 def _coco_line(caption: str) -> str:
     """Return the words as in the COCO evaluation."""
-    text = _UNKNOWN.sub(" ", caption)
-    plain = _FULL_STOP.sub(r"\1", text.strip())
+    known = caption.isascii() and caption.isprintable() and "&nbsp;" not in caption  # the regular expression is slow
+    text = caption if known else _UNKNOWN.sub(" ", caption)
+    plain = _without_full_stop(text.strip())
     if _PLAIN.fullmatch(plain):
         words = plain.lower().replace(",", "")
         if SPLIT.isdisjoint(words.split()):
             return words
     return " ".join(token for token in _tokens(text) if token not in PUNCTUATION)
+
+
+def _without_full_stop(text: str) -> str:
+    if not text.endswith("."):
+        return text
+    head, space, last = text.rpartition(" ")
+    return head if last == "." else head + space + _last_word(last)
+
+
+@lru_cache(maxsize=65536)
+def _last_word(word: str) -> str:
+    """Return the last word of a text without its full stop, unless it is an abbreviation."""
+    return _FULL_STOP.sub(r"\1", word)
 
 
 def tokenize(caption: str) -> list[str]:

@@ -25,19 +25,18 @@ class CiderReward:
 
     Args:
         references_corpus: all references of each training image, for the document frequencies of n-grams. They are
-            counted once; if they were counted per batch, the reward of a caption would depend on its batch.
+            counted once; if they were counted per batch, the reward of a caption would depend on its batch. The counts
+            of a column of a dataset in files (``dataset["captions"]``) are kept beside these files, so that only one
+            process counts them, and all map them.
     """
 
     name = "cider"
     is_advantage = False
 
     def __init__(self, references_corpus: Sequence[list[str]]) -> None:
-        self._cider = CiderD(list(references_corpus), end_token=True)
+        self._cider = CiderD(references_corpus, end_token=True)
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """Reward each caption: (N,) float32; 1.0 is reported as CIDEr 100 in papers."""
-        scores = [
-            self._cider.score(caption, references)
-            for caption, references in zip(batch.captions, batch.references, strict=True)
-        ]
+        scores = self._cider.scores(batch.captions, batch.references)
         return torch.tensor(scores, dtype=torch.float32, device=batch.text_embeds.device)

@@ -31,14 +31,14 @@ def test_a_statistic_is_the_figure_of_the_images_that_were_drawn(times):
     assert median_of([3, 1, 2, 2, 9])(weights)[0] == statistics.median(numbers)
     counts = NgramCounts(CAPTIONS, REFERENCES).bleu()
     assert [bleu_statistic(counts, n)(weights)[0] for n in (1, 2, 3, 4)] == pytest.approx(bleu(captions, references))
-    assert different([caption.split() for caption in CAPTIONS])(weights)[0] == vocabulary(captions)
-    share = different(ngrams_of(CAPTIONS, 2), share=True)
+    assert different(*ngrams_of(CAPTIONS, 1))(weights)[0] == vocabulary(captions)
+    share = different(*ngrams_of(CAPTIONS, 2), share=True)
     assert share(weights)[0] == pytest.approx(distinct_n(captions, 2))
 
 
 def test_several_draws_at_once_are_each_by_itself():
     weights = np.array([[1.0, 1, 1, 1, 1], [0, 0, 2, 3, 0], [5, 0, 0, 0, 0]])
-    for each in (median_of([3, 1, 2, 2, 9]), different(ngrams_of(CAPTIONS, 1), share=True)):
+    for each in (median_of([3, 1, 2, 2, 9]), different(*ngrams_of(CAPTIONS, 1), share=True)):
         assert each(weights).tolist() == [each(row[None])[0] for row in weights]
 
 
@@ -47,6 +47,9 @@ def test_draws():
     assert drawn.shape == (120, 7) and (drawn.sum(axis=1) == 7).all() and drawn.max() > 1
     assert (np.concatenate(list(draws(7, 120, seed=3))) == drawn).all()
     assert (np.concatenate(list(draws(7, 120, seed=4))) != drawn).any()
+    generator = np.random.default_rng(3)
+    for times in drawn:  # the same draws, however many are made at a time
+        assert times.tolist() == np.bincount(generator.integers(7, size=7), minlength=7).tolist()
 
 
 def test_the_interval_of_a_mean_is_that_of_theory():
@@ -58,10 +61,10 @@ def test_the_interval_of_a_mean_is_that_of_theory():
 
 
 def test_an_interval_holds_a_vocabulary_that_no_draw_reaches():
-    captions = [[f"word{i}"] for i in range(50)]
-    drawn = resample({"vocabulary": different(captions)}, 50, 200)["vocabulary"]
+    words = different(np.arange(50), np.ones(50, dtype=int))
+    drawn = resample({"vocabulary": words}, 50, 200)["vocabulary"]
     assert drawn.max() < 50
-    found = interval(value_of(different(captions), 50), drawn)
+    found = interval(value_of(words, 50), drawn)
     assert found.low < found.value == 50 < found.high
 
 

@@ -8,11 +8,13 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_distinct.evaluation import caption_metrics, distinct_n, unique_share, vocabulary
+from hf_distinct.evaluation import blocks, caption_metrics, distinct_n, unique_share, vocabulary
 from hf_distinct.evaluation.captions import CiderD, bleu, cider_d, rouge_l, rouge_l_scores
 from hf_distinct.evaluation.ngram_counts import NgramCounts
 
@@ -217,6 +219,19 @@ def test_statistics_are_the_functions(rows):
     assert metrics["vocabulary"] == vocabulary(captions)
     assert metrics["unique"] == pytest.approx(unique_share(captions))
     assert metrics["distinct_2"] == pytest.approx(distinct_n(captions, 2))
+
+
+def test_blocks_of_any_size_give_the_same_to_the_last_digit(monkeypatch):
+    rng = np.random.default_rng(0)
+    letters = list("abcdefgh")
+    captions, *others = ([" ".join(rng.choice(letters, size=rng.integers(9))) for _ in range(60)] for _ in range(3))
+    references = [list(own) for own in zip(*others, strict=True)]
+    whole = caption_metrics(captions, references)
+    assert 0 < whole["self_BLEU"] < 1 and 0 < whole["unique"] < 1 and whole["repeats"] > 0
+    monkeypatch.setattr(blocks, "BLOCK", 7)
+    assert caption_metrics(captions, references) == whole
+    column = Dataset.from_dict({"captions": references})
+    assert caption_metrics(captions, column) == whole
 
 
 def slow_ngrams(text, n):

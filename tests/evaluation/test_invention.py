@@ -34,7 +34,7 @@ def test_by_hand():
     # Over all content words: 3 of 5, none of 0, and 1 of 1.
     assert invention([said, "of the", "cats"], [references] * 3) == pytest.approx(4 / 6)
     assert invention(["of the"], [references]) == 0
-    statistic = invention_statistic([said, "cats"], [references] * 2)
+    statistic = invention_statistic(invented([said, "cats"], [references] * 2))
     assert statistic(np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0]])).tolist() == pytest.approx([4 / 6, 3 / 5, 1])
 
 
