@@ -77,7 +77,7 @@ MEMORY = {
 STEP = {"fixed": 3287 * 2**20, "image": 145.8 * 2**20, "rollout": 24.5 * 2**20}
 """Bytes of tensors in a step of ViT-B/16 + GPT-2 in float32, from benchmarks/memory.py."""
 PAIR_BYTES = 13
-"""Of a caption and each text, or image, that it is compared with: logits, what the sum of exponentials takes, masks."""
+"""Of a caption and each text, or image, that it is compared with: logits, their exponentials, masks."""
 PICTURE_BYTES = 5000
 """Of a small copy in captions.html."""
 

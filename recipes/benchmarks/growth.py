@@ -94,16 +94,16 @@ def fit(values: Mapping[int, float], noise: float = 0.0) -> Curve:
     sizes, found = np.array(list(values), dtype=np.float64), np.array(list(values.values()), dtype=np.float64)
     if np.ptp(found) <= max(noise, 0.2 * abs(found).max()):
         return Curve(float(found.max()), 0.0, 0.0)
-    weights = 1 / np.maximum(found, max(noise, 1e-9))
+    weights = 1 / np.maximum(found, noise or 1e-9)
     curves: list[tuple[float, Curve]] = []
     for exponent in np.arange(5, 301, 5) / 100:
-        grows = sizes**exponent
-        columns = np.stack([np.ones(len(sizes)), grows], axis=1)
-        fixed, rate = np.linalg.lstsq(columns * weights[:, None], found * weights, rcond=None)[0]
-        if fixed < 0 or len(sizes) < 3:
-            fixed, rate = 0.0, float((grows * found * weights**2).sum() / (grows * weights) @ (grows * weights))
-        distance = float((((fixed + rate * grows) - found) ** 2 * weights**2).sum())
-        curves.append((round(distance, 9), Curve(float(fixed), float(rate), float(exponent))))
+        columns = np.stack([np.ones(len(sizes)), sizes**exponent], axis=1)
+        columns[:, 0] *= len(sizes) > 2  # two values do not tell a fixed part
+        for free in (columns, columns * [0, 1]):
+            fixed, rate = np.linalg.lstsq(free * weights[:, None], found * weights, rcond=None)[0]
+            if fixed >= 0 and rate >= 0:
+                distance = float((((free @ [fixed, rate] - found) * weights) ** 2).sum())
+                curves.append((round(distance, 9), Curve(float(fixed), float(rate), float(exponent))))
     return min(curves)[1]
 
 

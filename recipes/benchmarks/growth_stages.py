@@ -14,6 +14,7 @@ import logging
 import os
 import pkgutil
 import resource
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -310,14 +311,25 @@ def write_page(data: Path, work: Path, meter: Meter) -> None:
 
 
 def begin_captioning(data: Path, work: Path, meter: Meter) -> None:
-    """Find the pictures of a folder, and write the first captions."""
-    from hf_distinct import Captioner
-    from hf_distinct.data.images import picture_files
+    """Caption a folder by the recipe, until the first captions are written."""
+    from transformers import GenerationMixin
 
-    captioner = Captioner("captioner")
+    from hf_distinct import Captioner, ClipScorer
+    from hf_distinct.reporting import caption_sheet
+
+    del Captioner, ClipScorer, caption_sheet  # imported here, not in the stage
+    generate = GenerationMixin.generate
+
+    def first(*args: Any, **kwargs: Any) -> None:
+        generate(*args, **kwargs)
+        meter.stop()
+        os._exit(0)
+
+    setattr(GenerationMixin, "generate", first)  # noqa: B010
+    script = Path(hf_distinct.__file__).parents[1] / "recipes" / "caption.py"
+    sys.argv = [str(script), str(data / "images"), "--output_dir", str(work / "captions"), "--num_workers", "0"]
     meter.start()
-    next(iter(captioner.stream(picture_files(data / "images"))))
-    meter.stop()
+    runpy.run_path(str(script), run_name="__main__")
 
 
 STAGES: dict[str, Callable[[Path, Path, Meter], None]] = {

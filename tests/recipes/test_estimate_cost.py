@@ -41,7 +41,8 @@ def test_hours_of_a_training_by_hand(tmp_path):
     said = forked.run("estimate_cost.py", "--report", tmp_path / "report.json", *arguments).stdout
     host = float(re.search(r"host, ms a token: ([\d.]+)", said)[1])
     decoding = float(re.search(r"decoding, ms a picture: ([\d.]+)", said)[1])
-    table = {line.split(",")[1].split()[0]: line.split()[4:] for line in said.splitlines() if line[:6] == "720000" and "GPU" in line}
+    rows = [line for line in said.splitlines() if line[:6] == "720000" and "GPU" in line]
+    table = {line.split(",")[1].split()[0]: line.split()[4:] for line in rows}
     one, two = ([float(value) for value in table[gpus]] for gpus in "12")
     # 144,000 steps of ten images; an image takes half a TFLOP, a step ten tokens' worth of the host.
     assert one[0] == 2.0 and two[0] == 1.0
