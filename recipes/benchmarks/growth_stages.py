@@ -196,6 +196,7 @@ class Watch:
                     control.should_training_stop = True
                 elif watch.part == "later step" and state.global_step == 6:
                     meter.stop(times=4)
+                    control.should_training_stop = True
                 elif watch.part == "checkpoint" and state.global_step == 2:
                     state.global_step = int(0.9 * images / BATCH)  # a run that has come this far
                     control.should_save = control.should_training_stop = True
