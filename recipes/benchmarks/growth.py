@@ -69,7 +69,9 @@ class Settings:
         default=3.0,
         metadata={"help": "Leave out a stage that would take longer on the processor, by smaller numbers of images."},
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for all that was measured."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file for all that was measured, written after each stage."}
+    )
 
 
 class Curve(NamedTuple):
@@ -338,6 +340,7 @@ def main() -> None:
     if settings.images != sorted(set(settings.images)) or settings.images[0] < 100:
         raise ValueError("--images should rise, from at least 100.")
     checkout, found = Path(settings.checkout).resolve(), Found()
+    report = {"revision": describe(checkout), "settings": vars(settings), "stages": found}
     for images in settings.images:
         data = Path(settings.folder).resolve() / str(images)
         make_data(data, images)
@@ -348,11 +351,10 @@ def main() -> None:
             reason = too_much(found, stage, images, settings.minutes)
             row: dict[str, Any] = {"left out": reason} if reason else measure(stage, data, checkout)
             found.setdefault(stage, {})[str(images)] = row
+            if settings.output:
+                Path(settings.output).write_text(json.dumps(report, indent=1) + "\n")
             told = row.get("error") or reason or ", ".join(f"{k} {v:.2f}" for k, v in row.items())
             print(f"{images:,} images, {stage}: {told}", file=sys.stderr, flush=True)
-    report = {"revision": describe(checkout), "settings": vars(settings), "stages": found}
-    if settings.output:
-        Path(settings.output).write_text(json.dumps(report, indent=1) + "\n")
     print(table(found, settings.images))
     judged = [verdict for target in TARGETS if (verdict := target.judge(found))]
     if judged:
