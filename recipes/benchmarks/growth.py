@@ -58,7 +58,7 @@ class Settings:
     images: list[int] = field(
         default_factory=lambda: [1000, 10_000, 100_000], metadata={"help": "Numbers of images, in rising order."}
     )
-    folder: str = field(default="outputs/growth", metadata={"help": "Folder for data and caches; 4 kB an image."})
+    folder: str = field(default="outputs/growth", metadata={"help": "Folder for data and caches; 13 kB an image."})
     stages: list[str] = field(
         default_factory=list,
         metadata={"help": "Names of stages to measure again, with the caches of an earlier run. Default: all, anew."},
