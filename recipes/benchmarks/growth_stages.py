@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
+from transformers import TrainerCallback
 
 import hf_distinct.data
 
@@ -177,35 +178,39 @@ def join_processes() -> None:
 
 # ----------------------------------------------------------------------------------------------------------- training
 
-class Watch:
-    """Measures a part of a training; see the stages."""
+class Watch(TrainerCallback):
+    """Measures a part of a training, and stops after it.
+
+    Args:
+        meter: measures.
+        part: "first step" and "resumed" up to the end of a step, "later step" or "checkpoint".
+        images: number of training images.
+    """
 
     def __init__(self, meter: Meter, part: str, images: int) -> None:
-        from transformers import TrainerCallback
+        self.meter, self.part, self.images = meter, part, images
 
-        watch = self
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin with the third step."""
+        if self.part == "later step" and state.global_step == 2:
+            self.meter.start()
 
-        class Callback(TrainerCallback):
-            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if watch.part == "later step" and state.global_step == 2:
-                    meter.start()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End with the first step here, or with the sixth; or pretend to be at 90 % of the epoch, and save."""
+        if self.part in ("first step", "resumed"):
+            self.meter.stop()
+            control.should_training_stop = True
+        elif self.part == "later step" and state.global_step == 6:
+            self.meter.stop(times=4)
+            control.should_training_stop = True
+        elif self.part == "checkpoint" and state.global_step == 2:
+            state.global_step = int(0.9 * self.images / BATCH)
+            control.should_save = control.should_training_stop = True
+            self.meter.start()
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if watch.part in ("first step", "resumed"):
-                    meter.stop()
-                    control.should_training_stop = True
-                elif watch.part == "later step" and state.global_step == 6:
-                    meter.stop(times=4)
-                    control.should_training_stop = True
-                elif watch.part == "checkpoint" and state.global_step == 2:
-                    state.global_step = int(0.9 * images / BATCH)  # a run that has come this far
-                    control.should_save = control.should_training_stop = True
-                    meter.start()
-
-            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                meter.stop()
-
-        self.part, self.callback = part, Callback()
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End with the checkpoint."""
+        self.meter.stop()
 
 
 def train(part: str, **settings: Any) -> Callable[[Path, Path, Meter], None]:
@@ -227,7 +232,7 @@ def train(part: str, **settings: Any) -> Callable[[Path, Path, Meter], None]:
         dataset = mine_neighbours(*(found := embed_dataset(karpathy(data), scorer, work / EMBEDDINGS)), NEIGHBOURS)
         trainer = RLCaptionTrainer(
             captioner, config, scorer=scorer, train_dataset=dataset, embeddings=found[1], processing_class=tokenizer,
-            image_processor=processor, callbacks=[Watch(meter, part, int(data.name)).callback],
+            image_processor=processor, callbacks=[Watch(meter, part, int(data.name))],
         )  # fmt: skip
         if part != "resumed":
             trainer.train()
