@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,11 +29,12 @@ small { color: #444; }
 """
 
 
+Shown = Path | Image.Image | Mapping[str, Any]
 Said = str | Sequence[str] | Mapping[str, str]
 
 
 def write_caption_sheet(
-    rows: Sequence[tuple[Path | Image.Image, Said]],
+    rows: Iterable[tuple[Shown, Said]],
     path: str | os.PathLike[str],
     title: str = "Captions",
     root: str | os.PathLike[str] = "",
@@ -41,8 +43,8 @@ def write_caption_sheet(
     """Write one HTML file that contains its images, so that it can be moved, sent and opened anywhere.
 
     Args:
-        rows: each image and its captions: one, several, or one per author. For an image file, the sheet contains a
-            small copy (about 5 KB) and the file name.
+        rows: each image and its captions: one, several, or one per author. For an image file, and for an encoded image
+            (``{"bytes": ..., "path": name}``), the sheet contains a small copy (about 5 KB) and the name.
         path: the file to write.
         title: the heading.
         root: the folder that file names are shown relative to.
@@ -51,9 +53,9 @@ def write_caption_sheet(
     Raises:
         ValueError: there are no rows, or a file cannot be decoded.
     """
-    if not rows:
-        raise ValueError("a sheet of captions needs at least one image.")
     figures = "\n".join(_figure(picture, said, Path(root)) for picture, said in rows)
+    if not figures:
+        raise ValueError("a sheet of captions needs at least one image.")
     below = f"<p>{as_html(remark)}</p>\n" if remark else ""
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -63,18 +65,19 @@ def write_caption_sheet(
     )
 
 
-def _figure(picture: Path | Image.Image, said: Said, root: Path) -> str:
+def _figure(picture: Shown, said: Said, root: Path) -> str:
     if isinstance(said, Mapping):
         captions = list(said.values())
         texts = [f"<p><small>{as_html(who)}</small><br>{as_html(text)}</p>" for who, text in said.items()]
     else:
         captions = [said] if isinstance(said, str) else list(said)
         texts = [f"<p>{as_html(each)}</p>" for each in captions]
-    if isinstance(picture, Path):
-        name = picture.relative_to(root) if picture.is_relative_to(root) else picture
-        texts.append(f"<small>{as_html(name.as_posix())}</small>")
-        decoded = decode_image({"path": str(picture), "bytes": None})
-        image = embedded_image(decoded, THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
-    else:
+    if isinstance(picture, Image.Image):
         image = embedded_image(picture, PICTURE_SIZE, captions[0])
+    else:
+        encoded = {"path": str(picture)} if isinstance(picture, Path) else picture
+        path = Path(str(encoded["path"]))
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        texts.append(f"<small>{as_html(name.as_posix())}</small>")
+        image = embedded_image(decode_image(encoded), THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
     return f"<figure>{image}<figcaption>{''.join(texts)}</figcaption></figure>"
