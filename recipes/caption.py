@@ -21,20 +21,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from PIL import Image
 
-from hf_distinct.data.images import ImageError, decode_image
+from hf_distinct.data.images import ImageError
 from hf_distinct.files import run_lock
 from hf_distinct.files.parts import written_whole
 from hf_distinct.inference.caption_output import ENDINGS, caption_writer
 from hf_distinct.inference.captioning import Captioner
 from hf_distinct.inference.resumable_captions import ResumableCaptions
 from hf_distinct.reporting.caption_sheet import write_caption_sheet
-from hf_distinct.reporting.picture import fit_image
 from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
 from hf_distinct.runs.dataset_settings import CAPTIONER_FORMS, CLIP_FORMS, HELP
 from hf_distinct.runs.logs import show_logs
@@ -43,7 +40,6 @@ from hf_distinct.scorer import ClipScorer, shipped
 from hf_distinct.text.problems import refuse
 
 SHOWN = 1000  # about 5 MB
-PICTURE_SIZE = 200  # longer side of the copy of an image that is no file
 logger = logging.getLogger("caption")
 
 
@@ -111,33 +107,30 @@ class Settings:
         return self.num_samples > 0 and not self.rerank_with
 
 
-def write_captions(run: ResumableCaptions, settings: Settings, path: Path) -> tuple[int, list[tuple[Any, Any]]]:
+def write_captions(
+    run: ResumableCaptions, settings: Settings, path: Path
+) -> tuple[int, list[tuple[int, str | list[str]]]]:
     """Join the parts in one file; name the pictures that cannot be read.
 
     Returns:
-        The number of captioned pictures, and of at most `SHOWN` of them a small copy or the path, and the captions.
+        The number of captioned pictures, and numbers and captions of at most `SHOWN` of them.
     """
-    count, shown, every = 0, [], -(-len(run.index) // SHOWN)
-    with (
-        written_whole(path) as temporary,
-        caption_writer(temporary, path.suffix, settings.several) as write,
-    ):
-        for place, name, said in run.rows():
-            if isinstance(said, ImageError):
-                logger.warning("A picture was left out: %s", said)
-                continue
-            write(name, said)
-            count += 1
-            if not place % every:
-                shown.append((small_picture(run.index[place]), said))
+    count, every = 0, -(-len(run.index) // SHOWN)
+    shown: list[tuple[int, str | list[str]]] = []
+    with written_whole(path) as temporary:
+        with caption_writer(temporary, path.suffix, settings.several) as write:
+            for place, name, said in run.rows():
+                if isinstance(said, ImageError):
+                    logger.warning("A picture was left out: %s", said)
+                    continue
+                write(name, said)
+                count += 1
+                if not place % every:
+                    shown.append((place, said))
         if not count:
             raise ValueError(f"None of the {len(run.index)} pictures in {settings.pictures} can be read: see above.")
+        run.join(temporary, path)
     return count, shown
-
-
-def small_picture(picture: str | dict[str, Any]) -> Path | Image.Image:
-    """Return what a sheet needs of a picture: the path of a file, or a small copy of an image in a tar or parquet."""
-    return Path(picture) if isinstance(picture, str) else fit_image(decode_image(picture), PICTURE_SIZE)
 
 
 def main() -> None:
@@ -175,8 +168,9 @@ def main() -> None:
     some = f"{len(shown)} of {count} pictures; {path.name} has all of them." if len(shown) < count else ""
     title = f"Captions of {Path(settings.pictures).resolve().name}"
     with or_warn("captions.html"), own_files(folder, "captions.html") as (sheet_path,):
-        write_caption_sheet(shown, sheet_path, title=title, root=run.index.root, remark=some)
-    run.finish(path)
+        rows = ((run.index[place], said) for place, said in shown)
+        write_caption_sheet(rows, sheet_path, title=title, root=run.index.root, remark=some)
+    run.finish()
     left_out = f" ({total - count} left out)" if count < total else ""
     print(f"{count} pictures{left_out}: {path}, captions.html")
 

@@ -92,10 +92,10 @@ class PictureIndex(Sequence[Any]):
         return f"{file}/{inside}" if inside else file
 
     def __getitem__(self, place: Any) -> Any:
-        """Return the path of a picture, or of one in another file ``{"bytes": ..., "path": name}``, still encoded."""
+        """Return the path of a picture file, or ``{"bytes": ..., "path": name}`` of an image in another file."""
         file, inside, begin, size = self._row(place)
         path = os.path.join(self.root, file)
-        return {"bytes": self._read(path, begin, size), "path": f"{file}/{inside}"} if inside else path
+        return {"bytes": self._read(path, begin, size), "path": f"{file}/{inside}"} if inside else Path(path)
 
     def _row(self, place: int) -> tuple[str, str, int, int]:
         if not 0 <= place < len(self):

@@ -38,8 +38,8 @@ class ResumableCaptions:
 
     ``OUTPUT.parts/`` has the index of the pictures and the parts, ``OUTPUT.run.json`` the settings. Each of several
     processes captions an equal share of the parts, and then whatever is still missing, so that the work is done even
-    if one of them dies. All processes call `begin` and `write_parts`; the first one joins the parts with `rows`, and
-    calls `finish`.
+    if one of them dies. All processes call `begin` and `write_parts`. Then the first one writes `rows` to a file,
+    calls `join`, moves the file into place, and calls `finish`.
 
     Args:
         captioner: writes the captions.
@@ -89,10 +89,13 @@ class ResumableCaptions:
         if begun:
             now = self.made_by | {PICTURES: str(find_picture_files(self.source))}
             self._check_same(record["made_by"], now)
+            if not finished and (joined := self._joined(record)):  # killed at once after it was moved into place
+                joined.unlink()
         else:
+            self.record_file.unlink(missing_ok=True)  # it does not describe the new index
             self.parts.remove()
             pictures = write_index(self.source, self._index_file, BATCHES * self.batch_size)
-            record = {"made_by": self.made_by | {PICTURES: str(pictures)}, "finished": None}
+            record = {"made_by": self.made_by | {PICTURES: str(pictures)}, "joined": None, "finished": False}
         self._write_record(record | {"launch": launch})
         if finished:
             self.parts.remove()  # of a run that was killed at its very end
@@ -122,11 +125,15 @@ class ResumableCaptions:
         with written_whole(self.record_file) as temporary:
             temporary.write_text(json.dumps(sealed(record), indent=1) + "\n", encoding="utf-8")
 
+    def _joined(self, record: dict[str, Any]) -> Path | None:
+        """Return the file with all captions, if it is in place and as it was written."""
+        if not (about := record.get("joined")):
+            return None
+        path = self.output.with_name(about["file"])
+        return path if path.is_file() and digest(path) == about["digest"] else None
+
     def _finished(self, record: dict[str, Any]) -> Path | None:
-        """Return the finished file, if it is still as it was written."""
-        about = record.get("finished") or {"file": ""}
-        path = self.output.with_name(about["file"]) if about["file"] else None
-        return path if path is not None and path.is_file() and digest(path) == about["digest"] else None
+        return self._joined(record) if record.get("finished") else None
 
     def write_parts(self) -> None:
         """Write this process's missing parts, then those of other processes, until none is missing."""
@@ -142,23 +149,22 @@ class ResumableCaptions:
             while missing := self.parts.missing(own) or self.parts.missing():
                 # Those of others from different places, so that not all do the same ones.
                 numbers = missing[:GROUP] if missing[0] in own else [missing[len(missing) * process // processes]]
-                for done in self._write(numbers):
-                    bar.update(done if numbers[0] in own else 0)
+                self._write(numbers, bar if numbers[0] in own else None)
                 if self._is_over():
                     return
 
     def _num_pictures(self, numbers: Sequence[int]) -> int:
         return len(PictureIndex(self._index_file, self.source, numbers))
 
-    def _write(self, numbers: Sequence[int]) -> Iterator[int]:
-        """Write parts; yield the number of pictures of each batch."""
+    def _write(self, numbers: Sequence[int], bar: tqdm | None = None) -> None:
         images = PictureIndex(self._index_file, self.source, numbers)
         said = self.captioner.stream(images, batch_size=self.batch_size, **self.how)
         for number in numbers:
             part: list[Any] = []
             for each in islice(said, self.index.rows_of_part(number)):
                 part.append({"error": str(each)} if isinstance(each, ImageError) else each)
-                yield 1
+                if bar is not None:
+                    bar.update()
             if self._is_over():
                 return
             content = torch.frombuffer(bytearray(json.dumps(part).encode()), dtype=torch.uint8)
@@ -178,18 +184,24 @@ class ResumableCaptions:
                 tensors, _ = self.parts.read(number)
             except (FileNotFoundError, ValueError) as error:
                 logger.warning(f"A part of the captions is written again: {error}")
-                for _ in self._write([number]):
-                    pass
+                self._write([number])
                 tensors, _ = self.parts.read(number)
             for row, said in enumerate(json.loads(tensors["captions"].numpy().tobytes())):
                 place = number * self.index.part_rows + row
                 yield place, self.index.name(place), ImageError(said["error"]) if isinstance(said, dict) else said
 
-    def finish(self, path: Path) -> None:
-        """Record that the captions are complete, and remove the parts.
+    def join(self, temporary: Path, path: Path) -> None:
+        """Record that a file with all rows will be moved into place.
+
+        Without this, a run that is killed before it can call `finish` could not tell the file from one of the user.
 
         Args:
-            path: the file with all rows, in the folder of ``output``.
+            temporary: the complete file.
+            path: its place, in the folder of ``output``.
         """
-        self._write_record(self._record() | {"finished": {"file": path.name, "digest": digest(path)}})
+        self._write_record(self._record() | {"joined": {"file": path.name, "digest": digest(temporary)}})
+
+    def finish(self) -> None:
+        """Record that the file is in place, and remove the parts."""
+        self._write_record(self._record() | {"finished": True})
         self.parts.remove()

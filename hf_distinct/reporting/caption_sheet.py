@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
@@ -55,11 +56,12 @@ function show(figures) {
 observer.observe(end);
 """
 
+Shown = Path | Image.Image | Mapping[str, Any]
 Said = str | Sequence[str] | Mapping[str, str]
 
 
 def write_caption_sheet(
-    rows: Iterable[tuple[Path | Image.Image, Said]],
+    rows: Iterable[tuple[Shown, Said]],
     path: str | os.PathLike[str],
     title: str = "Captions",
     root: str | os.PathLike[str] = "",
@@ -71,8 +73,9 @@ def write_caption_sheet(
     the others as the reader scrolls, from a folder beside it: ``captions.parts`` for ``captions.html``.
 
     Args:
-        rows: each image and its captions: one, several, or one per author. For an image file, the sheet contains a
-            small copy (5 to 11 KB) and the file name. `IN_ONE_FILE` rows at a time are read.
+        rows: each image and its captions: one, several, or one per author. For an image file, and for an encoded image
+            (``{"bytes": ..., "path": name}``), the sheet contains a small copy (5 to 11 KB) and the name. `IN_ONE_FILE`
+            rows at a time are read.
         path: the file to write.
         title: the heading.
         root: the folder that file names are shown relative to.
@@ -103,7 +106,7 @@ def write_caption_sheet(
     )
 
 
-def _write_parts(rows: Iterator[tuple[Path | Image.Image, Said]], folder: Path, root: Path) -> int:
+def _write_parts(rows: Iterator[tuple[Shown, Said]], folder: Path, root: Path) -> int:
     """Write the remaining rows into numbered scripts, and return their number."""
     for number in count(1):
         figures = _figures(rows, root)
@@ -119,23 +122,24 @@ def _as_script(text: str) -> str:
     return json.dumps(text).replace("<", "\\u003c")
 
 
-def _figures(rows: Iterator[tuple[Path | Image.Image, Said]], root: Path) -> str:
+def _figures(rows: Iterator[tuple[Shown, Said]], root: Path) -> str:
     """Return the HTML of the next rows; empty if there are none."""
     return "\n".join(_figure(picture, said, root) for picture, said in islice(rows, IN_ONE_FILE))
 
 
-def _figure(picture: Path | Image.Image, said: Said, root: Path) -> str:
+def _figure(picture: Shown, said: Said, root: Path) -> str:
     if isinstance(said, Mapping):
         captions = list(said.values())
         texts = [f"<p><small>{as_html(who)}</small><br>{as_html(text)}</p>" for who, text in said.items()]
     else:
         captions = [said] if isinstance(said, str) else list(said)
         texts = [f"<p>{as_html(each)}</p>" for each in captions]
-    if isinstance(picture, Path):
-        name = picture.relative_to(root) if picture.is_relative_to(root) else picture
-        texts.append(f"<small>{as_html(name.as_posix())}</small>")
-        decoded = decode_image({"path": str(picture), "bytes": None})
-        image = embedded_image(decoded, THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
-    else:
+    if isinstance(picture, Image.Image):
         image = embedded_image(picture, PICTURE_SIZE, captions[0])
+    else:
+        encoded = {"path": str(picture)} if isinstance(picture, Path) else picture
+        path = Path(str(encoded["path"]))
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        texts.append(f"<small>{as_html(name.as_posix())}</small>")
+        image = embedded_image(decode_image(encoded), THUMBNAIL_SIZE, captions[0], THUMBNAIL_QUALITY)
     return f"<figure>{image}<figcaption>{''.join(texts)}</figcaption></figure>"

@@ -28,7 +28,7 @@ def tar(path: Path, files: dict[str, bytes]) -> bytes:
 
 
 def content(index: PictureIndex) -> list[tuple[str, bytes]]:
-    read = (Path(each).read_bytes() if isinstance(each, str) else each["bytes"] for each in index)
+    read = (each.read_bytes() if isinstance(each, Path) else each["bytes"] for each in index)
     return [(index.name(place), each) for place, each in enumerate(read)]
 
 
@@ -101,16 +101,24 @@ def test_the_order_of_files_is_that_of_sorted_paths(tmp_path, monkeypatch):
         (tmp_path / "p" / name).write_bytes(PICTURES[0])
     write_index(tmp_path / "p", tmp_path / "index", part_rows=4)
     index = PictureIndex(tmp_path / "index", tmp_path / "p")
-    assert [Path(each) for each in index] == picture_files(tmp_path / "p")
+    assert list(index) == picture_files(tmp_path / "p")
 
 
-@pytest.mark.parametrize("source", ["{0..1}.tar", "1.tar"])
-def test_a_pattern_or_one_file(tmp_path, source):
+@pytest.mark.parametrize("name", ["{0..1}.tar", "1.tar"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_pattern_or_one_file_or_url(tmp_path, scheme, name):
     for number in range(2):
         tar(tmp_path / f"{number}.tar", {f"{number}.jpg": PICTURES[number]})
-    write_index(tmp_path / source, tmp_path / "index", part_rows=3)
+    source = f"{scheme}{tmp_path}/{name}"
+    write_index(source, tmp_path / "index", part_rows=3)
     wanted = [(f"{number}.tar/{number}.jpg", PICTURES[number]) for number in range(2)]
-    assert content(PictureIndex(tmp_path / "index", tmp_path / source)) == (wanted if "{" in source else wanted[1:])
+    assert content(PictureIndex(tmp_path / "index", source)) == (wanted if "{" in name else wanted[1:])
+
+
+def test_parquet_at_a_url(everything, tmp_path):
+    source = f"file://{everything}/d.parquet"
+    write_index(source, tmp_path / "index", part_rows=3)
+    assert content(PictureIndex(tmp_path / "index", source)) == WANTED[5:]
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "written", "touched"])

@@ -35,8 +35,11 @@ def a_run(captioner: Captioner, pictures: Path, **made_by: object) -> ResumableC
 def finish(run: ResumableCaptions) -> list[tuple]:
     run.write_parts()
     rows = [(place, name, str(said)) for place, name, said in run.rows()]
-    run.output.write_text(json.dumps(rows))
-    run.finish(run.output)
+    temporary = run.output.with_name("temporary")
+    temporary.write_text(json.dumps(rows))
+    run.join(temporary, run.output)
+    temporary.rename(run.output)
+    run.finish()
     return rows
 
 
@@ -78,6 +81,19 @@ def test_finished_captions_are_not_written_again(captioner, pictures):
     assert a_run(captioner, pictures).begin() == run.output and not run.parts.folder.exists()
     run.output.write_text("mine")
     assert a_run(captioner, pictures).begin() is None
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_file_that_was_moved_into_place_just_before_a_kill_is_known(captioner, pictures, monkeypatch, mine):
+    run = a_run(captioner, pictures)
+    run.begin()
+    monkeypatch.setattr(run, "finish", lambda: None)
+    rows = finish(run)
+    if mine:
+        run.output.write_text("mine")
+    again = a_run(captioner, pictures)
+    assert again.begin() is None and not again.parts.missing()
+    assert run.output.exists() == mine and len(list(again.rows())) == len(rows)
 
 
 @pytest.mark.parametrize("finished", [False, True])
