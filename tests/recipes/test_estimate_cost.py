@@ -59,6 +59,10 @@ def test_without_a_report_sizes_are_told(tmp_path):
     assert "1,000 images here: disk enough: " in said and "10,000,000,000 images here: disk NOT ENOUGH: " in said
 
 
+def test_memory_is_that_of_stages_that_are_measured(recipe):
+    assert set(recipe.MEMORY) <= set(importlib.import_module("benchmarks.growth_stages").STAGES)
+
+
 def test_embeddings_and_mined_neighbours_take_what_is_estimated(tmp_path, tiny_models, recipe):
     settings = recipe.Settings(dim=16, captions=5, neighbours=3)
     dataset, embeddings = embed_dataset(tiny.scenes(IMAGES), ClipScorer(str(tiny_models / "scorer")), tmp_path)
