@@ -66,20 +66,26 @@ class Curve(NamedTuple):
 
 
 MEMORY = {
-    "reading": Curve(20e6, 5200),
-    "embedding": Curve(20e6, 600),
-    "mining": Curve(20e6, 700),
-    "start of a training": Curve(200e6, 5200),
-    "CIDEr-D reward": Curve(20e6, 7300),
-    "evaluation": Curve(30e6, 22_000),
+    "Karpathy JSON": Curve(6e6, 10_500),
+    "embedding": Curve(9e6, 900),
+    "mining": Curve(7e6, 2000),
+    "first step": Curve(160e6, 9500),
+    "CIDEr-D reward": Curve(6e6, 9700),
+    "caption figures": Curve(2e6, 27_700),
 }
-"""What stages take above what the process holds anyway; from benchmarks/growth.py."""
+"""What stages of benchmarks/growth.py take above what the process holds before: the line through 1,000 images and the
+largest number that was measured."""
 STEP = {"fixed": 3287 * 2**20, "image": 145.8 * 2**20, "rollout": 24.5 * 2**20}
 """Bytes of tensors in a step of ViT-B/16 + GPT-2 in float32, from benchmarks/memory.py."""
-PAIR_BYTES = 13
-"""Of a caption and each text, or image, that it is compared with: logits, their exponentials, masks."""
-PICTURE_BYTES = 5000
-"""Of a small copy in captions.html."""
+PAIR_BYTES, PAIRS = 13, 2**22
+"""Of a caption and each text, or image, that it is compared with: logits, their exponentials, masks. And how many
+pairs are compared at a time."""
+SHARED_NGRAMS, NGRAM_BYTES = 11, 16
+"""N-grams for each image that several images have, counted in Flickr8k; and bytes of a document frequency."""
+PAGE_PICTURES, PICTURE_BYTES = 1000, 11_000
+"""Pictures in captions.html, and a small copy of one."""
+RESULT_BYTES = 33
+"""Of COCO's form of results, around an id and a caption."""
 
 
 @dataclass
@@ -186,14 +192,16 @@ def disk(settings: Settings, images: int) -> dict[str, float]:
     """Estimate the disk of each stage, in bytes."""
     neighbours = images * ((INTEGER + FLOAT) * settings.neighbours + 3)
     embeddings = embedding_bytes(settings, images)
+    results = images * (RESULT_BYTES + len(str(images)) + settings.characters)
     return {
         "captions": arrow_bytes(settings, images),
         "embeddings": embeddings,
         "while embedding": 2 * embeddings,
         "encoder cache": images * settings.encoder_states * HALF,
         "mining": index_bytes(settings, images) + neighbours,
+        "CIDEr-D reward": images * SHARED_NGRAMS * NGRAM_BYTES,
         "checkpoint": checkpoint_bytes(settings),
-        "captions.html": images * PICTURE_BYTES,
+        "evaluation": results + min(images, PAGE_PICTURES) * PICTURE_BYTES,
     }
 
 
@@ -214,7 +222,7 @@ def step(settings: Settings, gpus: int) -> dict[str, float]:
         "pools received": own * gpus if gpus > 1 else 0,
         "gradients": 2 * FLOAT * s.parameters if gpus > 1 else 0,
         "pools held": own * batches,
-        "contrast": texts * pool * PAIR_BYTES,
+        "contrast": min(texts * pool, PAIRS) * PAIR_BYTES,
         "tensors": STEP["fixed"] + s.batch * (STEP["image"] + s.rollouts * STEP["rollout"]),
     }
 
@@ -242,7 +250,8 @@ def hours(settings: Settings, cost: dict[str, float], images: int, gpus: int) ->
 def room(settings: Settings, images: int) -> str:
     """Say whether this machine has the disk and the memory for a number of images."""
     sizes = disk(settings, images)
-    files = sizes["captions"] + sizes["while embedding"] + sizes["mining"] + 2 * sizes["checkpoint"]
+    once = sum(sizes[name] for name in ("captions", "while embedding", "mining", "CIDEr-D reward", "evaluation"))
+    files = once + 2 * sizes["checkpoint"]
     held = max(memory(images).values())
     free, available = shutil.disk_usage(settings.folder).free, psutil.virtual_memory().available
     enough = [f"{'enough' if there >= needed else 'NOT ENOUGH'}: {needed / 2**30:.1f} of {there / 2**30:.1f} GiB"

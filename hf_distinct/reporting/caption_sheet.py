@@ -73,9 +73,9 @@ def write_caption_sheet(
     the others as the reader scrolls, from a folder beside it: ``captions.parts`` for ``captions.html``.
 
     Args:
-        rows: each image and its captions: one, several, or one per author. For an image file, and for an encoded image
-            (``{"bytes": ..., "path": name}``), the sheet contains a small copy (5 to 11 KB) and the name. `IN_ONE_FILE`
-            rows at a time are read.
+        rows: each image and its captions: one, several, or one per author. Of an image file, and of an encoded image
+            (``{"bytes": ..., "path": name}``), the sheet contains a small copy (5 to 11 KB) and the name.
+            `IN_ONE_FILE` rows at a time are read.
         path: the file to write.
         title: the heading.
         root: the folder that file names are shown relative to.

@@ -16,7 +16,7 @@ one thread, after imports, models and what it starts from. For each number of im
     written    MB that the stage wrote
 
 The exponent p is that of the nearest curve `fixed + rate * images ** p`; it is 0 where nothing grows. A verdict on a
-number of images that was not measured comes from this curve and is marked ~.
+number of images that was not measured, but a tenth of which was, comes from this curve and is marked ~.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ HERE = Path(__file__).parents[2]
 FIGURES = {"cpu": "CPU s", "memory": "memory, MB", "resident": "resident, MB", "written": "written, MB"}
 FORMS = ("Karpathy JSON", "folder", "tars", "parquet")
 PROCESSES = {"embedded, second process": 2, "start, two processes": 2}
-NOISE = {"cpu": 0.3, "memory": 20.0, "resident": 20.0, "written": 1.0}
+FURTHEST = 10
+"""How many times the largest number of images that was measured a curve is trusted for."""
+NOISE = {"cpu": 0.1, "memory": 20.0, "resident": 20.0, "written": 1.0}
 """Differences that mean nothing, as those of less than a fifth."""
 Found = dict[str, dict[str, dict[str, Any]]]
 """Figures by stage and number of images; instead of them `error` or `left out`, in words."""
@@ -142,7 +144,9 @@ class Target(NamedTuple):
             return None
         size = self.images or max(values)
         least, exact = min(values), size in values
-        if not exact and len(values) < 2 or self.above == "smallest" and size == least:
+        if not exact and (len(values) < 2 or size > FURTHEST * max(values)):
+            return None
+        if self.above == "smallest" and size == least:
             return None
         value, unit = self._value(found, self.stage, size), FIGURES[self.figure]
         if self.above == "smallest":

@@ -16,6 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 from safetensors import safe_open
 
 from hf_distinct import ClipScorer, embed_dataset, mine_neighbours
+from hf_distinct.data.coco_results import write_coco_results
 from hf_distinct.data.encoded_images import encode_images
 from hf_distinct.data.table import caption_features
 
@@ -57,6 +58,10 @@ def test_without_a_report_sizes_are_told(tmp_path):
     said = forked.run("estimate_cost.py", "--images", 1000, 10**10, "--gpus", 1, 2, "--folder", tmp_path).stdout
     assert "hours" not in said
     assert "1,000 images here: disk enough: " in said and "10,000,000,000 images here: disk NOT ENOUGH: " in said
+
+
+def test_memory_is_that_of_stages_that_are_measured(recipe):
+    assert set(recipe.MEMORY) <= set(importlib.import_module("benchmarks.growth_stages").STAGES)
 
 
 def test_embeddings_and_mined_neighbours_take_what_is_estimated(tmp_path, tiny_models, recipe):
@@ -113,6 +118,14 @@ def test_arrow_file_takes_what_is_estimated(tmp_path, recipe):
     assert size == pytest.approx(recipe.arrow_bytes(settings, rows), rel=0.03)
 
 
+def test_captions_of_an_evaluation_take_what_is_estimated(tmp_path, recipe):
+    rows = 2000
+    write_coco_results(tmp_path / "said.json", [f"{row + 5000}" for row in range(rows)], [53 * "c"] * rows)
+    page = recipe.PAGE_PICTURES * recipe.PICTURE_BYTES
+    wanted = recipe.disk(recipe.Settings(characters=53), rows)["evaluation"] - page
+    assert abs((tmp_path / "said.json").stat().st_size - wanted) < 10
+
+
 def test_a_step_by_hand(recipe):
     settings = recipe.Settings(batch=2, rollouts=3, neighbours=1, dim=10, parameters=1000, memory_batches=1)
     alone, three = (recipe.step(settings, gpus) for gpus in (1, 3))
@@ -121,8 +134,10 @@ def test_a_step_by_hand(recipe):
     assert three["pools sent"] == 8 * 64 + 4 * 48 and three["pools received"] == 3 * three["pools sent"]
     assert three["gradients"] == 8000
     assert three["pools held"] == 6 * three["pools sent"] and alone["pools held"] == 2 * three["pools sent"]
-    # Of each of eight texts, the others of three processes, now and in the batch before.
+    # Of each of eight texts, the others of three processes, now and in the batch before; but never more than a block.
     assert three["contrast"] == 8 * 8 * 3 * 2 * recipe.PAIR_BYTES
+    many = recipe.step(recipe.Settings(batch=64, memory_batches=10), 64)
+    assert many["contrast"] == recipe.PAIRS * recipe.PAIR_BYTES
 
 
 def test_a_report_without_samples_is_refused(tmp_path):

@@ -62,6 +62,7 @@ def test_verdicts_by_hand(recipe):
     guessed = recipe.Target("steps", "cpu", 5.0, 600_000).judge(of_two)
     assert guessed["found"] == "~5" and guessed["verdict"] == "met"
     assert recipe.Target("start", "cpu", 5.0, 600_000).judge(found(start=(1.0,))) is None  # one number tells no curve
+    assert judge("steps", 5.0, 1_000_000) == (5.0, "met") and judge("steps", 5.0, 1_000_001) is None  # too far away
 
 
 def test_a_stage_that_would_take_too_long_is_left_out(recipe):
