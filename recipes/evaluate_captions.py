@@ -28,6 +28,7 @@ from datasets import Dataset
 
 from hf_distinct.data.coco_results import match_image_ids, read_coco_references, read_coco_results, write_coco_results
 from hf_distinct.data.emoji.dataset import emoji_scenes
+from hf_distinct.evaluation.blocks import in_blocks
 from hf_distinct.evaluation.bootstrap import Statistic, compare, mean_of, resample, value_of
 from hf_distinct.evaluation.diversity import novel
 from hf_distinct.evaluation.fluency import LanguageJudges, perplexity_distance
@@ -181,20 +182,20 @@ class Measured:
 
     Attributes:
         gallery: the images that every file of captions covers, with their pictures unless --references is set.
-        training: the captions on which a captioner was trained, for novelty.
+        training: the captions of each image on which a captioner was trained, for novelty.
         captions: the captions of each file, by image id.
         total: the number of images of the test set.
     """
 
     gallery: Gallery
-    training: list[str]
+    training: Sequence[list[str]]
     captions: dict[str, dict[str, str]]
     total: int
 
 
 def prepare(settings: Settings) -> Measured:
     """Read everything to measure, and the images to measure on."""
-    training: list[list[str]] = []
+    training: Sequence[list[str]] = []
     if settings.references is not None:
         references = read_coco_references(settings.references)
         dataset = Dataset.from_dict({"image_id": list(references), "captions": list(references.values())})
@@ -214,7 +215,7 @@ def prepare(settings: Settings) -> Measured:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clips = {role: ClipScorer(models[role]).to(device) for role in CLIPS if role in models}
     gallery = Gallery(part, clips, settings.num_neighbours, settings.clip_prompt, settings.strict)
-    return Measured(gallery, [caption for own in training for caption in own], captions, len(dataset))
+    return Measured(gallery, training, captions, len(dataset))
 
 
 def captioned(dataset: Dataset, captions: Mapping[str, Mapping[str, str]]) -> Dataset:
@@ -237,15 +238,15 @@ def captioned(dataset: Dataset, captions: Mapping[str, Mapping[str, str]]) -> Da
     return dataset if len(rows) == len(dataset) else dataset.select(rows)
 
 
-def load(settings: Settings) -> tuple[Dataset, list[list[str]]]:
+def load(settings: Settings) -> tuple[Dataset, Sequence[list[str]]]:
     """Load the pictures to measure on, and the captions of the split `train`."""
     if settings.drawn:
         dataset = emoji_scenes(settings.split, settings.test_size or 1000, settings.scenes_seed)
-        return dataset, emoji_scenes("train", 4000, settings.scenes_seed)["captions"][:]
+        return dataset, emoji_scenes("train", 4000, settings.scenes_seed)["captions"]
     splits = settings.load()
     if settings.split not in splits:
         raise ValueError(f"{settings.dataset} has no split {settings.split!r}; it has {', '.join(splits)}.")
-    return splits[settings.split], splits["train"]["captions"][:] if settings.split != "train" else []
+    return splits[settings.split], splits["train"]["captions"] if settings.split != "train" else []
 
 
 def collect(settings: Settings, gallery: Gallery, captions: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
@@ -333,7 +334,8 @@ def main() -> None:
         if "perplexity" in people and described == images:
             statistics["perplexity_distance"] = perplexity_distance(statistics["perplexity"], people["perplexity"])
         if measured.training:
-            statistics["novelty"] = mean_of(novel(captions, measured.training))
+            of_training = (text for block in in_blocks(measured.training) for own in block for text in own)
+            statistics["novelty"] = mean_of(novel(captions, of_training))
         values[system] = {name: value_of(each, images) for name, each in statistics.items()}
         for name, (value, each) in java_figures(settings.java_metrics, captions, gallery).items():
             values[system][name], statistics[name] = value, each

@@ -6,7 +6,7 @@ Texts are split by `hf_distinct.evaluation.ptb_tokenizer.tokenize`, so case and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _closest(size: int, lengths: Counter[int]) -> int:
     return min((abs(length - size), length) for length in others)[1]
 
 
-def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
+def novelty(captions: Sequence[str], training_captions: Iterable[str]) -> float:
     """Return the fraction of captions that are not training captions, ignoring case and punctuation.
 
     Raises:
@@ -157,14 +157,20 @@ def novelty(captions: Sequence[str], training_captions: Sequence[str]) -> float:
     return sum(flags) / len(flags)
 
 
-def novel(captions: Sequence[str], training_captions: Sequence[str]) -> list[bool]:
-    """Return for each caption whether it is not a training caption; raises like `novelty`."""
+def novel(captions: Sequence[str], training_captions: Iterable[str]) -> list[bool]:
+    """Return for each caption whether it is not a training caption; raises like `novelty`.
+
+    The training captions are read once, and not kept.
+    """
     _check(captions)
-    _check(training_captions)
     lines = [ptb_line(caption) for caption in captions]
-    own = set(lines)
-    known = {line for line in map(ptb_line, training_captions) if line in own}
-    return [line not in known for line in lines]
+    left, read = set(lines), 0
+    for caption in () if isinstance(training_captions, str) else training_captions:
+        left.discard(ptb_line(caption))
+        read += 1
+    if not read:
+        raise ValueError(f"novelty needs a list with at least one caption of training, got {training_captions!r}.")
+    return [line in left for line in lines]
 
 
 def different(items: np.ndarray, sizes: np.ndarray, share: bool = False) -> Statistic:

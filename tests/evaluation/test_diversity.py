@@ -68,6 +68,7 @@ def test_self_bleu_is_bleu_against_all_others(captions):
 def test_novelty_by_hand():
     assert novel(["A dog.", "a dog", "a red dog"], ["a dog", "the cat"]) == [False, False, True]
     assert novelty(["A dog.", "a dog", "a red dog"], ["a dog", "the cat"]) == pytest.approx(1 / 3)
-    for captions, training in (([], ["a"]), (["a"], [])):
+    assert novel(["A dog.", "a cat"], iter(["a dog"])) == [False, True]
+    for captions, training in (([], ["a"]), (["a"], []), (["a"], "a"), (["a"], iter([]))):
         with pytest.raises(ValueError, match="at least one caption"):
             novelty(captions, training)
