@@ -37,8 +37,8 @@ def left_out() -> list[str]:
     needed = {line for line in config["options"]["install_requires"].split("\n") if line and line[0] != "#"}
     asked = set((SPACE / "requirements.txt").read_text().splitlines())
     assert asked < needed
-    names = [re.split(r"[^\w-]", line)[0] for line in needed - asked - {"rich"}]  # gradio needs it
-    return [MODULES.get(name, name) for name in names]
+    found = {re.split(r"[^\w-]", line)[0] for line in needed - asked} - {"rich", "filelock"}  # gradio needs these
+    return [MODULES.get(name, name) for name in found]
 
 
 @pytest.fixture(scope="module")
