@@ -66,12 +66,12 @@ class Curve(NamedTuple):
 
 
 MEMORY = {
-    "Karpathy JSON": Curve(6e6, 10_500),
-    "embedding": Curve(9e6, 900),
-    "mining": Curve(7e6, 2000),
-    "first step": Curve(160e6, 9500),
-    "CIDEr-D reward": Curve(6e6, 9700),
-    "caption figures": Curve(2e6, 27_700),
+    "Karpathy JSON": Curve(60e6, 50),
+    "embedding": Curve(10e6, 150),
+    "mining": Curve(7e6, 1800),
+    "first step": Curve(177e6, 370),
+    "CIDEr-D reward": Curve(110e6, 60),
+    "caption figures": Curve(90e6, 440),
 }
 """What stages of benchmarks/growth.py take above what the process holds before: the line through 1,000 images and the
 largest number that was measured."""

@@ -199,9 +199,8 @@ class _Read:
 
     def __init__(self, image_ids: np.ndarray, told: np.ndarray) -> None:
         self.image_ids, self.told = image_ids, told
-        self._ids: list[pa.Array] = []
-        self._captions: list[pa.Array] = []
-        self._new_ids = self._new_captions = False
+        self._ids: list[pa.Array] = []  # if they are not texts
+        self._captions: list[pa.Array | None] = []  # of each batch; None if none changes
 
     def add(self, table: pa.Table, begin: int, skips: Skips) -> None:
         """Read the next rows, which begin at row `begin`."""
@@ -210,8 +209,8 @@ class _Read:
         if "image_id" in table.column_names:
             ids = table["image_id"].combine_chunks()
             texts = ids if ids.type in (pa.string(), pa.large_string()) else ids.cast(pa.string())
-            self._new_ids = self._new_ids or texts is not ids
-            self._ids.append(texts)
+            if texts is not ids:
+                self._ids.append(texts)
             missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
             for place in np.flatnonzero(missing)[:1]:
                 raise ValueError(f"{skips.source}: row {begin + place} has no image_id. Give each image its own id.")
@@ -220,17 +219,18 @@ class _Read:
         if "captions" in table.column_names:
             given = table["captions"].combine_chunks()
             cleaned = _cleaned(given, names, skips)
-            self._new_captions = self._new_captions or cleaned is not given
-            self._captions.append(cleaned)
+            self._captions.append(None if cleaned is given else cleaned)
             self.told[rows] = pc.greater(pc.list_value_length(cleaned), 0)
 
     def with_changes(self, dataset: Dataset) -> Dataset:
         """Return the dataset with ids that are texts, and cleaned captions."""
-        if self._new_ids:
+        if self._ids:
             dataset = with_column(dataset, "image_id", pa.chunked_array(self._ids), Value("string"))
-        if self._new_captions:
-            lists = [each.cast(pa.list_(pa.string())) for each in self._captions]
-            dataset = with_column(dataset, "captions", pa.chunked_array(lists), List(Value("string")))
+        if any(each is not None for each in self._captions):
+            both = zip(self._captions, batches(dataset, ["captions"]), strict=True)
+            lists = [table["captions"].combine_chunks() if new is None else new for new, table in both]
+            joined = pa.chunked_array([each.cast(pa.list_(pa.string())) for each in lists])
+            dataset = with_column(dataset, "captions", joined, List(Value("string")))
         return dataset
 
 

@@ -166,8 +166,18 @@ def start(data: Path, work: Path, meter: Meter) -> None:
     join_processes()
     scorer = free_clip()
     meter.start()
-    mine_neighbours(*embed_dataset(karpathy(data), scorer, work / EMBEDDINGS), NEIGHBOURS)
+    dataset = read_by_one(lambda: karpathy(data))
+    mine_neighbours(*embed_dataset(dataset, scorer, work / EMBEDDINGS), NEIGHBOURS)
     meter.stop()
+
+
+def read_by_one(read: Callable[[], Any]) -> Any:
+    """Read in the first process for all, as the recipes do; earlier revisions read in each."""
+    try:
+        from hf_distinct.distributed.nodes import once_per_node
+    except ImportError:
+        return read()
+    return once_per_node(read)
 
 
 def join_processes() -> None:
