@@ -35,7 +35,7 @@ from transformers import set_seed
 from hf_distinct import RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.data import embed_dataset
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
-from hf_distinct.data.embedding_cache import cache_names
+from hf_distinct.data.embedding_cache import names_in
 from hf_distinct.data.emoji.dataset import LICENSE as EMOJI_LICENSE
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.neighbours import FILE, Neighbours
@@ -177,7 +177,7 @@ def take_mined(
     """Load embeddings and neighbours from a mined folder; refuse those of another dataset or scorer."""
     assert settings.mined is not None
     mined = pull(settings.mined)
-    found = Neighbours.load(mined / FILE, *once_per_node(lambda: cache_names(train, scorer)))
+    found = Neighbours.load(mined / FILE, *once_per_node(lambda: names_in(mined, train, scorer)))
     first, ranks = config.neighbour_first_rank, f"ranks {found.first_rank} to {found.rows.shape[1]}"
     if "neighbour_first_rank" in config.changed and first != found.first_rank:
         raise ValueError(

@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 FORM = 2  # changed with the file format, so that files in an older format are not found
 MANIFEST = "manifest.json"
+END = 256  # bytes
 MANIFEST_KEYS = ("scorer", "fingerprint", "portable_name", "failures", "losses", "files")
 
 
@@ -61,9 +63,10 @@ class EmbeddingCache:
         dtype: torch.dtype = torch.float16,
     ) -> None:
         self.num_rows, self.part_rows, self.scorer, self.dtype = len(dataset), part_rows, scorer, dtype
-        name, self.portable_name = once_per_node(lambda: cache_names(dataset, scorer, dtype))
+        name, self.portable_name = once_per_node(lambda: names_in(cache_dir, dataset, scorer, dtype))
         self.folder = cache_dir / name
-        if not self.is_whole() and (cache_dir / self.portable_name / MANIFEST).is_file():
+        self._name_portably = partial(_name, dataset, scorer, dtype, portable=True)
+        if not self.is_whole() and self.portable_name and (cache_dir / self.portable_name / MANIFEST).is_file():
             self.folder = cache_dir / self.portable_name
         # Parts with another number of rows cannot be used.
         self.parts = Parts(self.folder.with_suffix(f".parts-of-{part_rows}"), -(-self.num_rows // part_rows))
@@ -169,52 +172,81 @@ class EmbeddingCache:
                 file.flush()
                 os.fsync(file.fileno())
         manifest = {
-            "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint, "portable_name": self.portable_name,
+            "scorer": self.scorer.name, "fingerprint": self.scorer.fingerprint,
+            "portable_name": self.portable_name or self._name_portably(),
             **by_name, "files": describe(folder, sorted(folder.glob("*.npy"))),
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
-def cache_name(dataset: Dataset, scorer: ClipScorer) -> str:
-    """Return the first of the two `cache_names`."""
-    return cache_names(dataset, scorer)[0]
+def names_in(
+    cache_dir: Path, dataset: Dataset, scorer: ClipScorer, dtype: torch.dtype = torch.float16
+) -> tuple[str, str]:
+    """Return both `cache_names`; the second one, which takes longer, is empty if the first one is in the folder."""
+    name = cache_name(dataset, scorer, dtype)
+    whole = (cache_dir / name / MANIFEST).is_file()
+    return name, "" if whole else _name(dataset, scorer, dtype, portable=True)
 
 
 def cache_names(dataset: Dataset, scorer: ClipScorer, dtype: torch.dtype = torch.float16) -> tuple[str, str]:
     """Return the folder names of a dataset's embeddings, which contain digests of their inputs.
 
-    Captions and image ids are identified by content, as are images stored in the dataset. Image files are identified
-    by path, size and time of modification in the first name, which is for this machine; by size only in the second
-    name, which other machines can find. Other columns and the origin of the dataset do not matter.
+    Captions and image ids are identified by content. Image files are identified by path, size and time of
+    modification in the first name, which is for this machine; by size only in the second name, which other machines
+    can find. Images stored in the dataset are identified by content. If such a dataset lies in files, the first name
+    depends on size and time of modification of these files, and on the ends of the images only. Other columns do not
+    matter.
     """
+    return cache_name(dataset, scorer, dtype), _name(dataset, scorer, dtype, portable=True)
+
+
+def cache_name(dataset: Dataset, scorer: ClipScorer, dtype: torch.dtype = torch.float16) -> str:
+    """Return the first of the two `cache_names`."""
+    return _name(dataset, scorer, dtype, portable=False)
+
+
+def _name(dataset: Dataset, scorer: ClipScorer, dtype: torch.dtype, portable: bool) -> str:
     form = FORM if dtype == torch.float16 else f"{FORM} {dtype}"
     begin = f"{form}\n{scorer.fingerprint}\n".encode()
-    here, anywhere = (hashlib.blake2b(begin, digest_size=12, person=person) for person in (b"", b"portable"))
+    digest = hashlib.blake2b(begin, digest_size=12, person=b"portable" if portable else b"")
+    files = [] if portable else sorted({each["filename"] for each in dataset.cache_files})
+    held = False
     columns = dataset.select_columns(["image", "captions", "image_id"]).with_format("arrow")
     for table in columns.iter(batch_size=256):
-        texts = json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode()
-        here.update(texts)
-        anywhere.update(texts)
-        for of_here, of_anywhere in image_states(table):
-            here.update(of_here)
-            anywhere.update(of_anywhere)
-    return f"embeddings-{here.hexdigest()}", f"embeddings-{anywhere.hexdigest()}"
+        digest.update(json.dumps([table["image_id"].to_pylist(), table["captions"].to_pylist()]).encode())
+        for state, is_held in image_states(table, portable, END if files else None):
+            digest.update(state)
+            held = held or is_held
+    for file in files if held else []:
+        of_file = os.stat(file)
+        digest.update(f"\n{file} {of_file.st_size} {of_file.st_mtime_ns}".encode("utf-8", "surrogatepass"))
+    return f"embeddings-{digest.hexdigest()}"
 
 
-def image_states(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the identity of each undecoded image, for this machine and for any machine; see `cache_names`."""
+def image_states(table: pa.Table, portable: bool = False, end: int | None = None) -> Iterator[tuple[bytes, bool]]:
+    """Yield the identity of each undecoded image, and whether it is stored in the dataset; see `cache_names`.
+
+    Args:
+        table: rows with a column `image`.
+        portable: identify files by size only, as other machines can.
+        end: read only so many bytes at the end of a stored image.
+    """
     images = table["image"].combine_chunks()
-    paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes").to_pylist()
-    for path, content in zip(paths, contents, strict=True):
-        if content is not None:
-            held = b"\nheld " + hashlib.blake2b(content).digest()
-            yield held, held
+    paths, contents = pc.struct_field(images, "path").to_pylist(), pc.struct_field(images, "bytes")
+    sizes = pc.binary_length(contents).to_pylist()
+    if end is not None:
+        contents = pc.binary_slice(contents.cast(pa.large_binary()), -end, None)
+    for path, size, content in zip(paths, sizes, contents, strict=True):
+        if size is not None:
+            of_end = b"" if end is None else b"%d " % size
+            yield b"\nheld " + of_end + hashlib.blake2b(content.as_buffer()).digest(), True
             continue
         name = (path or "").encode("utf-8", "surrogatepass")
         try:
             state = os.stat(path)
         except (OSError, TypeError, ValueError):  # no such file, no path, or a NUL in it
-            yield b"\nnone " + name, b"\nnone " + name
+            yield b"\nnone " + name, False
         else:
             size = state.st_size
-            yield b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name, b"\nfile %d" % size
+            full = b"\nfile %d %d %d " % (len(name), size, state.st_mtime_ns) + name
+            yield b"\nfile %d" % size if portable else full, False

@@ -152,4 +152,4 @@ def _key(dataset: Dataset, encoder: PreTrainedModel, image_processor: BaseImageP
 
 def _states_of(dataset: Dataset) -> Iterator[bytes]:
     for table in dataset.select_columns(["image"]).with_format("arrow").iter(batch_size=256):
-        yield from (here for here, _ in image_states(table))
+        yield from (state for state, _ in image_states(table))

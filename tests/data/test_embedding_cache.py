@@ -6,11 +6,11 @@ import shutil
 import published_forms
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, load_from_disk
 
 from hf_distinct.data import embeddings as embeddings_module
 from hf_distinct.data.caption_embeddings import EmbeddedRows
-from hf_distinct.data.embedding_cache import EmbeddingCache, cache_name
+from hf_distinct.data.embedding_cache import EmbeddingCache, cache_name, cache_names
 from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.data.table import caption_features
 
@@ -225,6 +225,28 @@ def test_pictures_held_by_the_data_set_count_by_content(dataset, scorer):
     changed = [*held[:9], {"bytes": held[9]["bytes"][:-3] + b"abc", "path": "1.jpg"}]
     other = dataset.remove_columns("image").add_column("image", changed, feature=Image())
     assert name(images, scorer) != name(other, scorer)
+
+
+def test_pictures_held_in_files_count_by_the_state_of_the_files(dataset, scorer, tmp_path):
+    held = [{"bytes": picture, "path": "1.jpg"} for picture in published_forms.jpegs(10)]
+    images = dataset.remove_columns("image").add_column("image", held, feature=Image())
+    images.save_to_disk(tmp_path / "saved")
+    saved = load_from_disk(tmp_path / "saved")
+    first = name(saved, scorer)
+    assert name(load_from_disk(tmp_path / "saved"), scorer) == first
+    assert name(saved.select([1, 0, *range(2, 10)]), scorer) != first
+    assert cache_names(saved, scorer)[1] == cache_names(images, scorer)[1]
+    os.utime(tmp_path / "saved" / "data-00000-of-00001.arrow", (0, 0))
+    assert name(load_from_disk(tmp_path / "saved"), scorer) != first
+
+
+def test_a_broken_cache_keeps_its_portable_name(dataset, scorer, tmp_path):
+    _, found = embed_dataset(dataset, scorer, tmp_path)
+    portable = json.loads((found.folder / "manifest.json").read_text())["portable_name"]
+    (found.folder / "image_embeds.npy").write_bytes(b"")
+    _, again = embed_dataset(dataset, scorer, tmp_path)
+    assert json.loads((again.folder / "manifest.json").read_text())["portable_name"] == portable
+    assert portable == cache_names(dataset, scorer)[1]
 
 
 def test_the_manifest_tells_what_the_folder_is_of(dataset, scorer, tmp_path):

@@ -193,7 +193,7 @@ def test_defaults_are_those_of_the_data(recipe):
 def test_ranks_that_were_not_mined_are_refused(recipe, tmp_path, monkeypatch):
     rows = np.zeros((2, 5), dtype=np.int64)
     Neighbours(rows, rows.astype(np.float32), np.zeros((2, 3), dtype=bool), 4).save(tmp_path / FILE)
-    monkeypatch.setattr(recipe, "cache_names", lambda *_: ("",))
+    monkeypatch.setattr(recipe, "names_in", lambda *_: ("",))
     config = RLCaptionConfig(output_dir=str(tmp_path), neighbour_first_rank=2, use_cpu=True)
     with pytest.raises(ValueError, match="first_rank=2, but .* holds ranks 4 to 5. Leave the setting out, or mine"):
         recipe.take_mined(None, None, recipe.Settings(mined=str(tmp_path)), config)
