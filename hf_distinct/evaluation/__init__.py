@@ -96,6 +96,7 @@ def caption_statistics(
     if isinstance(references, Dataset):
         references = references["captions"]
     check_rows(captions, references)
+    diversity = _diversity(captions)  # first, since it takes most memory for a moment
     parts = [
         {
             "CIDEr-D": counts.cider_d(),
@@ -111,19 +112,9 @@ def caption_statistics(
         )
     ]
     of_images = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-    words, lengths = ngrams_of(captions, 1)
     statistics = {"CIDEr-D": mean_of(of_images["CIDEr-D"])}
     statistics |= {f"BLEU-{n}": bleu_statistic(of_images["BLEU"], n) for n in range(1, 5)}
-    statistics |= {
-        "ROUGE-L": mean_of(of_images["ROUGE-L"]),
-        "vocabulary": different(words, lengths),
-        "mean_length": mean_of(lengths),
-        "unique": different(lines_of(captions), np.ones(len(captions), dtype=np.int64), share=True),
-        "distinct_1": different(words, lengths, share=True),
-        "distinct_2": different(*ngrams_of(captions, 2), share=True),
-    }
-    if len(captions) > 1:
-        statistics["self_BLEU"] = mean_of(self_bleu_scores(captions))
+    statistics |= {"ROUGE-L": mean_of(of_images["ROUGE-L"])} | diversity
     if not are_english(*of_images["english"].sum(axis=0).tolist()):
         logger.warning_once(
             "The captions do not seem to be English: bad_endings and invention only know English words, so their "
@@ -134,3 +125,17 @@ def caption_statistics(
         "repeats": mean_of(of_images["repeats"]),
         "invention": invention_statistic(of_images["invention"]),
     }
+
+
+def _diversity(captions: Sequence[str]) -> dict[str, Statistic]:
+    words, lengths = ngrams_of(captions, 1)
+    found = {
+        "vocabulary": different(words, lengths),
+        "mean_length": mean_of(lengths),
+        "unique": different(lines_of(captions), np.ones(len(captions), dtype=np.int64), share=True),
+        "distinct_1": different(words, lengths, share=True),
+        "distinct_2": different(*ngrams_of(captions, 2), share=True),
+    }
+    if len(captions) > 1:
+        found["self_BLEU"] = mean_of(self_bleu_scores(captions))
+    return found

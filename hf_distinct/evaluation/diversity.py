@@ -14,7 +14,7 @@ from hf_distinct.evaluation.blocks import in_blocks
 from hf_distinct.evaluation.bootstrap import Statistic
 from hf_distinct.evaluation.captions import bleu_of_counts
 from hf_distinct.evaluation.document_frequencies import count_documents, numbered_repeats
-from hf_distinct.evaluation.ngram_hashes import hashed, hashed_ngrams, hashed_words, ngram_places
+from hf_distinct.evaluation.ngram_hashes import hashed, hashed_ngrams, hashed_words
 from hf_distinct.evaluation.ptb_tokenizer import ptb_line, tokenize
 
 
@@ -77,10 +77,13 @@ def ngrams_of(captions: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
         parts.append(np.array(own, dtype=np.int32))
         sizes.append(np.array([len(words) for words in rows], dtype=np.int64))
     words, lengths = np.concatenate(parts), np.concatenate(sizes)
+    starts = (lengths.cumsum() - lengths).astype(np.int32)
+    places = np.arange(len(words), dtype=np.int32) - np.repeat(starts, lengths)  # of each word in its caption
+    is_last = np.append(places[1:] == 0, True)[: len(words)]
     ids = words
-    for size, (longer, last, _) in enumerate(ngram_places(lengths, n), start=1):
-        if size > 1:
-            ids = _numbered(ids[longer] * np.int64(len(numbers)) + words[last])
+    for size in range(2, n + 1):
+        shorter = ids[~is_last[places >= size - 2]]
+        ids = _numbered(shorter * np.int64(len(numbers)) + words[places >= size - 1])
     return ids, np.maximum(lengths - n + 1, 0)
 
 
