@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import disable_progress_bars, load_from_disk
 
 from hf_distinct.data import embedding_cache, embeddings, mining  # noqa: F401  all that a run needs, before the forks
@@ -31,7 +32,7 @@ KILLS = 10
 
 
 def embed_and_mine(dataset: str, scorer: str, cache: Path) -> None:
-    embeddings.PART_ROWS, mining.PART_ROWS = 16, 16
+    embeddings.PART_ROWS[torch.float16] = mining.PART_ROWS = 16
     embedded, found = embed_dataset(load_from_disk(dataset), ClipScorer(scorer), cache, batch_size=8)
     for via in ("images", "captions"):
         find_neighbours(embedded, found, MiningSettings(3, first_rank=2, via=via))
