@@ -25,11 +25,11 @@ from datasets.arrow_writer import ArrowWriter
 from transformers.utils import logging
 
 from hf_distinct.data.table import find_file, read_object
-from hf_distinct.files.seals import altered, sealed
+from hf_distinct.files.seals import altered, changed, describe, sealed
 
 logger = logging.get_logger(__name__)
 
-FORM = 1  # changed with the content of the files, so that those of an older version are not found
+FORM = 2  # changed with the content of the files, so that those of an older version are not found
 MANIFEST = "manifest.json"
 UNFINISHED, WHOLE = "unfinished-", "whole"
 DAY = 86_400
@@ -143,7 +143,10 @@ class CaptionFiles:
             found: what was found on the way.
         """
         whole = self.new_file(WHOLE)
-        manifest = {"splits": list(loaded), "images": _image_states(loaded.values()), **asdict(found)}
+        files = describe(whole, [whole / f"{split}.arrow" for split in loaded])
+        manifest = {
+            "splits": list(loaded), "files": files, "images": _image_states(loaded.values()), **asdict(found)
+        }  # fmt: skip
         (whole / MANIFEST).write_text(json.dumps(sealed(manifest)))
         for file in whole.iterdir():
             with file.open("rb") as opened:
@@ -164,13 +167,16 @@ class CaptionFiles:
             manifest = read_object(self.folder / MANIFEST)
             if reason := altered(manifest, ()):
                 raise ValueError(f"{MANIFEST}: {reason}")
+            if reason := changed(self.folder, manifest["files"]):
+                raise ValueError(reason)
             loaded = self._map(manifest["splits"])
             found = Found(**{each.name: manifest[each.name] for each in fields(Found)})
             if manifest["images"] == _image_states(loaded.values()) and not any(map(find_file, found.missing)):
                 return loaded, found
         except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
             logger.warning(f"The captions in {self.folder} are unusable and are read again: {error}")
-        self.folder.rename(self.new_file("old"))
+        with contextlib.suppress(FileNotFoundError):  # another run has moved it
+            self.folder.rename(self.new_file("old"))
         return None
 
     def _map(self, splits: Iterable[str]) -> DatasetDict:
