@@ -1,28 +1,20 @@
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image as PILImage
 
 from hf_distinct.data.belonging import embeddings_problems, neighbours_problems
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
-from hf_distinct.data.prepared import as_captioned
-
-PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-TEXTS = {"captions": [["a dog", "a cat"]], "image_id": ["a"]}
 
 
 def rows(**columns):
-    """Two rows, as their source would have them."""
-    pictures = [PILImage.fromarray(PIXELS), PILImage.fromarray(PIXELS[::-1].copy())]
-    known = {"image": pictures, "captions": [["a dog", "a cat"], ["a bird"]], "image_id": ["a", "b"]}
-    return Dataset.from_dict({name: value for name, value in (known | columns).items() if value is not None})
+    """Two rows, as `as_captioned` returns them."""
+    return Dataset.from_dict({"captions": [["a dog", "a cat"], ["a bird"]], "image_id": ["a", "b"], **columns})
 
 
 def test_embeddings_are_those_of_the_rows():
-    given = as_captioned(rows(row=[0, 1]), "train_dataset")
+    given = rows(row=[0, 1])
     fitting = CaptionEmbeddings(torch.eye(2), torch.eye(3), torch.tensor([0, 2, 3]))
     assert not list(embeddings_problems(given, fitting, "train_dataset"))
     (problem,) = embeddings_problems(given.select([0]), fitting, "train_dataset")
