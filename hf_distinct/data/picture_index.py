@@ -23,7 +23,7 @@ from transformers.utils import logging
 from hf_distinct.data.images import picture_endings
 from hf_distinct.data.skips import Skips
 from hf_distinct.data.table import IMAGE_NAMES
-from hf_distinct.data.tar_shards import find_shards, is_tar
+from hf_distinct.data.tar_shards import file_state, find_shards, is_tar
 from hf_distinct.data.tar_stream import find_files, open_shard
 from hf_distinct.files.parts import written_whole
 
@@ -219,14 +219,7 @@ def _root_and_files(source: str | os.PathLike[str]) -> tuple[str, list[tuple[str
         return place, []
     files = [place] if os.path.isfile(place) else find_shards(place)
     root = os.path.dirname(os.path.commonprefix(files))
-    return root, [(file[len(root) :].lstrip("/"), *_state(file)) for file in files]
-
-
-def _state(file: str) -> tuple[int, int]:
-    if "://" in file:
-        return 0, 0
-    found = os.stat(file)
-    return found.st_size, found.st_mtime_ns
+    return root, [(file[len(root) :].lstrip("/"), *file_state(file)) for file in files]
 
 
 def _walk(root: str, below: str = "") -> Iterator[tuple[str, int, int]]:

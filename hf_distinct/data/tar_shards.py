@@ -82,7 +82,7 @@ def load_tar_shards(
                 "shards": tuple(members),
                 "column": caption_column,
                 "further": {name: feature.dtype for name, feature in further.items()},
-                "states": (FORM, MAX_MEMBER_BYTES, *map(_state, members)),
+                "states": (FORM, MAX_MEMBER_BYTES, *map(file_state, members)),
             },
         )
         problems = rows.select_columns(["image_id", "problem"])
@@ -148,10 +148,11 @@ def _split_of(shard: str) -> str:
     return (split_named(beginning.group()) if beginning else None) or split_named(folder) or "train"
 
 
-def _state(shard: str) -> tuple[int, int]:
-    if "://" in shard:
+def file_state(file: str) -> tuple[int, int]:
+    """Return size and time of modification of a file; zeros for a URL."""
+    if "://" in file:
         return 0, 0
-    state = os.stat(shard)
+    state = os.stat(file)
     return state.st_size, state.st_mtime_ns
 
 
