@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value
+from hypothesis import example
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 from PIL import Image as PILImage
@@ -184,6 +185,7 @@ WORDS = st.sampled_from(
 )
 
 
+@example([['["a dog", "a cat"]']])  # two captions
 @drawn(st.lists(st.lists(st.lists(WORDS, max_size=5).map("".join), max_size=3), min_size=1, max_size=5))
 def test_what_is_passed_over_needs_no_cleaning(captions):
     """Two quick tests, of strings and of Arrow arrays, pass over most captions: none that would be changed."""
