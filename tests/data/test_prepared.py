@@ -11,6 +11,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from hf_distinct.data import prepared
 from hf_distinct.data.prepared import (
     _odd_rows,
     as_captioned,
@@ -171,6 +172,14 @@ def test_pictures_that_cannot_be_read_are_left_out(caplog):
     assert len(readable(as_captioned(rows(), "gallery"), "gallery")) == 2
 
 
+def test_what_was_prepared_is_not_read_again(monkeypatch):
+    found = as_captioned(rows(captions=[" a dog", "a bird"]), "train_dataset")
+    monkeypatch.setattr(prepared, "batches", None)
+    assert as_captioned(found, "train_dataset")["captions"][:] == [["a dog"], ["a bird"]]
+    with pytest.raises(TypeError):
+        as_captioned(found.select([0]), "train_dataset")
+
+
 def test_paths_that_pictures_had_stay_as_they_were(tmp_path):
     """The name of a cache depends on them."""
     PILImage.fromarray(PIXELS).save(tmp_path / "a.png")
@@ -186,6 +195,7 @@ WORDS = st.sampled_from(
 
 
 @example([['["a dog", "a cat"]']])  # two captions
+@example([["nan ."], ["nan .."]])
 @drawn(st.lists(st.lists(st.lists(WORDS, max_size=5).map("".join), max_size=3), min_size=1, max_size=5))
 def test_what_is_passed_over_needs_no_cleaning(captions):
     """Two quick tests, of strings and of Arrow arrays, pass over most captions: none that would be changed."""
