@@ -138,6 +138,13 @@ def test_many_rows_give_the_same_as_few(seed, picture, few_rows, monkeypatch, ca
     assert found[0] == found[1] and found[0][1]
 
 
+def test_a_column_that_differs_among_the_rows_of_an_image_is_left_out(picture, few_rows, caplog):
+    rows = [(f"{n}", picture(f"{n % 4}.png"), [f"a dog {n}"], "train", {"size": n % 4, "by": n}) for n in range(9)]
+    train = fill(CaptionTable("source", files=CaptionFiles([])), rows)["train"]
+    assert train.column_names == ["image", "captions", "image_id", "size"] and train["size"][:] == [0, 1, 2, 3]
+    assert train["captions"][0] == ["a dog 0", "a dog 4", "a dog 8"] and "ignored 'by'" in caplog.text
+
+
 def test_what_was_read_is_found_by_the_next_run(picture, few_rows, tmp_path, monkeypatch, caplog):
     for number in range(7):
         picture(f"{number}.png")

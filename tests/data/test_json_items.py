@@ -29,6 +29,14 @@ def test_items_are_those_of_the_document(document, indent, encoding, tmp_path):
     assert first_item(path, "images") == next(iter(document["images"]), None)
 
 
+@pytest.mark.parametrize("chunk", range(1, 25))
+def test_a_number_at_the_end_of_the_window_is_read_whole(chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_items, "CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text('{"size": 12345, "images": [1234567, 89]}')
+    assert list(list_items(path, "images")) == [(0, 1234567), (1, 89)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
