@@ -170,6 +170,18 @@ class ClipScorer:
         features = [encode_token_ids(self.model, ids) for ids in token_ids.split(batch_size)]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
+    def encode_captions(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embed captions as [`encode_texts`] does, each distinct one once, and tell which of them are truncated.
+
+        Returns:
+            Unit vectors ``(n, d)``, float32, and ``(n,)`` bool, on the CPU; see [`is_cut`].
+        """
+        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        places = torch.tensor([distinct[text] for text in texts], dtype=torch.int64)
+        token_ids = self.tokenize(list(distinct))
+        embeds, cut = self.encode_tokens(token_ids), self.is_cut(list(distinct), token_ids)
+        return embeds[places.to(embeds.device, non_blocking=True)], cut[places]
+
     def is_cut(self, texts: Sequence[str], token_ids: Tensor) -> Tensor:
         """Return which captions are truncated. Captions that differ only after the limit get the same embedding.
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.accelerator import Accelerator
+from accelerate.utils import gather
 from torch import Tensor
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
@@ -70,18 +72,18 @@ def wait_for_first_process(done: Callable[[], object], seconds: float = 0.2) -> 
                 raise
 
 
-def _counts(count: int, accelerator: Accelerator) -> list[int]:
-    return accelerator.gather(torch.tensor([count], device=accelerator.device)).tolist()
+def _counts(count: int, accelerator: Accelerator | PartialState) -> list[int]:
+    return gather(torch.tensor([count], device=accelerator.device)).tolist()
 
 
-def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
+def gather_rows(rows: Tensor, accelerator: Accelerator | PartialState) -> Tensor:
     """Gather rows ``(n_p, ...)`` of every process p in rank order: ``(sum of n_p, ...)``, without gradient."""
     if accelerator.num_processes == 1:
         return rows
     counts = _counts(len(rows), accelerator)
     longest = max(counts)
     padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-    gathered = accelerator.gather(padded.contiguous())
+    gathered = gather(padded.contiguous())
     return torch.cat([gathered[i * longest : i * longest + count] for i, count in enumerate(counts)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,9 @@ from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.distributed.gathering import gather_rows, own_part
-from hf_distinct.rewards import ContrastiveReward, ImagePool, Reward, RewardBatch, TextKind, TextPool, resolve_reward
+from hf_distinct.rewards import ContrastiveReward, Reward, RewardBatch, TextKind, resolve_reward
 from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
+from hf_distinct.rewards.pools import Pools
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
@@ -78,7 +78,7 @@ class Appraiser:
         rewards: the rewards r_k.
         reward_weights: their weights w_k.
         baseline: the baseline subtracted from R; "auto" is resolved.
-        memory: pool entries of the last ``args.memory_batches`` batches.
+        pools: make the pools, and remember those of the last ``args.memory_batches`` batches.
     """
 
     def __init__(
@@ -121,7 +121,9 @@ class Appraiser:
             isinstance(reward, CallableReward) and reward.takes("completion_ids") for reward in self.rewards
         )
         self.baseline = self._choose_baseline()
-        self.memory: deque[dict[str, Tensor]] = deque(maxlen=args.memory_batches)
+        # What a switch takes out of the pools is not remembered either, since all that is remembered becomes MEMORY.
+        off = {TextKind.REFERENCE: not args.pool_references, TextKind.GREEDY: not args.pool_greedy}
+        self.pools = Pools(args.memory_batches, [kind for kind in TextKind if not off.get(kind)])
 
     @property
     def needs_greedy(self) -> bool:
@@ -264,16 +266,12 @@ class Appraiser:
         Also return which rollouts are longer than the scorer reads, on the CPU.
         """
         images, references = inputs["image_embeds"], inputs["caption_embeds"]
-        # One CLIP call for the distinct new texts; embeddings of references come from the cache.
-        distinct = {text: place for place, text in enumerate(dict.fromkeys([*rollouts, *greedy]))}
-        token_ids = self.scorer.tokenize(list(distinct))
-        embeds = self.scorer.encode_tokens(token_ids).to(images)
-        cut = self.scorer.is_cut(list(distinct), token_ids)[[distinct[text] for text in rollouts]]
+        written, cut = self.scorer.encode_captions([*rollouts, *greedy])  # those of references come from the cache
+        written, cut = written.to(images), cut[: len(rollouts)]
 
         def sent(numbers: Any) -> Tensor:
             return torch.as_tensor(numbers, dtype=torch.int64).to(images.device, non_blocking=True)
 
-        written = embeds[sent([distinct[text] for text in [*rollouts, *greedy]])]
         per_image = {
             TextKind.ROLLOUT: self.args.num_rollouts,
             TextKind.REFERENCE: references.shape[1],
@@ -289,7 +287,7 @@ class Appraiser:
             "text_image_ids": inputs["image_ids"][owner_sent],
             "kinds": sent([int(kind) for kind, count in per_image.items() for _ in range(count * len(images))]),
         }
-        pooled = self._pool(own, inputs)
+        text_pool, image_pool = self.pools.extend(self._entries(own, inputs))
         batch = RewardBatch(
             captions=texts,
             references=[inputs["references"][i] for i in owner.tolist()],
@@ -297,8 +295,8 @@ class Appraiser:
             image_embeds=images[owner_sent],
             text_ids=own["text_ids"],
             image_ids=own["text_image_ids"],
-            text_pool=TextPool(pooled["text_embeds"], pooled["text_ids"], pooled["text_image_ids"], pooled["kinds"]),
-            image_pool=ImagePool(pooled["image_embeds"], pooled["image_ids"]),
+            text_pool=text_pool,
+            image_pool=image_pool,
             logit_scale=self.scorer.logit_scale,
             columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
             completion_ids=self._token_ids(texts) if self._wants_ids else [],
@@ -313,8 +311,8 @@ class Appraiser:
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [[*ids, tokenizer.eos_token_id] for ids in found]
 
-    def _pool(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Return texts and images of the global batch and of the memory, and add the batch to the memory."""
+    def _entries(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what the batch adds to the pools, see [`Pools`]: texts, images and neighbours of all processes."""
         parts = {**texts, "image_embeds": inputs["image_embeds"], "image_ids": inputs["image_ids"]}
         if self.args.pool_neighbours:
             mask = inputs["neighbour_mask"]
@@ -322,33 +320,18 @@ class Appraiser:
             parts["image_ids"] = torch.cat([parts["image_ids"], inputs["neighbour_ids"][mask]])
         if self.args.pool_other_processes:
             parts = {name: gather_rows(part, self.accelerator) for name, part in parts.items()}
-        pooled = {name: torch.cat([part, *(old[name] for old in self.memory)]) for name, part in parts.items()}
-        if self.args.memory_batches:
-            self.memory.append(self._to_remember(parts))
-        return pooled
-
-    def _to_remember(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Select what later batches are compared with. Disabled kinds are dropped now, since all become MEMORY."""
-        kinds, kept = parts["kinds"], torch.ones_like(parts["kinds"], dtype=torch.bool)
-        if not self.args.pool_references:
-            kept &= kinds != TextKind.REFERENCE
-        if not self.args.pool_greedy:
-            kept &= kinds != TextKind.GREEDY
-        texts = {name: parts[name][kept] for name in ("text_embeds", "text_ids", "text_image_ids", "kinds")}
-        return {**parts, **texts, "kinds": torch.full_like(texts["kinds"], int(TextKind.MEMORY))}
+        return parts
 
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Return discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
-        return {"discriminator": self.discriminator.state_dict(), "memory": list(self.memory)}
+        return {"discriminator": self.discriminator.state_dict(), "memory": self.pools.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state that `state_dict` returned."""
         self.discriminator.load_state_dict(state["discriminator"])
-        self.memory.clear()
-        for batch in state["memory"]:
-            self.memory.append({name: part.to(self.args.device) for name, part in batch.items()})
+        self.pools.load_state_dict(state["memory"], self.args.device)
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:

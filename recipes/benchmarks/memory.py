@@ -128,7 +128,7 @@ def measure(size: str, point: str) -> dict[str, Any]:
             "CLIP": size_of(scorer.model.state_dict()),
             "discriminator": size_of(judge.discriminator.state_dict()),
             "its Adam": size_of(judge.optimizer.state_dict()),
-            "a batch in the memory of pools": size_of(list(trainer.appraiser.memory)),
+            "a batch in the memory of pools": size_of(list(trainer.appraiser.pools.memory)),
             "a cached image": embeddings.image_embeds[0].nbytes,
             "a cached caption": embeddings.caption_embeds[0].nbytes,
         }

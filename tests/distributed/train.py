@@ -121,7 +121,7 @@ def train(models: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any
         "copies": gather_object([hashlib.sha256(copy.numpy().tobytes()).hexdigest()]),
         "weights": accelerator.get_state_dict(trainer.model_wrapped),
         "discriminator": trainer.discriminator.discriminator.state_dict(),
-        "memory": list(trainer.appraiser.memory),
+        "memory": list(trainer.appraiser.pools.memory),
         "gathers": gathers(trainer),
         "best": [trainer.state.best_global_step, *trainer.alarms.told[-1:]],
         "log": [line for line in trainer.state.log_history if "loss" in line],

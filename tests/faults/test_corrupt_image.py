@@ -39,8 +39,8 @@ def test_it_is_left_out_of_its_batch_and_named(make_trainer, pictures, tmp_path,
         logging.getLogger("hf_distinct").removeHandler(log)
     assert trainer.state.global_step == 2
     # Each picture remembered with its batch: three of the one, four of the other.
-    assert len(trainer.appraiser.memory) == 2
-    assert sorted(len(batch["image_ids"]) for batch in trainer.appraiser.memory) == [3, 4]
+    assert len(trainer.appraiser.pools.memory) == 2
+    assert sorted(len(batch["image_ids"]) for batch in trainer.appraiser.pools.memory) == [3, 4]
     told = (tmp_path / "log").read_text()
     for part in ("Image 'train-0-5': image '", "5.png' cannot be decoded", "left out of its batch"):
         assert part in told

@@ -113,7 +113,7 @@ def test_two_processes_leave_out_the_same_step_and_one_takes_up_their_run(
     alone.train(resume_from_checkpoint="true")
     assert "was written by 2 processes and there are 1 now" in caplog.text and "Not exact: " in caplog.text
     assert alone.state.global_step == 4 and len(alone.step_losses) == 1 and alone.void_steps.count == 1
-    assert [len(batch["image_ids"]) for batch in alone.appraiser.memory] == [4, 4]  # of the two, and its own
+    assert [len(batch["image_ids"]) for batch in alone.appraiser.pools.memory] == [4, 4]  # of the two, and its own
 
 
 def spoil_gradient(trainer, *backwards):

@@ -37,8 +37,8 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(make_trainer, tmp_path, stop):
     assert tiny.moved(tiny.weights(whole.model), resumed.model) == set()
     assert tiny.moved(tiny.weights(whole.discriminator.discriminator), resumed.discriminator.discriminator) == set()
     assert resumed.discriminator.steps == whole.discriminator.steps == 7
-    assert len(whole.appraiser.memory) == len(resumed.appraiser.memory) == 2
-    for ours, theirs in zip(whole.appraiser.memory, resumed.appraiser.memory, strict=True):
+    assert len(whole.appraiser.pools.memory) == len(resumed.appraiser.pools.memory) == 2
+    for ours, theirs in zip(whole.appraiser.pools.memory, resumed.appraiser.pools.memory, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == 6
 
 
