@@ -221,7 +221,7 @@ class RLCaptionTrainer(CaptionTrainer):
         with self.meter.phase("generate"):
             rollouts = self._roll_out(model, hidden, len(inputs["captions"]))
         with self.meter.phase("reward"):
-            appraisal = self.appraiser.judge(inputs, rollouts.texts, rollouts.greedy, self.state)
+            appraisal = self.appraiser.judge(inputs, rollouts.texts, rollouts.greedy, self.state, rollouts.labels)
         with self.meter.phase("score"):
             loss, logits, terms = self._loss(model, hidden, rollouts, inputs, appraisal)
         finite = loss.detach().isfinite() & appraisal.rewards["total"].isfinite().all()

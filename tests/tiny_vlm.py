@@ -76,7 +76,7 @@ def _teach(model: Any, processor: Any, dataset: Dataset) -> None:
     ids = batch["input_ids"]
     captions = (ids == processor.tokenizer.convert_tokens_to_ids("describe")).cumsum(dim=1) > 0
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(40):
+    for _ in range(100):
         model(**batch, labels=ids.masked_fill(~captions, -100)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

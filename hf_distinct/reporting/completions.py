@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from hf_distinct.text.escaping import plain
 
 Row = TypeVar("Row")
-REWARD = "reward/"
+PREFIXES = re.compile("^(reward|extra)/")
 IMAGE = "image_id"
 TEXT_WIDTH = 24
 
@@ -41,8 +42,8 @@ def completions_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
     table = Table(title=title, box=box.HORIZONTALS, show_lines=True, collapse_padding=True, pad_edge=False)
     width = Console().width
-    headings = {name: plain(name.removeprefix(REWARD)) for name in rows[0]}
-    texts = [name for name, value in rows[0].items() if isinstance(value, str)]
+    headings = {name: plain(PREFIXES.sub("", name)) for name in rows[0]}
+    texts = [name for name in rows[0] if any(isinstance(row[name], str) for row in rows)]
     numbers = [name for name in rows[0] if name not in texts]
     apart = sum(max(len(headings[name]), 6) + 2 for name in numbers) + TEXT_WIDTH * len(texts) <= width
     for name in texts:

@@ -41,6 +41,7 @@ class Appraisal:
         applies: where each of them applies: ``(N,)`` bool, on the CPU.
         captions: the N captions.
         image_ids: the image id of each caption.
+        extras: what rewards gave to ``log_extra``: lists of N values, by column.
     """
 
     advantages: Tensor
@@ -50,6 +51,7 @@ class Appraisal:
     applies: dict[str, Tensor]
     captions: list[str]
     image_ids: list[str]
+    extras: dict[str, list[Any]]
 
     def trouble(self) -> str | None:
         """Return a message about the first reward that is NaN or infinite, and its caption; None if there is none."""
@@ -153,7 +155,12 @@ class Appraiser:
 
     @torch.no_grad()
     def judge(
-        self, inputs: dict[str, Any], rollouts: list[str], greedy: list[str], trainer_state: TrainerState | None = None
+        self,
+        inputs: dict[str, Any],
+        rollouts: list[str],
+        greedy: list[str],
+        trainer_state: TrainerState | None = None,
+        labels: Tensor | None = None,
     ) -> Appraisal:
         """Compute rewards, update the memory, and update the discriminator, in this order.
 
@@ -163,10 +170,14 @@ class Appraiser:
             rollouts: B * K captions; those of an image are adjacent.
             greedy: B captions; empty unless `needs_greedy`.
             trainer_state: for rewards that use it.
+            labels: the tokens of the rollouts as they were generated, ``(B * K, L)``, -100 after the end token; by
+                default, rewards get tokens of the text.
         """
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
         batch, cut = self._batch(inputs, rollouts, greedy)
         batch.trainer_state = trainer_state
+        if self._wants_ids:
+            batch.completion_ids = self._token_ids(batch.captions, None if labels is None else labels[: len(rollouts)])
         parts, where = self._rewards(batch)
         sizes = [len(rollouts), len(batch) - len(rollouts) - len(greedy), len(greedy)]
         of_rollouts, of_references, of_greedy = parts["total"].split(sizes)
@@ -197,7 +208,8 @@ class Appraiser:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
         ids = [str(image_id) for image_id in batch.columns["image_id"]]
-        return Appraisal(advantages.flatten(), weights, figures, parts, where, batch.captions, ids)
+        advantages = advantages.flatten()
+        return Appraisal(advantages, weights, figures, parts, where, batch.captions, ids, batch.extras)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """Update the discriminator once on rollouts without computing rewards, and return figures to log."""
@@ -299,17 +311,20 @@ class Appraiser:
             image_pool=image_pool,
             logit_scale=self.scorer.logit_scale,
             columns={name: [values[i] for i in owner.tolist()] for name, values in inputs["columns"].items()},
-            completion_ids=self._token_ids(texts) if self._wants_ids else [],
         )
         return batch, cut
 
-    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+    def _token_ids(self, texts: list[str], labels: Tensor | None) -> list[list[int]]:
+        """Return the tokens of each text: of the first ones as generated, of the others with an end token."""
         tokenizer: Any = self.tokenizer
+        generated = [] if labels is None else labels.tolist()
+        written = [[token for token in row if token != losses.IGNORED_LABEL] for row in generated]
+        texts = texts[len(written) :]
         if not texts:
-            return []
+            return written
         # verbose=False: references may be longer than the captioner's maximum, and the tokenizer would warn about them
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*ids, tokenizer.eos_token_id] for ids in found]
+        return [*written, *([*ids, tokenizer.eos_token_id] for ids in found)]
 
     def _entries(self, texts: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Return what the batch adds to the pools, see [`Pools`]: texts, images and neighbours of all processes."""

@@ -82,10 +82,10 @@ class RewardBatch:
         image_pool: see [`ImagePool`].
         logit_scale: s of the CLIP model, ``logit_scale.exp()``, e.g. 100.
         columns: further columns of the dataset, N values each.
-        completion_ids: N lists with the captioner's tokens of each caption, end token included; empty if no reward
-            uses them.
+        completion_ids: N lists with the captioner's tokens of each caption; empty if no reward uses them.
         trainer_state: the Trainer's state; None outside of training.
         metrics: lists of numbers by name. The mean of what a reward adds here is logged as ``reward/NAME``.
+        extras: N values by column. The table of ``log_completions`` shows what a reward adds here.
 
     Raises:
         ValueError: if something does not have exactly N entries.
@@ -104,6 +104,7 @@ class RewardBatch:
     completion_ids: list[list[int]] = field(default_factory=list)
     trainer_state: TrainerState | None = None
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    extras: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that everything has one entry per caption."""

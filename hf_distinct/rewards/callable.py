@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_distinct.rewards.base import Reward, RewardBatch
-
-logger: Any = logging.get_logger(__name__)
 
 OWN_ARGUMENTS = (
     "captions", "references", "completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra",
@@ -35,9 +32,9 @@ class CallableReward:
     - ``references``: N lists, all references of each caption's image.
     - each further column of the dataset, by name: N values. The image is not passed.
     - the arguments of a TRL reward function: ``completions`` (the captions, as strings), ``prompts`` (empty strings),
-      ``completion_ids`` (the tokens of the captions, end token included), ``trainer_state``, ``log_metric(name,
-      value)`` (logged as ``reward/NAME``), and ``log_extra(column, values)``, which has no effect, because there is no
-      table of completions.
+      ``completion_ids`` (the tokens of the captions, rollouts as they were generated: one that reached the maximum
+      length has no end token), ``trainer_state``, ``log_metric(name, value)`` (logged as ``reward/NAME``), and
+      ``log_extra(column, values)`` (N values, shown in the table of ``log_completions``).
 
     It returns one number per caption, as a list, an array or a tensor. ``None`` means that the reward does not apply
     to this caption: it is left out of the caption's total and of the logged mean. A caption to which no reward applies
@@ -155,12 +152,16 @@ class CallableReward:
             "completion_ids": batch.completion_ids,
             "trainer_state": batch.trainer_state,
             "log_metric": lambda name, value: batch.metrics.setdefault(name, []).append(float(value)),
-            "log_extra": self._say_that_nothing_is_kept,
+            "log_extra": functools.partial(self._log_extra, batch),
         }
         return {name: value for name, value in available.items() if self.takes(name)}
 
-    def _say_that_nothing_is_kept(self, column: str, values: Sequence[Any]) -> None:
-        logger.warning_once(f"reward {self.name!r}: log_extra({column!r}) has no effect; use log_metric for numbers.")
+    def _log_extra(self, batch: RewardBatch, column: str, values: Sequence[Any]) -> None:
+        if len(values) != len(batch):
+            raise ValueError(f"log_extra({column!r}) got {len(values)} values for {len(batch)} captions")
+        if column in batch.extras:
+            raise ValueError(f"log_extra got the column {column!r} twice: give it another name")
+        batch.extras[column] = list(values)
 
 
 def evaluate_rewards(rewards: Sequence[Reward], batch: RewardBatch) -> list[tuple[Tensor, Tensor]]:

@@ -68,7 +68,8 @@ class StepLog:
 
         Returns:
             Rows with ``image_id``, ``reference`` (the first reference caption of the step), ``rollout``,
-            ``reward/NAME`` of each reward (None where it does not apply) and of their ``total``, and ``advantage``.
+            ``reward/NAME`` of each reward (None where it does not apply) and of their ``total``, ``advantage``, and
+            ``extra/COLUMN`` of what rewards gave to ``log_extra``: a number, or else a text.
         """
         if self._last is None:
             return []
@@ -89,6 +90,7 @@ class StepLog:
                     "rollout": text,
                     **dict(zip(names, known, strict=True)),
                     "advantage": advantage,
+                    **{f"extra/{name}": _plain(values[place]) for name, values in appraisal.extras.items()},
                 }
             )
         return rows
@@ -104,3 +106,7 @@ class StepLog:
             tqdm.write(table)  # to stdout as the Trainer's log line, above its progress bar
         self._last = None
         return {**self.meter.flush(self.accelerator), "memory/peak_gib": peak_memory(self.accelerator)}
+
+
+def _plain(value: Any) -> float | str | None:
+    return value if value is None or isinstance(value, (int, float)) else str(value)

@@ -92,12 +92,15 @@ def test_functions_of_trl_train(make_trainer):
         log_metric("mean_tokens", sum(map(len, completion_ids)) / len(completion_ids))
         return [float(len(text)) for text in completions]
 
-    trainer = make_trainer(rewards=[later], max_steps=2)
+    trainer = make_trainer(rewards=[later], max_steps=2, max_new_tokens=7)
     trainer.train()
     assert [step for step, *_ in seen] == [0, 1]
     _, ids, texts = seen[0]
     tokenizer = trainer.processing_class
-    assert [row[-1] for row in ids] == [tokenizer.eos_token_id] * len(texts)
+    ended = [row[-1] == tokenizer.eos_token_id for row in ids]
+    assert len(texts) == 8 + 4 and all(ended[8:])  # two rollouts and a reference caption of each image
+    assert {*ended[:8]} == {True, False}  # some rollouts were cut
+    assert all(end or len(row) == 7 for row, end in zip(ids[:8], ended[:8], strict=True))
     assert [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids] == texts
     logged = [log["reward/mean_tokens"] for log in trainer.state.log_history if "reward/mean_tokens" in log]
     assert logged == pytest.approx([sum(map(len, ids)) / len(ids) for _, ids, _ in seen])

@@ -78,7 +78,7 @@ def test_a_repetition_penalty_as_in_trl(batch):
     assert reward(batch).tolist() == [pytest.approx(-1 / 3), 0.0]
 
 
-def test_what_a_function_logs(batch, caplog):
+def test_what_a_function_logs(batch):
     def length(completions, trainer_state, log_metric, log_extra, **kwargs):
         log_metric("longest", max(map(len, completions)))
         log_metric("longest", trainer_state.global_step)
@@ -87,8 +87,24 @@ def test_what_a_function_logs(batch, caplog):
 
     batch.trainer_state = TrainerState(global_step=7)
     CallableReward(length)(batch)
-    assert batch.metrics == {"longest": [9.0, 7.0]}
-    assert "reward 'length': log_extra('text') has no effect" in caplog.text
+    assert batch.metrics == {"longest": [9.0, 7.0]} and batch.extras == {"text": ["a dog", "a red cat"]}
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ([("text", ["a"])], r"log_extra\('text'\) got 1 values for 2 captions"),
+        ([("text", ["a", "b"])] * 2, "log_extra got the column 'text' twice"),
+    ],
+)
+def test_extra_columns_that_no_table_can_show(batch, logged, said):
+    def broken(completions, log_extra):
+        for column, values in logged:
+            log_extra(column, values)
+        return [0.0, 0.0]
+
+    with pytest.raises(RuntimeError, match=f"reward 'broken' failed: ValueError: {said}"):
+        CallableReward(broken)(batch)
 
 
 def test_none_is_where_a_reward_does_not_apply(batch):

@@ -45,6 +45,27 @@ def test_rows_hold_what_the_last_step_wrote_and_earned(make_trainer):
         assert [row[name] for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_a_reward_adds_columns(make_trainer, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def count(completions, log_extra):
+        words = [len(text.split()) for text in completions]
+        log_extra("words", words)
+        log_extra("verdict", [None if few < 5 else ["long"] for few in words])
+        return [float(few) for few in words]
+
+    trainer = make_trainer(log_completions=True, rewards=[count], temperature=2.0)
+    trainer.compute_loss(trainer.model, tiny.a_batch(trainer))
+    rows = trainer.step_log.completions()
+    assert [row["extra/words"] for row in rows] == [len(row["rollout"].split()) for row in rows]
+    verdicts = [row["extra/verdict"] for row in rows]
+    assert verdicts == [None if row["extra/words"] < 5 else "['long']" for row in rows] and {None, "['long']"} == {
+        *verdicts
+    }
+    trainer.step_log.flush(trainer.state)
+    assert " words" in (shown := capsys.readouterr().out) and "['long']" in shown
+
+
 def test_a_log_line_shows_what_the_last_step_wrote_and_earned(make_trainer, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "400")
     trainer = make_trainer(log_completions=True, max_steps=4, logging_steps=2)
