@@ -33,7 +33,7 @@ from hf_distinct.data.emoji.captions import CAPTION_STYLES
 from hf_distinct.data.emoji.dataset import emoji_scenes
 from hf_distinct.data.emoji.scenes import nouns
 from hf_distinct.data.prepared import readable
-from hf_distinct.data.tower_features import tower_features
+from hf_distinct.data.tower_features import CaptionTokens, tower_features
 from hf_distinct.files import checkpoints, run_lock
 from hf_distinct.files.parts import this_process
 from hf_distinct.runs.arguments import clear_errors, parse_settings, too_small, unused_settings
@@ -42,6 +42,7 @@ from hf_distinct.runs.logs import show_logs
 from hf_distinct.runs.results import output_problems, write_json
 from hf_distinct.text.problems import refuse
 from hf_distinct.training.clip_building import (
+    FrozenText,
     TrainedClip,
     clip_of_towers,
     published_clip,
@@ -59,7 +60,7 @@ VISION = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "li
 NEW_RATE, TUNING_RATE = 2e-3, 1e-5
 LEAST = {
     "train_size": 1, "embed_dim": 1, "curriculum_nouns": 1, "max_steps": 1, "eval_steps": 1, "batch_size": 2,
-    "cached_views": 0, "patience": 0, "num_workers": 0, "image_thawed_stages": 0,
+    "cached_views": 0, "captions_per_image": 1, "patience": 0, "num_workers": 0, "image_thawed_stages": 0,
 }  # fmt: skip
 MEASURED = 1000  # pictures of a split, at most
 logger = logging.getLogger("train_clip")
@@ -125,7 +126,15 @@ class Settings(DatasetSettings):
         },
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the features of --cached_views. Default: OUTPUT_DIR/features."}
+        default=None, metadata={"help": "Folder for cached features. Default: OUTPUT_DIR/features."}
+    )
+    cached_captions: bool = field(
+        default=False,
+        metadata={"help": "Compute the text features of each caption once, for the time when --text_tower is frozen."},
+    )
+    captions_per_image: int = field(
+        default=1,
+        metadata={"help": "Number of captions of each image per step, none of which is a negative of the image."},
     )
     spread_positions: bool = field(
         default=False, metadata={"help": "Start the heads of an attention pool at different places of the image."}
@@ -198,6 +207,10 @@ class Settings(DatasetSettings):
         """The rules by which hard negatives are made of these captions."""
         return EMOJI_RULES if self.drawn else ENGLISH_RULES
 
+    def last_frozen_step(self, frozen_steps: int) -> int:
+        """Return the step until which a tower with this setting is frozen."""
+        return self.max_steps if frozen_steps == ALWAYS else frozen_steps
+
     def problems(self) -> Iterator[str]:
         """A sentence for each setting that is not possible, or that has no effect with the others."""
         yield from output_problems(self.output_dir, {"model": self.model})
@@ -219,8 +232,11 @@ class Settings(DatasetSettings):
                 yield f"{name}={getattr(self, name)} must be from 0 to max_steps={self.max_steps}, or -1: always."
         if self.cached_views and not self.image_frozen_steps:
             yield "--cached_views needs a frozen image tower: set --image_frozen_steps, to -1 for all steps."
-        if self.cached_views and self.curriculum_steps:
-            yield "--cached_views and --curriculum_steps do not work together: leave one of them out."
+        if self.cached_captions and (not self.text_frozen_steps or self.text_tower is None):
+            yield "--cached_captions needs a frozen --text_tower: set --text_frozen_steps, to -1 for all steps."
+        for name in ("cached_views", "cached_captions"):
+            if getattr(self, name) and self.curriculum_steps:
+                yield f"--{name} and --curriculum_steps do not work together: leave one of them out."
         for name in ("lr", "tower_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 yield f"{name}={getattr(self, name)} must be a positive number."
@@ -244,9 +260,9 @@ class Settings(DatasetSettings):
             yield from unused_settings(self, ("curriculum_nouns",), "without --curriculum_steps")
         if not self.image_frozen_steps:
             yield from unused_settings(self, ("image_thawed_stages",), "without --image_frozen_steps")
-        if not self.cached_views:
-            yield from unused_settings(self, ("cache_dir",), "without --cached_views")
-        elif self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
+        if not self.cached_views and not self.cached_captions:
+            yield from unused_settings(self, ("cache_dir",), "without --cached_views or --cached_captions")
+        if self.cached_views and self.image_frozen_steps == ALWAYS and self.cached_views <= 1 + self.mirror:
             unseen = ("augmentation",) if self.cached_views > 1 else ("augmentation", "mirror")
             yield from unused_settings(self, unseen, f"with --cached_views {self.cached_views}: cache more views")
         if not self.keep_best:
@@ -270,17 +286,27 @@ def stages(train: Dataset, clip: TrainedClip, settings: Settings) -> list[tuple[
     """List the training sets, each with the step until which it is used."""
     changes, rules = read_augmentation(settings.augmentation), settings.rules if settings.hard_negatives else None
     how = (rules, settings.kind_weights or settings.rules.weights, settings.drill)
-    views = clip.views(changes, settings.mirror)
-    found = [(CaptionedImages(train, views, *how), settings.max_steps)]
+    features, caption_features, image_end, text_end = None, None, 0, 0
+    if settings.cached_views:
+        cached_views = clip.views(changes, settings.mirror, settings.cached_views)
+        train, features = features_of(train, clip, settings, cached_views)
+        image_end = settings.last_frozen_step(settings.image_frozen_steps)
+    if settings.cached_captions:
+        caption_features = caption_features_of(train, clip, settings)
+        text_end = settings.last_frozen_step(settings.text_frozen_steps)
+    found = []
+    for end in sorted({image_end, text_end, settings.max_steps} - {0}):
+        views, known = clip.views(changes, settings.mirror), None
+        if image_end >= end:
+            views, known = cached_views, features
+        texts = caption_features if text_end >= end else None
+        found.append((CaptionedImages(train, views, *how, known, settings.captions_per_image, texts), end))
     if settings.curriculum_steps:
         few = set(list(nouns())[: settings.curriculum_nouns])
         first = train.filter(lambda scene: few.issuperset(scene["nouns"]), input_columns="scene")
-        found.insert(0, (CaptionedImages(first, views, *how), settings.curriculum_steps))
-    if settings.cached_views:
-        views = clip.views(changes, settings.mirror, settings.cached_views)
-        kept, features = features_of(train, clip, settings, views)
-        until = settings.max_steps if settings.image_frozen_steps == ALWAYS else settings.image_frozen_steps
-        found.insert(0, (CaptionedImages(kept, views, *how, features), until))
+        views = clip.views(changes, settings.mirror)
+        easy = CaptionedImages(first, views, *how, captions_per_image=settings.captions_per_image)
+        found.insert(0, (easy, settings.curriculum_steps))
     return found
 
 
@@ -291,15 +317,24 @@ def features_of(rows: Dataset, clip: TrainedClip, settings: Settings, views: Any
     return tower_features(rows, tower.eval(), views, folder, settings.seed, workers, strict=settings.strict)
 
 
+def caption_features_of(rows: Dataset, clip: TrainedClip, settings: Settings) -> torch.Tensor:
+    """Compute or load the features that the frozen text tower gives for each caption."""
+    tokens = CaptionTokens(clip.tokenize, max(map(len, rows["captions"])))
+    folder = settings.cache_dir or f"{settings.output_dir}/features"
+    return tower_features(rows, FrozenText(clip.model).eval(), tokens, folder, batch_size=128)[1]
+
+
 def measure_of(rows: Dataset, name: str, clip: TrainedClip, settings: Settings, cached: bool) -> Measure:
-    """Prepare to measure a split, from ``cached`` features of the image tower or from the pictures."""
-    rows, features = rows.select(range(min(MEASURED, len(rows)))), None
-    if cached:
+    """Prepare to measure a split, from ``cached`` features of towers that are always frozen or from the pictures."""
+    rows, features, caption_features = rows.select(range(min(MEASURED, len(rows)))), None, None
+    if cached and settings.cached_views and settings.image_frozen_steps == ALWAYS:
         rows, features = features_of(rows, clip, settings, clip.views(count=1))
     elif not settings.drawn:
         rows = readable(rows, name, settings.strict)
+    if cached and settings.cached_captions and settings.text_frozen_steps == ALWAYS:
+        caption_features = caption_features_of(rows, clip, settings)
     stages = settings.image_thawed_stages
-    return Measure(rows, clip.transform(), clip.tokenize, settings.rules, features, stages)
+    return Measure(rows, clip.transform(), clip.tokenize, settings.rules, features, stages, caption_features)
 
 
 def load_data(settings: Settings) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -338,8 +373,7 @@ def main() -> None:
     if settings.spread_positions:
         tell_places_apart(clip.model)
     clip.model.to(device, memory_format=torch.channels_last).train()
-    cached = settings.cached_views > 0 and settings.image_frozen_steps == ALWAYS
-    measure = measure_of(validation, "the validation split", clip, settings, cached)
+    measure = measure_of(validation, "the validation split", clip, settings, cached=True)
     metrics: dict[str, float] = {}
 
     def evaluate(step: int) -> float:

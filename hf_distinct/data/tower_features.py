@@ -1,4 +1,4 @@
-"""Features of a frozen image tower for several views per image: computed once, in half precision, memory-mapped."""
+"""Features of a frozen tower for views or captions of images: computed once, in half precision, memory-mapped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -31,11 +32,34 @@ from hf_distinct.distributed.nodes import once_per_node, parts_to_compute, wait_
 from hf_distinct.files.disk_space import check_room, readable_size
 from hf_distinct.files.parts import Parts, this_process, written_whole
 from hf_distinct.files.seals import digest_of_tensors
+from hf_distinct.scorer import clean_caption
 
 logger = logging.get_logger(__name__)
 
+TEXT_TRIAL = "two dogs"
 PART_ROWS = 256
 """Images per part; a killed run loses at most one part."""
+
+
+class TowerInputs(Protocol):
+    """What a tower reads of each image: `Views` or `CaptionTokens`.
+
+    Attributes:
+        name: what they are, in the plural.
+        count: their number per image, V.
+    """
+
+    name: ClassVar[str]
+    count: int | None
+
+    def identity(self, seed: int) -> list[Any]:
+        """Return what the inputs depend on besides the dataset, for the name of a cache."""
+
+    def trial(self) -> Tensor:
+        """Return an input as a batch ``(1, ...)``."""
+
+    def of(self, dataset: Dataset, seed: int) -> torch.utils.data.Dataset:
+        """Return ranges of rows as inputs ``(rows, V, ...)``, with the reasons why rows have none."""
 
 
 @dataclass
@@ -58,6 +82,7 @@ class Views:
     mirror: bool = False
     count: int | None = None
     described: str = ""
+    name: ClassVar[str] = "views"
 
     def __post_init__(self) -> None:
         """Raise ValueError if there are not that many different views."""
@@ -80,30 +105,71 @@ class Views:
         numbers = range(first, count, 1 if turned or not self.mirror else 2)
         return numbers[0] if len(numbers) == 1 else rng.choice(numbers)
 
+    def identity(self, seed: int) -> list[Any]:
+        """See `TowerInputs`."""
+        return [self.described, self.mirror, self.count, *([seed] if self.augmented else [])]
+
+    def trial(self) -> Tensor:
+        """See `TowerInputs`."""
+        return self.plain(TRIAL)[None]
+
+    def of(self, dataset: Dataset, seed: int) -> torch.utils.data.Dataset:
+        """See `TowerInputs`."""
+        return _ViewsOfRows(dataset, self, seed)
+
+
+@dataclass
+class CaptionTokens:
+    """The token ids of all captions of an image, as many as the image with most captions has.
+
+    Images with fewer captions repeat theirs.
+
+    Attributes:
+        tokenize: turns n texts into token ids ``(n, context)``.
+        count: the largest number of captions of an image, V.
+    """
+
+    tokenize: Callable[[list[str]], Tensor]
+    count: int | None
+    name: ClassVar[str] = "captions"
+
+    def identity(self, seed: int) -> list[Any]:
+        """See `TowerInputs`."""
+        return [self.name, self.count, self.trial().tolist()]
+
+    def trial(self) -> Tensor:
+        """See `TowerInputs`."""
+        return self.tokenize([TEXT_TRIAL])
+
+    def of(self, dataset: Dataset, seed: int) -> torch.utils.data.Dataset:
+        """See `TowerInputs`."""
+        return _TokensOfRows(dataset, self)
+
 
 def tower_features(
     dataset: Dataset,
     tower: nn.Module,
-    views: Views,
+    inputs: TowerInputs,
     folder: str | os.PathLike[str],
     seed: int = 0,
     num_workers: int = 0,
     batch_size: int = 32,
     strict: bool = False,
 ) -> tuple[Dataset, Tensor]:
-    """Compute the features of V views of N images, or read them from a cache.
+    """Compute the features of V views or captions of N images, or read them from a cache.
 
-    The files are identified by their inputs (weights, transforms, images), and are in half precision. A killed run can
-    resume. Processes of torch.distributed that call this together share the work.
+    The files are identified by their inputs (weights, transforms, images, captions), and are in half precision. A
+    killed run can resume. Processes of torch.distributed that call this together share the work.
 
     Args:
         dataset: columns ``image``, ``captions`` and ``image_id``.
-        tower: turns pixels ``(n, 3, height, width)`` into features ``(n, ...)``; frozen, in eval mode.
-        views: the views; their ``count`` is V.
+        tower: turns pixels ``(n, 3, height, width)`` or token ids ``(n, context)`` into features ``(n, ...)``; frozen,
+            in eval mode.
+        inputs: the views or captions; their ``count`` is V.
         folder: folder of the cache, on a disk shared by all processes.
         seed: seed of the random views.
         num_workers: processes that load images in the background.
-        batch_size: views per call of the tower, and images decoded together.
+        batch_size: views or captions per call of the tower, and images read together.
         strict: raise an error for an image that cannot be decoded; otherwise it is dropped with a warning.
 
     Returns:
@@ -114,21 +180,20 @@ def tower_features(
             precision.
         OSError: the disk has too little space.
     """
-    assert views.count is not None
+    assert inputs.count is not None
     device = next(tower.parameters()).device
-    about = [digest_of_tensors(_on_cpu(tower)), views.described, views.mirror, views.count]
-    about += [seed] if views.augmented else []
+    about = [digest_of_tensors(_on_cpu(tower)), *inputs.identity(seed)]
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
     key = once_per_node(lambda: cache_name(dataset, _Fingerprint(fingerprint)))  # type: ignore[arg-type]
     path = Path(folder) / key.replace("embeddings", "features")
     whole, kept_file = path / "features.npy", path / "rows.json"
     parts = Parts(path / "parts", -(-len(dataset) // PART_ROWS))
     if not whole.is_file():
-        shape = tower(views.plain(TRIAL)[None].to(device)).shape[1:]
-        size = len(dataset) * views.count * shape.numel() * 2
+        shape = tower(inputs.trial().to(device)).shape[1:]
+        size = len(dataset) * inputs.count * shape.numel() * 2
         logger.info(
-            "Features of %d images, %d views each of %s numbers, take %s in %s.",
-            len(dataset), views.count, "x".join(map(str, shape)), readable_size(size), path,
+            "Features of %d images, %d %s each of %s numbers, take %s in %s.",
+            len(dataset), inputs.count, inputs.name, "x".join(map(str, shape)), readable_size(size), path,
         )  # fmt: skip
         check_room(folder, size + size * len(parts.missing()) // parts.count, "The features")
     joins = writes_for_others(path)
@@ -136,7 +201,7 @@ def tower_features(
     while not whole.is_file():
         if numbers := parts_to_compute(parts):
             try:
-                _compute(numbers, parts, dataset, tower, views, seed, num_workers, batch_size)
+                _compute(numbers, parts, dataset, tower, inputs, seed, num_workers, batch_size)
             except FileNotFoundError:
                 if not whole.is_file():  # otherwise another process has already joined the parts
                     raise
@@ -169,17 +234,18 @@ def _on_cpu(tower: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _compute(
-    numbers: list[int], parts: Parts, dataset: Dataset, tower: nn.Module, views: Views, seed: int, num_workers: int,
+    numbers: list[int], parts: Parts, dataset: Dataset, tower: nn.Module, inputs: TowerInputs, seed: int,
+    num_workers: int,
     batch_size: int,
 ) -> None:  # fmt: skip
     """Compute and write parts."""
     ranges = [range(n * PART_ROWS, min((n + 1) * PART_ROWS, len(dataset))) for n in numbers]
     batches = [each[i : i + batch_size] for each in ranges for i in range(0, len(each), batch_size)]
-    assert views.count is not None
+    assert inputs.count is not None
     if num_workers:
-        num_workers = fitting_workers(num_workers, batch_size * views.count * views.plain(TRIAL).nbytes)
+        num_workers = fitting_workers(num_workers, batch_size * inputs.count * inputs.trial().nbytes)
     loader = DataLoader(
-        _ViewsOfRows(dataset, views, seed), sampler=batches, batch_size=None, num_workers=num_workers,
+        inputs.of(dataset, seed), sampler=batches, batch_size=None, num_workers=num_workers,
         generator=torch.Generator(),  # otherwise it would draw from the global one
     )  # fmt: skip
     loaded, device = iter(loader), next(tower.parameters()).device
@@ -189,16 +255,18 @@ def _compute(
         failures: dict[int, str] = {}
         for _ in range(0, len(rows), batch_size):
             parts.claim(numbers)
-            pixels, failed = next(loaded)
+            read, failed = next(loaded)
             failures |= failed
-            if pixels is not None:
-                flat = pixels.flatten(0, 1).to(device, memory_format=torch.channels_last)
+            if read is not None:
+                flat = read.flatten(0, 1).to(device)
+                if flat.ndim == 4:
+                    flat = flat.contiguous(memory_format=torch.channels_last)
                 seen = torch.cat([tower(each) for each in flat.split(batch_size)])
-                found.append(seen.unflatten(0, pixels.shape[:2]).half().cpu())
+                found.append(seen.unflatten(0, read.shape[:2]).half().cpu())
             bar.update(batch_size)
         features = torch.cat(found) if found else torch.empty(0)
         if not bool(features.isfinite().all()):
-            raise ValueError("The image tower's features are NaN, or too large for half precision.")
+            raise ValueError("The tower's features are NaN, or too large for half precision.")
         told = {"failures": json.dumps(failures), "rows": json.dumps([*rows])}
         parts.write(numbers.pop(0), {"features": features}, told)
     bar.close()
@@ -259,3 +327,18 @@ class _ViewsOfRows(torch.utils.data.Dataset):
             made = self.views.make(image, view)
         random.setstate(state)
         return made
+
+
+class _TokensOfRows(torch.utils.data.Dataset):
+    """Ranges of rows as token ids ``(rows, V, context)`` of their captions; no row fails."""
+
+    def __init__(self, dataset: Dataset, inputs: CaptionTokens) -> None:
+        self.captions = dataset.select_columns(["captions"]).with_format(None)
+        self.inputs = inputs
+
+    def __getitem__(self, rows: range) -> tuple[Tensor, dict[int, str]]:
+        count, captions = self.inputs.count or 0, self.captions[rows.start : rows.stop]["captions"]
+        texts = [clean_caption(own[place % len(own)]) for own in captions for place in range(count)]
+        token_ids = self.inputs.tokenize(texts).unflatten(0, (len(rows), count))
+        share([token_ids])
+        return token_ids, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from hf_distinct.clip.image_towers import load_image_tower
@@ -26,7 +27,7 @@ from hf_distinct.files.disk_space import named_errors
 from hf_distinct.files.model_names import packaged
 from hf_distinct.files.parts import written_together
 from hf_distinct.files.safe_loading import refuse_code
-from hf_distinct.scorer import ClipScorer, one_line, save_open_clip
+from hf_distinct.scorer import ClipScorer, encode_token_ids, one_line, save_open_clip
 
 PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode")
 WORDS_READ = 24
@@ -281,6 +282,32 @@ def split_image_tower(model: Any, thawed: int = 0) -> tuple[nn.Module, nn.Module
             f"image_thawed_stages={thawed} should be less than the {len(stages)} stages of the image tower."
         )
     return nn.Sequential(*layers[: stages[-thawed]]), nn.Sequential(*layers[stages[-thawed] :], head)
+
+
+class FrozenText(nn.Module):
+    """A Hugging Face text tower without its projection: token ids ``(n, context)`` to features ``(n, width)``.
+
+    Args:
+        model: an open_clip model with such a tower.
+
+    Raises:
+        ValueError: its text tower is of another kind.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if not isinstance(getattr(model, "text", None), HFTextEncoder):
+            raise ValueError("--cached_captions needs a Hugging Face text tower: set --text_tower, or leave it out.")
+        self.transformer = model.text.transformer
+        text = copy.copy(model.text)
+        text._modules = {**text._modules, "proj": nn.Identity()}
+        unprojected = copy.copy(model)
+        unprojected._modules = {**unprojected._modules, "text": text}
+        self._unprojected = [unprojected]  # in a list, so that its weights are not taken for this module's
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return the features of texts before the projection."""
+        return encode_token_ids(self._unprojected[0], token_ids)
 
 
 def _is_stage(layer: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from hf_distinct.files import checkpoints
 from hf_distinct.files.disk_space import check_room
 from hf_distinct.files.parts import this_process
 from hf_distinct.training.clip_building import TrainedClip, image_tower_of, text_tower_of
-from hf_distinct.training.clip_training import CaptionedImages, Embedder, loss_of
+from hf_distinct.training.clip_training import CaptionedImages, ClipBatch, Embedder, loss_of
 from hf_distinct.training.finite import step_problems, weight_problems
 from hf_distinct.training.interruption import Interruption
 from hf_distinct.training.random_states import random_states, set_random_states
@@ -180,19 +180,15 @@ class ClipTrainer:
     def _is_frozen(self, steps: int) -> bool:
         return steps == ALWAYS or self.place.step < steps
 
-    def batches(self) -> Iterator[tuple[Tensor, list[str], list[str], bool]]:
-        """Yield batches of all stages and epochs, from the current position on.
-
-        Yields:
-            Images ``(n, ...)``, n captions, n negatives (some empty), and whether the images are features.
-        """
+    def batches(self) -> Iterator[ClipBatch]:
+        """Yield batches of all stages and epochs, from the current position on."""
         for stage, (rows, until) in enumerate(self.stages):
             loader = None
             while self.place.step < until:
                 loader = loader or self._loader(rows)
                 for batch in itertools.islice(self._epoch(stage, loader), until - self.place.step):
                     self.place.taken += 1
-                    yield (*batch, rows.features is not None)
+                    yield batch
 
     def _epoch(self, stage: int, loader: DataLoader) -> Iterator[Any]:
         """Yield one epoch of batches, or the rest of an epoch that is resumed."""
@@ -224,8 +220,9 @@ class ClipTrainer:
         if self.processes > 1:
             sampler = DistributedSampler(rows, seed=self.schedule.seed, drop_last=True)
         return DataLoader(
-            rows, batch_size=size, shuffle=sampler is None, sampler=sampler, drop_last=True, num_workers=workers
-        )
+            rows, batch_size=size, shuffle=sampler is None, sampler=sampler, drop_last=True, num_workers=workers,
+            collate_fn=rows.collate,
+        )  # fmt: skip
 
     def train(self) -> int:
         """Take all remaining steps; returns the signal that interrupted the training, or 0.
@@ -243,7 +240,7 @@ class ClipTrainer:
             for batch in self.batches():
                 if any(place.step == steps > 0 for _, steps in self.frozen):
                     embedder = self._embedder()  # another tower is trained now
-                loss = self._step(embedder, *batch)
+                loss = self._step(embedder, batch)
                 place.step += 1
                 bar.update()
                 if place.step % 50 == 0:
@@ -275,17 +272,18 @@ class ClipTrainer:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(embedder, device_ids=devices)
 
-    def _step(
-        self, embedder: nn.Module, pictures: Tensor, captions: list[str], negatives: list[str], features: bool
-    ) -> Tensor:
-        has_negative = torch.tensor([bool(text) for text in negatives], device=self.device)
-        token_ids = self.tokenize([*captions, *(text for text in negatives if text)]).to(self.device)
-        pictures = pictures.to(self.device)
+    def _step(self, embedder: nn.Module, batch: ClipBatch) -> Tensor:
+        has_negative = torch.tensor([bool(text) for text in batch.negatives], device=self.device)
+        features = batch.captions.to(self.device) if isinstance(batch.captions, Tensor) else None
+        texts_read = batch.texts()
+        token_ids = self.tokenize(texts_read).to(self.device) if texts_read else torch.empty(0, 1, dtype=torch.int64)
+        pictures = batch.pictures.to(self.device)
         if pictures.ndim == 4:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            images, texts, scale = embedder(pictures, token_ids, features)
-        loss = loss_of(images, texts, scale, has_negative, self.schedule.negative_weight)
+            images, texts, scale = embedder(pictures, token_ids, batch.has_features, features)
+        k = len(batch.captions) // len(pictures)
+        loss = loss_of(images, texts, scale, has_negative, self.schedule.negative_weight, k)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._end_diverged(step_problems(loss, self.model), self.place.step + 1)
@@ -363,6 +361,7 @@ class ClipTrainer:
             "images": [len(each) for each in rows],
             "drill": [each.drill for each in rows],
             "kind_weights": weights,
+            "captions_per_image": [each.captions_per_image for each in rows],
         }
         return asdict(self.schedule) | data | {"model": json.dumps(self.model_cfg)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,30 @@ ENGLISH_RULES = NegativeRules(
 )
 
 
+@dataclass
+class ClipBatch:
+    """n images with k captions each, and hard negatives.
+
+    Attributes:
+        pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)``.
+        captions: the captions, those of the first image first; or their features ``(n * k, width)``.
+        negatives: n negatives of the first captions; an empty string where a caption has none.
+        has_features: whether ``pictures`` are features.
+    """
+
+    pictures: Tensor
+    captions: list[str] | Tensor
+    negatives: list[str]
+    has_features: bool = False
+
+    def texts(self) -> list[str]:
+        """Return what the text tower reads: captions without features, and negatives."""
+        captions = [] if isinstance(self.captions, Tensor) else self.captions
+        return captions + [text for text in self.negatives if text]
+
+
 class CaptionedImages(torch.utils.data.Dataset):
-    """Rows as (pixels, random caption, hard negative or empty string).
+    """Rows as (pixels, random captions, hard negative of the first caption or empty string).
 
     Only few captions allow the kinds of negatives that are hard to learn. So for a fraction ``drill`` of the rows, the
     kind is drawn first, and then a caption that allows it. For the other rows the caption is drawn first.
@@ -66,6 +89,9 @@ class CaptionedImages(torch.utils.data.Dataset):
         kind_weights: weights of the kinds.
         drill: the fraction described above.
         features: features of a frozen tower for the views of each row, ``(N, V, ...)``, used instead of pixels.
+        captions_per_image: number of captions of each row, k. A row with fewer captions repeats them.
+        caption_features: features of a frozen tower for the captions of each row, ``(N, C, width)``, used instead of
+            the captions.
     """
 
     def __init__(
@@ -76,25 +102,32 @@ class CaptionedImages(torch.utils.data.Dataset):
         kind_weights: Sequence[float] = (),
         drill: float = 0.0,
         features: Tensor | None = None,
+        captions_per_image: int = 1,
+        caption_features: Tensor | None = None,
     ):
         self.dataset, self.views, self.rules, self.drill, self.features = dataset, views, rules, drill, features
-        self.kind_weights = kind_weights
+        self.kind_weights, self.captions_per_image = kind_weights, captions_per_image
+        self.caption_features = caption_features
         self.texts = dataset.remove_columns("image") if features is not None else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str] | Tensor, str]:
         rng = random.Random(int(torch.randint(2**62, ()).item()))
+        image = None
         if self.features is not None:
-            caption, negative = self.draw(self.texts[index], rng)
-            return self.features[index, self.views.draw(rng, not says_side(caption))].float(), caption, negative
-        row, image = self.readable(index, rng)
-        caption, negative = self.draw(row, rng)
-        return self.views.make(image, self.views.draw(rng, not says_side(caption))), caption, negative
+            row = self.texts[index]
+        else:
+            index, row, image = self.readable(index, rng)
+        places, negative = self.draw(row, rng)
+        captions = [clean_caption(row["captions"][place]) for place in places]
+        view = self.views.draw(rng, not any(map(says_side, captions)))
+        picture = self.views.make(image, view) if image else self.features[index, view].float()  # type: ignore[index]
+        return picture, captions if self.caption_features is None else self.caption_features[index, places], negative
 
-    def readable(self, index: int, rng: random.Random) -> tuple[dict[str, Any], Image.Image]:
-        """Return a row and its image; if the image cannot be decoded, those of another row.
+    def readable(self, index: int, rng: random.Random) -> tuple[int, dict[str, Any], Image.Image]:
+        """Return a row's number, the row and its image; if the image cannot be decoded, those of another row.
 
         Raises:
             ValueError: none of `TRIES` images can be decoded.
@@ -102,28 +135,42 @@ class CaptionedImages(torch.utils.data.Dataset):
         for _ in range(TRIES):
             row = self.dataset[index]
             try:
-                return row, decode_image(row["image"])
+                return index, row, decode_image(row["image"])
             except ImageError as error:
                 reason = f"image {row['image_id']!r} cannot be used for training: {error}"
                 logger.warning("%s. Another image is used instead.", reason)
                 index = rng.randrange(len(self.dataset))
         raise ValueError(f"{TRIES} images in a row cannot be decoded; the last error: {reason}")
 
-    def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
-        """Draw one of the row's captions and a negative of it; an empty string if the caption allows none."""
-        if self.rules is None:
-            return clean_caption(rng.choice(row["captions"])), ""
-        captions = [clean_caption(each) for each in rng.sample(row["captions"], len(row["captions"]))]
+    def draw(self, row: dict[str, Any], rng: random.Random) -> tuple[list[int], str]:
+        """Draw k of the row's captions, as their places, and a negative of the first one; empty if it allows none."""
+        order = rng.sample(range(len(row["captions"])), len(row["captions"]))
+        first, negative = (order[0], "") if self.rules is None else self._with_negative(row, order, rng)
+        order = [first, *(place for place in order if place != first)]
+        return [order[number % len(order)] for number in range(self.captions_per_image)], negative
+
+    def _with_negative(self, row: dict[str, Any], order: list[int], rng: random.Random) -> tuple[int, str]:
+        """Choose the caption that gets a negative, and draw it."""
+        assert self.rules is not None
         kinds, make = self.rules.kinds, self.rules.make
         if rng.random() < self.drill:
             kind = rng.choices(kinds, self.kind_weights)[0]
-            for caption in captions:
+            for place in order:
+                caption = clean_caption(row["captions"][place])
                 if negative := make(caption, kind, rng, truth_of(row, caption)):
-                    return caption, negative
-        holds = truth_of(row, captions[0])
-        offered = [make(captions[0], kind, rng, holds) or "" for kind in kinds]
+                    return place, negative
+        caption = clean_caption(row["captions"][order[0]])
+        holds = truth_of(row, caption)
+        offered = [make(caption, kind, rng, holds) or "" for kind in kinds]
         weights = [w if negative else 0.0 for negative, w in zip(offered, self.kind_weights, strict=True)]
-        return captions[0], rng.choices(offered, weights)[0] if any(weights) else ""
+        return order[0], rng.choices(offered, weights)[0] if any(weights) else ""
+
+    def collate(self, rows: list[tuple[Tensor, list[str] | Tensor, str]]) -> ClipBatch:
+        """Join rows in a batch."""
+        pictures, captions, negatives = zip(*rows, strict=True)
+        texts = [caption for own in captions for caption in own]
+        joined = texts if self.caption_features is None else torch.stack(texts)
+        return ClipBatch(torch.stack(pictures), joined, list(negatives), self.features is not None)
 
 
 def says_side(caption: str) -> bool:
@@ -152,52 +199,67 @@ class Embedder(nn.Module):
         self.model = model
         _, self.project = split_image_tower(model, thawed)
 
-    def forward(self, pictures: Tensor, token_ids: Tensor, features: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pictures: Tensor, token_ids: Tensor, has_features: bool = False, caption_features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and texts.
 
         Args:
             pictures: pixels ``(n, 3, height, width)``, or features ``(n, ...)`` of the tower's frozen part.
             token_ids: ``(m, context)``.
-            features: whether ``pictures`` are features.
+            has_features: whether ``pictures`` are features.
+            caption_features: features ``(c, width)`` of a frozen text tower, embedded before the m texts; None for no
+                such texts.
 
         Returns:
-            Unit vectors ``(n, d)`` and ``(m, d)``, float32, and the logit scale.
+            Unit vectors ``(n, d)`` and ``(c + m, d)``, float32, and the logit scale.
         """
-        images = self.project(pictures) if features else self.model.encode_image(pictures)
-        texts = encode_token_ids(self.model, token_ids)
-        return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1), self.model.logit_scale.exp()
+        images = self.project(pictures) if has_features else self.model.encode_image(pictures)
+        texts = [] if caption_features is None else [self.model.text.proj(caption_features.float())]
+        if len(token_ids):
+            texts.append(encode_token_ids(self.model, token_ids))
+        units = [F.normalize(each.float(), dim=-1) for each in (images, torch.cat(texts))]
+        return units[0], units[1], self.model.logit_scale.exp()
 
 
-def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float) -> Tensor:
-    """Symmetric InfoNCE, plus the log-odds of each caption against its own hard negative.
+def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float, k: int = 1) -> Tensor:
+    """Symmetric InfoNCE, plus the log-odds of each first caption against its own hard negative.
+
+    Each caption is compared with all images. An image is compared with each of its captions and the captions of all
+    other images, so that its own captions do not compete with each other. With one caption per image this is the loss
+    of CLIP.
 
     With several processes, images and captions of all processes are compared, and each process returns the loss of the
     whole batch.
 
     Args:
         images: unit vectors ``(n, d)``.
-        texts: unit vectors ``(n + m, d)``: the captions, then the negatives of the rows that have one.
+        texts: unit vectors ``(n * k + m, d)``: the captions, those of the first image first, then the negatives of the
+            rows that have one.
         scale: the logit scale.
         has_negative: ``(n,)`` bool, m of them True.
         weight: weight of the hard negatives.
+        k: captions per image.
     """
     rank, processes = this_process()
-    captions, negatives = texts[: len(images)], texts[len(images) :]
+    captions, negatives = texts[: k * len(images)], texts[k * len(images) :]
     own_rows, all_images, all_captions = slice(0, len(images)), images, captions
     if processes > 1:
         own_rows = slice(rank * len(images), (rank + 1) * len(images))
         all_images, all_captions = gather_features(
             images, captions, gather_with_grad=True, rank=rank, world_size=processes
         )
-    logits = scale * all_images @ all_captions.T
-    target = torch.arange(len(logits), device=logits.device)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    logits = scale * all_captions @ all_images.T
+    image_of = torch.arange(len(all_images), device=logits.device).repeat_interleave(k)
+    own = logits.gather(1, image_of[:, None]).squeeze(1)
+    others = logits.scatter(1, image_of[:, None], -math.inf).logsumexp(0)
+    loss = (F.cross_entropy(logits, image_of) + F.softplus(others[image_of] - own).mean()) / 2
     count = torch.tensor(float(len(negatives)), device=logits.device)
     if processes > 1:
         torch.distributed.all_reduce(count)
     if count:
         lies = scale * (images[has_negative] * negatives).sum(-1)
-        odds = F.softplus(lies - logits.diagonal()[own_rows][has_negative])
+        odds = F.softplus(lies - own[::k][own_rows][has_negative])
         # Gradients are averaged over processes, which may have different numbers of negatives.
         loss = loss + weight * odds.sum() * processes / count
     return loss
@@ -215,6 +277,7 @@ class Measure:
         rules: rules for the hard negatives.
         features: ``(N, 1, ...)`` of the image tower's frozen part; None if the model gets pixels.
         thawed: last stages of the image tower that do not belong to the frozen part.
+        caption_features: ``(N, C, width)`` of a frozen text tower; None if the model gets the captions.
     """
 
     def __init__(
@@ -225,9 +288,10 @@ class Measure:
         rules: NegativeRules,
         features: Tensor | None = None,
         thawed: int = 0,
+        caption_features: Tensor | None = None,
     ):
         self.dataset, self.transform, self.tokenize, self.rules = dataset, transform, tokenize, rules
-        self.features, self.thawed = features, thawed
+        self.features, self.thawed, self.caption_features = features, thawed, caption_features
         self.rows: list[dict[str, Any]] = list(dataset.remove_columns("image"))
         self.emoji = "scene" in dataset.column_names
         self.captions = [
@@ -245,8 +309,12 @@ class Measure:
         """
         model.eval()
         images = self._images(model)
-        texts = self._texts(model, [text for each in self.captions for text in each])
-        counts = torch.tensor(list(map(len, self.captions)), device=texts.device)
+        counts = torch.tensor(list(map(len, self.captions)), device=images.device)
+        if self.caption_features is None:
+            texts = self._texts(model, [text for each in self.captions for text in each])
+        else:
+            known = [own[: len(each)] for own, each in zip(self.caption_features, self.captions, strict=True)]
+            texts = F.normalize(model.text.proj(torch.cat(known).float().to(images.device)), dim=-1)
         places = torch.arange(len(self.rows), device=texts.device).repeat_interleave(counts)
         found = retrieval_metrics(texts, images, places)
         metrics = {name: value for name, value in found.items() if name in REPORTED}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_pretrained_towers_from_photographs_to_a_scorer(towers: Path, photograph
     assert scorer.embed_dim == 16 and not list(tmp_path.glob("checkpoint-*"))
     trunk = torch.load(towers / "image.pth")["conv_stem.weight"].half().float()
     assert torch.equal(scorer.model.visual.trunk.conv_stem.weight, trunk)
+
+
+def test_frozen_towers_are_read_once(towers: Path, photographs: Path, tmp_path: Path) -> None:
+    flags = of_towers(towers, photographs)
+    flags[flags.index("--text_frozen_steps") + 1] = -1
+    done = train(tmp_path, *flags, "--cached_captions", "true", "--captions_per_image", 3)
+    for count in (24, 8):  # training and validation
+        assert re.search(rf"Features of {count} images, \d captions each of 16 numbers, take ", done.stderr)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 6 and len(list((tmp_path / "features").glob("*/features.npy"))) == 4
+
+
+def test_captions_are_cached_only_for_a_frozen_tower(recipe: ModuleType) -> None:
+    for given in ({"text_tower": "x"}, {"text_frozen_steps": -1}):
+        with pytest.raises(ValueError, match="--cached_captions needs a frozen --text_tower"):
+            recipe.Settings(dataset="captions.json", image_tower="x", cached_captions=True, **given)
 
 
 def test_the_same_command_resumes_a_killed_run(

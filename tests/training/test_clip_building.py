@@ -14,6 +14,7 @@ from transformers import AutoModel, GPT2Config
 
 from hf_distinct import ClipScorer
 from hf_distinct.training.clip_building import (
+    FrozenText,
     image_tower_of,
     small_clip,
     split_image_tower,
@@ -135,3 +136,18 @@ def test_towers_that_cannot_be_divided_are_refused(towers: Path) -> None:
     vit = small_clip({"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}, 8, CAPTIONS)
     with pytest.raises(ValueError, match="--image_thawed_stages needs a timm image tower"):
         split_image_tower(vit.model, 1)
+
+
+def test_a_frozen_text_tower_gives_what_the_projection_reads(towers):
+    clip = build(towers)
+    clip.model.eval()
+    frozen, token_ids = FrozenText(clip.model).eval(), clip.tokenize(["two cats", "a black dog runs on the grass"])
+    features = frozen(token_ids)
+    assert features.shape == (2, 16)
+    assert torch.allclose(clip.model.text.proj(features), clip.model.encode_text(token_ids), atol=1e-6)
+    assert set(frozen.state_dict()) == {f"transformer.{name}" for name in clip.model.text.transformer.state_dict()}
+
+
+def test_a_text_tower_of_its_own_cannot_be_frozen_apart(towers):
+    with pytest.raises(ValueError, match="--cached_captions needs a Hugging Face text tower"):
+        FrozenText(build(towers, text=None).model)

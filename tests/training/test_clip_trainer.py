@@ -12,10 +12,10 @@ from clips import IMAGE_TOWER, build
 from clips import towers as towers
 
 from hf_distinct.data.emoji.dataset import emoji_scenes
-from hf_distinct.data.tower_features import tower_features
+from hf_distinct.data.tower_features import CaptionTokens, tower_features
 from hf_distinct.files import checkpoints
 from hf_distinct.training import clip_trainer
-from hf_distinct.training.clip_building import TrainedClip, image_tower_of, small_clip, text_tower_of
+from hf_distinct.training.clip_building import FrozenText, TrainedClip, image_tower_of, small_clip, text_tower_of
 from hf_distinct.training.clip_trainer import ALWAYS, ClipTrainer, Schedule
 from hf_distinct.training.clip_training import EMOJI_RULES, CaptionedImages
 
@@ -25,19 +25,30 @@ THAWING = {"image_frozen_steps": 5, "image_thawed_stages": 2, "text_frozen_steps
 SCENES = emoji_scenes("train", 24, seed=0)  # three batches: steps 4 and 7 begin a pass
 
 
-def make(towers: Path, output: Path, cached: bool = False, measure=lambda step: 0.0, save=lambda: None, **settings):
-    """A trainer of a small CLIP with dropout and negatives, on pictures or, until the image tower thaws, features."""
+def make(
+    towers: Path, output: Path, cached: bool = False, measure=lambda step: 0.0, save=lambda: None, k: int = 1,
+    texts: bool = False, **settings,
+):  # fmt: skip
+    """A trainer of a small CLIP with dropout and negatives, on pictures or, until the image tower thaws, features.
+
+    With `texts`, the first stage also reads features of its captions.
+    """
     torch.manual_seed(0)
     clip = build(towers)
     schedule = Schedule(**{**SCHEDULE, "pretrained": ["image", "text"], **settings})
     how = (EMOJI_RULES, EMOJI_RULES.weights, 0.5)
-    stages = [(CaptionedImages(SCENES, clip.views({"scale": [0.5, 1]}, mirror=True), *how), schedule.max_steps)]
+    views = clip.views({"scale": [0.5, 1]}, mirror=True)
+    stages = [(CaptionedImages(SCENES, views, *how, captions_per_image=k), schedule.max_steps)]
     if cached:
         (tower,) = image_tower_of(clip.model, schedule.image_thawed_stages).modules
         views = clip.views(mirror=True, count=2)
         kept, features = tower_features(SCENES, tower.eval(), views, output / "features")
         until = schedule.max_steps if schedule.image_frozen_steps == ALWAYS else schedule.image_frozen_steps
-        stages.insert(0, (CaptionedImages(kept, views, *how, features), until))
+        known = None
+        if texts:
+            tokens = CaptionTokens(clip.tokenize, max(map(len, SCENES["captions"])))
+            _, known = tower_features(SCENES, FrozenText(clip.model).eval(), tokens, output / "features")
+        stages.insert(0, (CaptionedImages(kept, views, *how, features, k, known), until))
     return clip, ClipTrainer(clip, schedule, stages, str(output), measure, save, keep_best=True)
 
 
@@ -47,9 +58,7 @@ def state(clip: TrainedClip) -> dict[str, torch.Tensor]:
 
 @pytest.mark.both_ends
 @pytest.mark.parametrize("stop", [2, 3, 5, 6])
-@pytest.mark.parametrize(
-    "settings", [{}, {"image_frozen_steps": 5, "image_thawed_stages": 2, "text_frozen_steps": 2, "cached": True}]
-)
+@pytest.mark.parametrize("settings", [{}, THAWING, {**THAWING, "text_frozen_steps": ALWAYS, "texts": True, "k": 2}])
 def test_a_stopped_run_goes_on_to_the_bit(towers, tmp_path, monkeypatch, settings, stop):
     whole, trainer = make(towers, tmp_path / "whole", **settings)
     assert trainer.train() == 0 and trainer.place.step == 7
@@ -122,6 +131,18 @@ def test_the_last_stages_learn_from_features_of_the_others(towers, tmp_path):
     trunk = {name for name in changed if name.startswith("visual.trunk.")}
     assert trunk == {"visual.trunk.conv_head.weight", "visual.trunk.bn2.weight", "visual.trunk.bn2.bias"}
     assert any(name.startswith("visual.head.") for name in changed)
+
+
+def test_features_of_captions_teach_what_the_captions_teach(towers, tmp_path):
+    how = {"image_frozen_steps": ALWAYS, "text_frozen_steps": ALWAYS, "cached": True, "k": 2, "max_steps": 4}
+    losses: list[torch.Tensor] = []
+    for texts in (False, True):
+        _, trainer = make(towers, tmp_path / str(texts), texts=texts, **how)
+        plain = trainer._step
+        trainer._step = lambda *args, plain=plain: losses.append(plain(*args)) or losses[-1]
+        trainer.train()
+    without, with_features = torch.stack(losses).detach().split(4)
+    assert torch.allclose(without, with_features, rtol=1e-3) and not torch.equal(without, with_features)
 
 
 def test_the_best_is_kept_and_ends_the_training_when_nothing_is_better(towers, tmp_path):

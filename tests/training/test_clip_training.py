@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from open_clip.loss import ClipLoss
 
 from hf_distinct import ClipScorer
 from hf_distinct.data.emoji.dataset import emoji_scenes
@@ -35,6 +36,7 @@ def test_outside_a_drill_captions_are_drawn_as_they_come() -> None:
     images = CaptionedImages(None, SIZES, EMOJI_RULES, kind_weights=[3, 0, 0, 1, 0, 0], drill=0.0)
     rng = random.Random(0)
     drawn = [images.draw(ROW, rng) for _ in range(800)]
+    drawn = [(ROW["captions"][place], negative) for (place,), negative in drawn]
     assert sum(caption == BARE for caption, _ in drawn) / 800 == pytest.approx(0.5, abs=0.05)
     flipped = [negative == FULL.replace("left", "right") for caption, negative in drawn if caption == FULL]
     assert sum(flipped) / len(flipped) == pytest.approx(0.75, abs=0.06)
@@ -48,7 +50,7 @@ def test_outside_a_drill_captions_are_drawn_as_they_come() -> None:
 def test_a_caption_that_offers_no_negative_has_none() -> None:
     for drill in (0.0, 1.0):
         images = CaptionedImages(None, SIZES, EMOJI_RULES, kind_weights=[1, 0, 0, 0, 0, 0], drill=drill)
-        assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ("dogs", "")
+        assert images.draw({"captions": ["dogs"]}, random.Random(0)) == ([0], "")
 
 
 def test_pictures_that_cannot_be_decoded_are_named_and_replaced(tmp_path: Path, caplog) -> None:
@@ -85,14 +87,15 @@ class Halves(torch.nn.Module):
     ) -> torch.Tensor:
         images = F.normalize(self.image(pictures), dim=-1)
         texts = F.normalize(self.text(torch.cat([captions, lies[has_negative]])), dim=-1)
-        return loss_of(images, texts, self.scale, has_negative, weight=2.0)
+        return loss_of(images, texts, self.scale, has_negative, 2.0, len(captions) // len(pictures))
 
 
 def batch(rows: slice) -> tuple[torch.Tensor, ...]:
-    """Some of eight pictures with captions, of which one half has three negatives and the other one."""
+    """Some of eight pictures with two captions each, of which one half has three negatives and the other one."""
     chance = torch.Generator().manual_seed(1)
-    pictures, captions, lies = (torch.randn(8, width, generator=chance) for width in (6, 5, 5))
-    return pictures[rows], captions[rows], lies[rows], torch.tensor([1, 1, 0, 1, 0, 0, 1, 0]).bool()[rows]
+    pictures, lies, captions = (torch.randn(8, *shape, generator=chance) for shape in ((6,), (5,), (2, 5)))
+    negatives = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0]).bool()
+    return pictures[rows], captions[rows].flatten(0, 1), lies[rows], negatives[rows]
 
 
 def test_two_processes_have_loss_and_gradient_of_one_with_the_whole_batch(tmp_path: Path, run_processes) -> None:
@@ -116,6 +119,49 @@ def test_the_loss_worked_out_by_hand() -> None:
     rows = torch.tensor([[2.0, 1.2], [0.0, 1.6]])  # twice the cosines of image and caption
     plain = (F.cross_entropy(rows, torch.tensor([0, 1])) + F.cross_entropy(rows.T, torch.tensor([0, 1]))) / 2
     assert torch.isclose(loss, plain + 0.5 * torch.log(1 + torch.exp(torch.tensor(2 * 0.6 - 2 * 0.8))))
+
+
+def test_the_loss_of_several_captions_per_image_worked_out_by_hand() -> None:
+    unit = torch.eye(2)
+    texts = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])  # two of the first image, two of the second
+    loss = loss_of(unit, texts, torch.tensor(2.0), torch.tensor([False, False]), weight=0.5, k=2)
+    cosines = torch.tensor([[2.0, 0.0], [1.6, 1.2], [1.2, 1.6], [0.0, 2.0]])  # twice those of caption and image
+    to_images = F.cross_entropy(cosines, torch.tensor([0, 0, 1, 1]))
+    # Each caption of the first image against 1.2 and 0.0, which the captions of the second image have with it.
+    first = [torch.tensor([[own, 1.2, 0.0]]) for own in (2.0, 1.6)]
+    to_captions = torch.stack([F.cross_entropy(each, torch.tensor([0])) for each in first]).mean()  # the second: alike
+    assert torch.isclose(loss, (to_images + to_captions) / 2)
+
+
+def test_with_one_caption_per_image_the_loss_is_that_of_clip() -> None:
+    chance = torch.Generator().manual_seed(0)
+    images, texts = (F.normalize(torch.randn(9, 4, generator=chance), dim=-1) for _ in range(2))
+    clip = ClipLoss()(images, texts, torch.tensor(7.0))
+    assert torch.isclose(loss_of(images, texts, torch.tensor(7.0), torch.zeros(9, dtype=torch.bool), 1.0), clip)
+
+
+def test_an_image_shows_as_many_captions_as_asked_and_repeats_too_few() -> None:
+    captions = [["a", "b", "c", "d"], ["a", "b"]]
+    rows = Dataset.from_dict({"image": [0, 0], "captions": captions, "image_id": ["x", "y"]})
+    numbers = torch.arange(8.0).view(2, 4, 1)
+    images = CaptionedImages(rows, SIZES, features=torch.zeros(2, 1, 1), captions_per_image=3)
+    seen = [[images[row][1] for _ in range(60)] for row in range(2)]
+    assert {len(set(each)) for each in seen[0]} == {3} and len({each[0] for each in seen[0]}) == 4
+    assert {tuple(each) for each in seen[1]} == {("a", "b", "a"), ("b", "a", "b")}
+    of_features = CaptionedImages(rows, SIZES, None, (), 0.0, torch.zeros(2, 1, 1), 3, numbers)
+    torch.manual_seed(0)
+    words = [images[0][1] for _ in range(9)]
+    torch.manual_seed(0)
+    for each in words:
+        assert of_features[0][1].flatten().tolist() == ["abcd".index(word) for word in each]
+    batch = of_features.collate([of_features[0], of_features[1]])
+    assert batch.captions.shape == (6, 1) and set(batch.captions[3:].flatten().tolist()) == {4.0, 5.0}
+
+
+def test_a_negative_belongs_to_the_first_of_several_captions() -> None:
+    images = CaptionedImages(None, SIZES, EMOJI_RULES, [1, 0, 0, 0, 0, 0], drill=1.0, captions_per_image=2)
+    for seed in range(9):  # only the second caption has a relation
+        assert images.draw(ROW, random.Random(seed)) == ([1, 0], FULL.replace("left", "right"))
 
 
 def test_a_caption_that_says_a_side_is_not_shown_with_a_mirrored_picture() -> None:
