@@ -15,6 +15,7 @@ from hf_distinct.text.problems import refuse
 
 Rollouts = Literal["sample", "beam"]
 AlarmMode = Literal["off", "warn", "stop"]
+TrainedScorer = Literal["none", "text"]
 BaselineSetting = Literal["auto", "none", "greedy", "leave_one_out"]
 # Metrics of which the best is the smallest, by the ends of their names; the parent knows only losses.
 LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "self_bleu", "bad_endings", "repeats", "invention", "distance")
@@ -116,6 +117,19 @@ class RLCaptionConfig(LaunchedArguments):
         discriminator_pretrain_steps (`int`, *optional*, defaults to `0`):
             Number of discriminator updates before the first training step.
 
+        > Parameters that control the training of the scorer
+
+        train_scorer (`str`, *optional*, defaults to `"none"`):
+            Which part of the scorer is trained together with the captioner: `none`, or `text`, its text tower and
+            logit scale (see [`ScorerTrainer`]). The trained scorer is saved as `scorer/` in `output_dir`.
+        scorer_lr (`float`, *optional*, defaults to `1e-5`):
+            Learning rate of the scorer, which has an AdamW optimizer of its own.
+        scorer_decay (`float`, *optional*, defaults to `0.99`):
+            Decay of the moving average of the scorer's weights, which gives the rewards.
+        scorer_loss_weights (`list[float]`, *optional*, defaults to `[1, 1, 0, 1]`):
+            Weights of the four terms of the scorer's loss: people's captions find their images; people's captions beat
+            rollouts; rollouts find their images; distance from the scorer before training.
+
         > Parameters that control the teacher forcing on reference captions
 
         references_per_image (`int`, *optional*, defaults to `1`):
@@ -201,6 +215,11 @@ class RLCaptionConfig(LaunchedArguments):
     discriminator_lr: float = 7e-5
     discriminator_pretrain_steps: int = 0
 
+    train_scorer: TrainedScorer = "none"
+    scorer_lr: float = 1e-5
+    scorer_decay: float = 0.99
+    scorer_loss_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 0.0, 1.0])
+
     references_per_image: int = 1
     wtf_weight: float = 1.0
     wtf_policy: ReferenceWeighting = "clamp"
@@ -249,6 +268,7 @@ class RLCaptionConfig(LaunchedArguments):
             ("wtf_policy", ReferenceWeighting),
             ("length_normalization", Normalization),
             ("alarms", AlarmMode),
+            ("train_scorer", TrainedScorer),
         ):
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
@@ -271,9 +291,14 @@ class RLCaptionConfig(LaunchedArguments):
             )
         if not 0 <= self.discriminator_weight <= 1:
             raise ValueError(f"discriminator_weight={self.discriminator_weight} must lie between 0 and 1")
-        for name in ("temperature", "reward_clamp", "discriminator_lr"):
+        for name in ("temperature", "reward_clamp", "discriminator_lr", "scorer_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.scorer_decay < 1:
+            raise ValueError(f"scorer_decay={self.scorer_decay} must be at least 0 and less than 1")
+        terms = self.scorer_loss_weights
+        if len(terms) != 4 or not all(0 <= weight < math.inf for weight in terms):
+            raise ValueError(f"scorer_loss_weights={terms} must be four numbers, none negative")
         if not 0 <= self.alarm_cider_floor <= 1:
             raise ValueError(f"alarm_cider_floor={self.alarm_cider_floor} must lie between 0 and 1")
         if self.alarms == "stop" and not self.load_best_model_at_end:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812
 
 Normalization = Literal["tokens", "constant"]
 Baseline = Literal["none", "greedy", "leave_one_out"]
@@ -227,6 +228,33 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, labels: Tensor) -> T
     divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
     real = labels != IGNORED_LABEL
     return divergence.masked_fill(~real, 0.0).sum() / real.sum().clamp(min=1)
+
+
+def matching_loss(logits: Tensor, image_of: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE of captions and images, in which captions of the same image do not compete with each other.
+
+    With L(c, v) the logit of caption c and image v, v_c the image of c, and d the captions of other images than v_c:
+
+        loss = 1/2 mean_c [log sum_v exp L(c, v) - L(c, v_c)]
+             + 1/2 mean_c [log(exp L(c, v_c) + sum_d exp L(d, v_c)) - L(c, v_c)]
+
+    With one caption per image it is the loss of CLIP.
+
+    Args:
+        logits: (C, V) similarities of captions and images, times the logit scale. Images without captions are
+            negatives of all captions.
+        image_of: (C,) int64, the column of each caption's image.
+        left_out: (C, V) bool, pairs that are not compared, such as a caption and a copy of its image.
+
+    Returns:
+        The loss, a scalar.
+    """
+    lowest = torch.finfo(logits.dtype).min  # with minus infinity, the gradient of a lone image would be NaN
+    if left_out is not None:
+        logits = logits.masked_fill(left_out, lowest)
+    own = logits.gather(1, image_of[:, None]).squeeze(1)
+    others = logits.scatter(1, image_of[:, None], lowest).logsumexp(0)
+    return (F.cross_entropy(logits, image_of) + F.softplus(others[image_of] - own).mean()) / 2
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from hf_distinct.distributed.gathering import own_rows, share, unsplit
 from hf_distinct.fast import as_set
 from hf_distinct.generation.policy import Policy, Rollouts, prepare_policy, reference_copy
 from hf_distinct.generation.rollouts import rollout_config
-from hf_distinct.hub.training_card import scorer_id, write_training_card
+from hf_distinct.hub.training_card import write_training_card
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
 from hf_distinct.inference.pipelines import as_captioner
 from hf_distinct.rewards.appraiser import Appraisal, Appraiser
@@ -375,17 +375,14 @@ class RLCaptionTrainer(CaptionTrainer):
             self.meter.load_state_dict(unlogged["figures"])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As the parent's; and the discriminator."""
+        """As the parent's; and discriminator and trained scorer."""
         super()._save(output_dir, state_dict)
-        if self.args.discriminator_weight:
-            folder = output_dir or str(self.args.output_dir)
-            self.discriminator.discriminator.save(folder, scorer=scorer_id(self.scorer))
+        self.rl_state.save_models(output_dir or str(self.args.output_dir))
 
     def _load_best_model(self) -> None:
-        """Load the best captioner, and the discriminator that is saved beside it."""
+        """Load the best captioner, and discriminator and trained scorer that are saved beside it."""
         super()._load_best_model()
-        if self.args.discriminator_weight:
-            self.discriminator.discriminator.load(str(self.state.best_model_checkpoint))
+        self.rl_state.load_models(str(self.state.best_model_checkpoint))
 
     def write_card(self, folder: str | Path, **facts: Any) -> Path:
         """Write the card of the training as it stands, and return its path.

@@ -12,6 +12,7 @@ captioner before and after the training, prints the figures, and writes to --out
     the captioner                 load it with pipeline("image-to-text", model=OUTPUT_DIR)
     README.md                     its model card
     metrics.json, captions.json   the figures, and the captions that they measure
+    scorer/, scorer.json          with --train_scorer: the trained scorer, and its figures before and after
     contrast.html, contrast.png   pictures beside similar ones, with the captions before and after
 
 Set `--eval_strategy steps --eval_steps 50` to measure the captioner during the training too, where alarms watch it.
@@ -63,6 +64,7 @@ from hf_distinct.scorer import ClipScorer
 from hf_distinct.settings import changed_settings
 from hf_distinct.text.problems import attempt, refuse
 from hf_distinct.training.ceiling import Ceiling
+from hf_distinct.training.clip_training import EMOJI_RULES, ENGLISH_RULES, Measure
 from hf_distinct.training.fit import training_problems
 from hf_distinct.training.training_data import embed_once
 
@@ -328,6 +330,8 @@ def report(
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     write_json(output / "metrics.json", metrics)
+    if trainer.appraiser.scorer_trainer is not None:
+        write_json(output / "scorer.json", measure_scorers(trainer, galleries[""]))
     sheet: list[ContrastRow] = []
     with or_warn("contrast.html"), own_files(output, "contrast.html", "contrast.png") as paths:
         sheet = make_sheet(galleries, captions, *paths)
@@ -341,6 +345,17 @@ def report(
             ],
         )
     return metrics
+
+
+def measure_scorers(trainer: RLCaptionTrainer, gallery: Gallery) -> dict[str, dict[str, float]]:
+    """Measure the scorer before and after its training: people's captions, and true ones beside false ones."""
+    scorers = {"before": trainer.scorer, "after": trainer.appraiser.scorer}
+    rules = EMOJI_RULES if gallery.judges_facts else ENGLISH_RULES
+    measured = Measure(gallery.dataset, trainer.scorer.transform, trainer.scorer.tokenizer, rules)
+    found = {when: measured(scorer.model) for when, scorer in scorers.items()}
+    rows = {name: {when: figures[name] for when, figures in found.items()} for name in found["before"]}
+    print(format_table(rows, list(found)))  # noqa: T201
+    return found
 
 
 def make_sheet(

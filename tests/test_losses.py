@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hf_distinct.losses import (
     advantages,
     kl_divergence,
+    matching_loss,
     policy_gradient_loss,
     reference_weights,
     sequence_log_probs,
@@ -316,3 +317,36 @@ def test_leave_one_out_against_plain_python(images, rollouts, data):
     table = data.draw(st.lists(row, min_size=images, max_size=images))
     expected = [[r - (sum(line) - r) / (rollouts - 1) for r in line] for line in table]
     torch.testing.assert_close(advantages(float64(table), "leave_one_out"), float64(expected), atol=1e-10, rtol=0)
+
+
+# --- captions and images -----------------------------------------------------------------------------------------
+
+
+def test_captions_of_an_image_do_not_compete():
+    """Two captions of the first image, one of the second, and an image without captions."""
+    logits = float64([[2.0, 0.5, 1.0], [1.0, 1.5, 0.0], [0.0, 3.0, 2.5]]).requires_grad_()
+    own = (2.0, 1.0, 3.0)
+    to_images = [math.log(sum(map(math.exp, row))) - each for row, each in zip(logits.tolist(), own, strict=True)]
+    to_captions = [
+        math.log(math.exp(2) + math.exp(0)) - 2,  # the second caption of the image is not in the sum
+        math.log(math.exp(1) + math.exp(0)) - 1,
+        math.log(math.exp(3) + math.exp(0.5) + math.exp(1.5)) - 3,
+    ]
+    loss = matching_loss(logits, torch.tensor([0, 0, 1]))
+    assert loss.item() == pytest.approx(sum(to_images) / 6 + sum(to_captions) / 6)
+    loss.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_pairs_that_are_left_out_are_not_compared():
+    logits, left_out = float64([[2.0, 0.5], [1.0, 1.5]]), torch.tensor([[False, True], [False, False]])
+    loss = matching_loss(logits, torch.tensor([0, 1]), left_out)
+    wanted = 0 + math.log(math.exp(1) + math.exp(1.5)) - 1.5 + math.log(math.exp(2) + math.exp(1)) - 2 + 0
+    assert loss.item() == pytest.approx(wanted / 4)
+
+
+def test_a_lone_image_has_no_negatives():
+    logits = float64([[2.0], [1.0]]).requires_grad_()
+    loss = matching_loss(logits, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.item() == 0 and (logits.grad == 0).all()

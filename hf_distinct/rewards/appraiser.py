@@ -21,6 +21,7 @@ from hf_distinct.distributed.gathering import gather_rows, own_part
 from hf_distinct.rewards import ContrastiveReward, Reward, RewardBatch, TextKind, resolve_reward
 from hf_distinct.rewards.callable import OWN_ARGUMENTS, CallableReward, evaluate_rewards
 from hf_distinct.rewards.pools import Pools
+from hf_distinct.rewards.scorer_trainer import ScorerTrainer
 from hf_distinct.scorer import ClipScorer
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,7 @@ class Appraiser:
 
     Args:
         args: the settings.
-        scorer: embeds generated captions.
+        scorer: embeds generated captions; if it is trained, a copy does.
         discriminator: computes D and is updated once per batch.
         accelerator: gives access to the other processes.
         rewards: anything that `hf_distinct.rewards.resolve_reward` accepts and `reward_problems` does not reject; by
@@ -80,6 +81,8 @@ class Appraiser:
         rewards: the rewards r_k.
         reward_weights: their weights w_k.
         baseline: the baseline subtracted from R; "auto" is resolved.
+        scorer: the CLIP that rewards captions.
+        scorer_trainer: trains it, updated once per batch; None if it is frozen.
         pools: make the pools, and remember those of the last ``args.memory_batches`` batches.
     """
 
@@ -96,7 +99,12 @@ class Appraiser:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.args = args
+        self.scorer_trainer = None
         self.scorer = scorer
+        if args.train_scorer != "none":
+            how = (args.scorer_lr, args.scorer_decay, args.scorer_loss_weights)
+            self.scorer_trainer = ScorerTrainer(scorer, accelerator, args.num_rollouts, *how)
+            self.scorer = self.scorer_trainer.scorer
         self.discriminator = discriminator
         self.accelerator = accelerator
         self.tokenizer = tokenizer
@@ -162,7 +170,7 @@ class Appraiser:
         trainer_state: TrainerState | None = None,
         labels: Tensor | None = None,
     ) -> Appraisal:
-        """Compute rewards, update the memory, and update the discriminator, in this order.
+        """Compute rewards, and update the memory, the discriminator and the scorer if it is trained, in this order.
 
         Args:
             inputs: the output of `hf_distinct.data.CaptionCollator` for B images with G references each; B may be 0 if
@@ -173,6 +181,9 @@ class Appraiser:
             labels: the tokens of the rollouts as they were generated, ``(B * K, L)``, -100 after the end token; by
                 default, rewards get tokens of the text.
         """
+        cached = inputs
+        if self.scorer_trainer is not None:
+            inputs = self.scorer_trainer.refreshed(inputs)
         a, images, references = self.args, inputs["image_embeds"], inputs["caption_embeds"]
         batch, cut = self._batch(inputs, rollouts, greedy)
         batch.trainer_state = trainer_state
@@ -207,12 +218,17 @@ class Appraiser:
         if a.discriminator_weight:
             written = batch.text_embeds[: len(rollouts)].unflatten(0, (len(images), a.num_rollouts))
             figures |= self._update_discriminator(images, written, references)
+        if self.scorer_trainer is not None:
+            learned = self.scorer_trainer.update(cached, rollouts)
+            figures |= {f"scorer/{name}": value for name, value in learned.items()}
         ids = [str(image_id) for image_id in batch.columns["image_id"]]
         advantages = advantages.flatten()
         return Appraisal(advantages, weights, figures, parts, where, batch.captions, ids, batch.extras)
 
     def teach_discriminator(self, inputs: dict[str, Any], rollouts: list[str]) -> dict[str, Tensor]:
         """Update the discriminator once on rollouts without computing rewards, and return figures to log."""
+        if self.scorer_trainer is not None:
+            inputs = self.scorer_trainer.refreshed(inputs)
         images = inputs["image_embeds"]
         written = self.scorer.encode_texts(rollouts).to(images).unflatten(0, (len(images), self.args.num_rollouts))
         return self._update_discriminator(images, written, inputs["caption_embeds"])
@@ -340,13 +356,16 @@ class Appraiser:
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return discriminator and memory: tensors and plain numbers, loadable with ``weights_only=True``."""
-        return {"discriminator": self.discriminator.state_dict(), "memory": self.pools.state_dict()}
+        """Return discriminator, memory and trained scorer, loadable with ``weights_only=True``."""
+        state = {"discriminator": self.discriminator.state_dict(), "memory": self.pools.state_dict()}
+        return state if self.scorer_trainer is None else state | {"scorer": self.scorer_trainer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state that `state_dict` returned."""
         self.discriminator.load_state_dict(state["discriminator"])
         self.pools.load_state_dict(state["memory"], self.args.device)
+        if self.scorer_trainer is not None and "scorer" in state:
+            self.scorer_trainer.load_state_dict(state["scorer"])
 
 
 def _on_device_of(values: Tensor, where: Tensor) -> Tensor:

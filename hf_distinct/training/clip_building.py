@@ -176,8 +176,14 @@ def tell_places_apart(model: Any, scale: float = 10.0) -> None:
 
 def published_clip(name: str) -> TrainedClip:
     """Return a trained CLIP to continue from, by any name that [`hf_distinct.ClipScorer`] accepts."""
-    scorer = ClipScorer(name)
-    model = scorer.model.requires_grad_(True)
+    clip = clip_of(ClipScorer(name))
+    clip.model.requires_grad_(True)
+    return clip
+
+
+def clip_of(scorer: ClipScorer) -> TrainedClip:
+    """Return the model of a scorer with all that is saved with it."""
+    model = scorer.model
     preprocess_cfg = {key: value for key, value in model.visual.preprocess_cfg.items() if key in PREPROCESS}
     return TrainedClip(model, scorer.model_cfg, preprocess_cfg, scorer.tokenizer)
 

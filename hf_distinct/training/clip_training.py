@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from hf_distinct.data.images import ImageError, decode_image
 from hf_distinct.data.tower_features import Views
 from hf_distinct.evaluation.retrieval import retrieval_metrics
 from hf_distinct.files.parts import this_process
+from hf_distinct.losses import matching_loss
 from hf_distinct.scorer import clean_caption, encode_token_ids
 from hf_distinct.training.clip_building import split_image_tower
 
@@ -225,9 +225,7 @@ class Embedder(nn.Module):
 def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, weight: float, k: int = 1) -> Tensor:
     """Symmetric InfoNCE, plus the log-odds of each first caption against its own hard negative.
 
-    Each caption is compared with all images. An image is compared with each of its captions and the captions of all
-    other images, so that its own captions do not compete with each other. With one caption per image this is the loss
-    of CLIP.
+    Captions of the same image do not compete with each other, see [`hf_distinct.losses.matching_loss`].
 
     With several processes, images and captions of all processes are compared, and each process returns the loss of the
     whole batch.
@@ -243,23 +241,21 @@ def loss_of(images: Tensor, texts: Tensor, scale: Tensor, has_negative: Tensor, 
     """
     rank, processes = this_process()
     captions, negatives = texts[: k * len(images)], texts[k * len(images) :]
-    own_rows, all_images, all_captions = slice(0, len(images)), images, captions
+    all_images, all_captions = images, captions
     if processes > 1:
-        own_rows = slice(rank * len(images), (rank + 1) * len(images))
         all_images, all_captions = gather_features(
             images, captions, gather_with_grad=True, rank=rank, world_size=processes
         )
     logits = scale * all_captions @ all_images.T
     image_of = torch.arange(len(all_images), device=logits.device).repeat_interleave(k)
-    own = logits.gather(1, image_of[:, None]).squeeze(1)
-    others = logits.scatter(1, image_of[:, None], -math.inf).logsumexp(0)
-    loss = (F.cross_entropy(logits, image_of) + F.softplus(others[image_of] - own).mean()) / 2
+    loss = matching_loss(logits, image_of)
     count = torch.tensor(float(len(negatives)), device=logits.device)
     if processes > 1:
         torch.distributed.all_reduce(count)
     if count:
         lies = scale * (images[has_negative] * negatives).sum(-1)
-        odds = F.softplus(lies - own[::k][own_rows][has_negative])
+        truths = scale * (images * captions[::k]).sum(-1)[has_negative]
+        odds = F.softplus(lies - truths)
         # Gradients are averaged over processes, which may have different numbers of negatives.
         loss = loss + weight * odds.sum() * processes / count
     return loss

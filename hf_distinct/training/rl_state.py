@@ -11,12 +11,18 @@ from transformers.utils import logging
 
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.files import checkpoints
+from hf_distinct.hub.training_card import scorer_id
 from hf_distinct.rewards.appraiser import Appraiser
+from hf_distinct.scorer import ClipScorer
 from hf_distinct.training.alarms import AlarmCallback
+from hf_distinct.training.clip_building import clip_of
 from hf_distinct.training.origin import differences, refusals, rewards_differ
 from hf_distinct.training.void_steps import VoidSteps
 
 logger = logging.get_logger(__name__)
+
+SCORER = "scorer"
+"""Folder of the trained scorer, in the captioner's."""
 
 
 class RLState:
@@ -95,6 +101,22 @@ class RLState:
         if len(state["unlogged"]) != self.args.world_size:
             return None
         return state["unlogged"][self.args.process_index]
+
+    def save_models(self, folder: str) -> None:
+        """Write the discriminator beside the captioner, and the scorer into its folder `SCORER` if it is trained."""
+        if self.args.discriminator_weight:
+            self.appraiser.discriminator.discriminator.save(folder, scorer=scorer_id(self.appraiser.scorer))
+        if self.appraiser.scorer_trainer is not None:
+            clip_of(self.appraiser.scorer).save(Path(folder) / SCORER)
+
+    def load_models(self, folder: str) -> None:
+        """Load what `save_models` wrote."""
+        if self.args.discriminator_weight:
+            self.appraiser.discriminator.discriminator.load(folder)
+        if self.appraiser.scorer_trainer is not None:
+            saved = ClipScorer(Path(folder) / SCORER).to(self.args.device)
+            self.appraiser.scorer.model.load_state_dict(saved.model.state_dict())
+            self.appraiser.scorer.logit_scale = saved.logit_scale
 
     def _file(self, folder: str) -> Path:
         """Return the file: one for all processes if their state is equal, otherwise one per process."""

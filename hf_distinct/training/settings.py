@@ -50,6 +50,7 @@ _IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("rollouts", "sample", ("num_beams", "no_repeat_ngram_size")),
     ("pool_neighbours", 0, ("neighbour_first_rank",)),
     ("discriminator_weight", 0, ("discriminator_lr", "discriminator_pretrain_steps")),
+    ("train_scorer", "none", ("scorer_lr", "scorer_decay", "scorer_loss_weights")),
     ("wtf_weight", 0, ("wtf_policy",)),
     ("alarms", "off", ("alarm_cider_floor",)),
     ("log_completions", False, ("num_completions_to_print",)),

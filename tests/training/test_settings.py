@@ -19,6 +19,7 @@ from hf_distinct.training.settings import settings_problems
 pytestmark = pytest.mark.both_ends
 TESTS = Path(__file__).parents[1]
 BEAM = {"rollouts": "beam"}
+TRAINED_SCORER = {"train_scorer": "text", "scorer_lr": 0.01}
 
 # Settings that change the figures of two steps: what else is set, and the value that makes another run of it.
 CHANGES_A_STEP = {
@@ -48,8 +49,12 @@ CHANGES_A_STEP = {
     "reward_clamp": ({"baseline": "none"}, 1e-4),
     "reward_weights": ({}, [2.0]),
     "rollouts": ({}, "beam"),
+    "scorer_decay": (TRAINED_SCORER, 0.0),
+    "scorer_loss_weights": (TRAINED_SCORER, [1.0, 5.0, 0.0, 0.0]),
+    "scorer_lr": (TRAINED_SCORER, 0.1),
     "seed": ({}, 4),
     "temperature": ({}, 0.5),
+    "train_scorer": ({"scorer_lr": 0.1}, "text"),
     "wtf_policy": ({}, "constant"),
     "wtf_weight": ({"wtf_policy": "constant"}, 0.5),
 }
