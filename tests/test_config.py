@@ -16,7 +16,8 @@ from hf_distinct import RLCaptionConfig
 from hf_distinct.runs.arguments import parse_settings
 from hf_distinct.settings import help_from_docstring
 
-LITERALS = dict.fromkeys(("Rollouts", "AlarmMode", "BaselineSetting", "Normalization", "ReferenceWeighting"), "str")
+NAMES = ("Rollouts", "AlarmMode", "BaselineSetting", "Normalization", "ReferenceWeighting", "TrainedScorer")
+LITERALS = dict.fromkeys(NAMES, "str")
 
 
 def test_two_configs_share_no_list():

@@ -51,7 +51,7 @@ CHANGES_A_STEP = {
     "rollouts": ({}, "beam"),
     "scorer_decay": (TRAINED_SCORER, 0.0),
     "scorer_loss_weights": (TRAINED_SCORER, [1.0, 5.0, 0.0, 0.0]),
-    "scorer_lr": (TRAINED_SCORER, 0.1),
+    "scorer_lr": ({"train_scorer": "text"}, 0.1),
     "seed": ({}, 4),
     "temperature": ({}, 0.5),
     "train_scorer": ({"scorer_lr": 0.1}, "text"),
