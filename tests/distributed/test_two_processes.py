@@ -53,11 +53,11 @@ CASES = {
         "max_steps": 6, "alarms": "stop", "save_strategy": "best", "judged": [1.0, 1.5, 0.5, 0.4, 2.0, 2.0],
         "eval_steps": 1, **THE_BEST,
     },
-    "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
     "trained_scorer": {
         **NINE, "train_scorer": "text", "scorer_lr": 1e-3, "scorer_decay": 0.5,
         "scorer_loss_weights": [1.0, 1.0, 1.0, 1.0],
     },
+    "bf16": {"bf16": True, "learning_rate": 1e-3, "max_steps": 2},
 }  # fmt: skip
 PLAN = {
     "one_process": list(CASES),

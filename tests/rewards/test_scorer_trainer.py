@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import tiny
@@ -65,16 +66,16 @@ def scorer(tiny_models):
 
 
 def inputs_of(scorer: ClipScorer, images: int = 4) -> dict:
-    """A batch of scenes with two references each and no neighbours."""
+    """A batch of scenes with two references each; a neighbour of each but the first is the image before it."""
     dataset = tiny.scenes(images)
     captions = [row[:2] for row in dataset["captions"]]
     texts = scorer.encode_texts([text for row in captions for text in row])
+    pixels = torch.stack([scorer.transform(each) for each in dataset["image"]])
+    embeds, ids = scorer.encode_images(pixels), torch.arange(images)
     return {
         "captions": captions, "caption_embeds": texts.view(images, 2, -1),
-        "image_embeds": scorer.encode_images(torch.stack([scorer.transform(each) for each in dataset["image"]])),
-        "image_ids": torch.arange(images), "neighbour_mask": torch.zeros(images, 0, dtype=torch.bool),
-        "neighbour_embeds": torch.zeros(images, 0, scorer.embed_dim),
-        "neighbour_ids": torch.zeros(images, 0, dtype=torch.int64),
+        "image_embeds": embeds, "image_ids": ids, "neighbour_mask": (ids > 0)[:, None],
+        "neighbour_embeds": embeds.roll(1, 0)[:, None], "neighbour_ids": ids.roll(1)[:, None],
     }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_a_step_is_that_of_the_whole_loss(scorer):
     plain = ScorerTrainer(scorer, Accelerator(cpu=True), 2, lr=1e-3, weights=weights)
     texts = F.normalize(plain.student.encode_text(scorer.tokenize([*sum(inputs["captions"], []), *rollouts])), dim=-1)
     whole = GlobalBatch(
-        inputs["image_embeds"], inputs["image_ids"], inputs["image_embeds"][:0], inputs["image_ids"][:0],
+        inputs["image_embeds"], inputs["image_ids"], inputs["image_embeds"][:3], inputs["image_ids"][:3],
         texts[:8].view(4, 2, -1), texts[8:].view(4, 2, -1), torch.zeros(4, 2, 2, dtype=torch.bool),
         inputs["caption_embeds"],
     )  # fmt: skip
@@ -128,6 +129,27 @@ def test_peoples_captions_come_to_beat_false_ones_and_the_anchor_holds(scorer):
         found.append({name: float(value) for name, value in figures[-1].items()})
         assert found[-1]["lies"] < 0.8 * figures[0]["lies"]
     assert found[1]["anchor"] < 0.8 * found[0]["anchor"]
+
+
+def a_step(models: Path, accelerator: Accelerator, rows: slice) -> dict[str, torch.Tensor]:
+    """A step on some of four images: the gradients, and what is logged."""
+    scorer = ClipScorer(models / "scorer")
+    inputs = {name: value[rows] for name, value in inputs_of(scorer).items()}
+    rollouts = [f"a dog and {n} cats" for n in range(8)][2 * rows.start : 2 * rows.stop]
+    trainer = ScorerTrainer(scorer, accelerator, 2, weights=(1.0, 2.0, 0.5, 3.0))
+    figures = trainer.update(inputs, rollouts)
+    return {name: weight.grad for name, weight in trainer.trained.items() if weight.grad is not None} | figures
+
+
+def test_two_processes_take_the_step_of_one(tiny_models, tmp_path, run_processes):
+    script = Path(__file__).parents[1] / "distributed" / "scorer_in_two.py"
+    run_processes(str(script), [tiny_models, tmp_path], [tiny_models, tmp_path])
+    whole = a_step(tiny_models, Accelerator(cpu=True), slice(0, 4))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == whole.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 @pytest.mark.both_ends
