@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,9 @@ def clip_of_towers(
     model: Any = kind(**model_cfg)
     if text_tower is not None:
         text_cfg["hf_tokenizer_name"] = Path(text_cfg["hf_tokenizer_name"]).name  # read from the model's own folder
+    if projection == "mlp" and dropout:  # open_clip has dropout inside an MLP, but none on the features that it reads
+        layers: dict[str, nn.Module] = {"drop": nn.Dropout(dropout), **dict(model.visual.head.named_children())}
+        model.visual.head = nn.Sequential(OrderedDict(layers))
     trunk = model.visual.trunk
     trunk.load_state_dict({name: value for name, value in tower.state_dict().items() if name in trunk.state_dict()})
     how = tower.pretrained_cfg

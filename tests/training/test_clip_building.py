@@ -138,6 +138,16 @@ def test_towers_that_cannot_be_divided_are_refused(towers: Path) -> None:
         split_image_tower(vit.model, 1)
 
 
+@pytest.mark.parametrize("projection", ["mlp", "linear"])
+def test_features_of_an_image_are_dropped_at_random_in_training_only(towers, tmp_path, projection):
+    clip = build(towers, projection=projection)
+    assert isinstance(clip.model.visual.head[0], torch.nn.Dropout) and clip.model.visual.head[0].p == 0.1
+    clip.save(tmp_path)
+    pixels, scorer = torch.rand(1, 3, 128, 128), ClipScorer(tmp_path)
+    embeds = torch.nn.functional.normalize(clip.model.eval().encode_image(pixels), dim=-1)
+    assert torch.allclose(scorer.encode_images(pixels), embeds, atol=1e-2)
+
+
 def test_a_frozen_text_tower_gives_what_the_projection_reads(towers):
     clip = build(towers)
     clip.model.eval()
