@@ -71,12 +71,13 @@ def _new_model(tokenizer: Any) -> Idefics3ForConditionalGeneration:
 
 def _teach(model: Any, processor: Any, dataset: Dataset) -> None:
     before = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
-    texts = [f"{before} describe : {row['captions'][0]} <eos>" for row in dataset]
-    batch = processor(text=texts, images=[[row["image"]] for row in dataset], padding=True, return_tensors="pt")
+    pairs = [(row["image"], caption) for row in dataset for caption in row["captions"]]
+    texts = [f"{before} describe : {caption} <eos>" for _, caption in pairs]
+    batch = processor(text=texts, images=[[image] for image, _ in pairs], padding=True, return_tensors="pt")
     ids = batch["input_ids"]
     captions = (ids == processor.tokenizer.convert_tokens_to_ids("describe")).cumsum(dim=1) > 0
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(50):
         model(**batch, labels=ids.masked_fill(~captions, -100)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -238,7 +238,10 @@ class DistinctivenessReward(TrainerCallback):
         ), cut[:n]
 
     def _update_discriminator(self, batch: RewardBatch) -> dict[str, Tensor]:
-        """Update once on equally many captions and references of each image, to balance the classes."""
+        """Update once on equally many captions and references of each image, to balance the classes.
+
+        References take turns if there are more of them; processes that share an image begin with different ones.
+        """
         captions, references = defaultdict(list), defaultdict(list)
         for row, image in enumerate(batch.image_ids.tolist()):
             captions[image].append(row)
@@ -246,7 +249,11 @@ class DistinctivenessReward(TrainerCallback):
         for place, (image, kind) in enumerate(zip(pool.image_ids.tolist(), pool.kinds.tolist(), strict=True)):
             if kind == TextKind.REFERENCE:
                 references[image].append(place)
-        pairs = [pair for image, rows in captions.items() for pair in zip(rows, references[image], strict=False)]
+        turn = self.discriminator.steps + PartialState().process_index
+        pairs = []
+        for image, own in captions.items():
+            people = references[image]
+            pairs += [(row, people[(turn + i) % len(people)]) for i, row in enumerate(own[: len(people)])]
         rows, places = torch.tensor(pairs, dtype=torch.int64, device=batch.text_embeds.device).view(-1, 2).T
         images = batch.image_embeds[rows]
         return self.discriminator.update(images, batch.text_embeds[rows], images, pool.embeds[places])
