@@ -28,6 +28,7 @@ def write_training_card(
     dataset: Dataset,
     *,
     base_model: str | None,
+    model_type: str,
     log_history: Sequence[Mapping[str, Any]],
     alarms: Sequence[str],
     **facts: Any,
@@ -40,6 +41,7 @@ def write_training_card(
         appraiser: has the rewards.
         dataset: the training dataset.
         base_model: where the captioner was loaded from.
+        model_type: of the captioner's config.
         log_history: the Trainer's log.
         alarms: alarms so far.
         facts: further arguments of [`hf_distinct.hub.model_card.write_model_card`]; they override the above.
@@ -58,6 +60,7 @@ def write_training_card(
         "scorer": clip,
         "reward": describe_reward(rewards, appraiser.baseline, clip, args, documented),
         "base_model": base_model or None,
+        "model_type": model_type,
         "settings": args.changed,
         "log_history": log_history,
         "alarms": alarms,
