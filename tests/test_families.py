@@ -16,7 +16,11 @@ from peft import LoraConfig
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
     BlipForQuestionAnswering,
+    BlipImageProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
 )
@@ -319,3 +323,23 @@ def test_another_head_of_the_same_type_is_refused_with_the_names_of_what_fits(tm
     BlipForQuestionAnswering(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a BlipForQuestionAnswering. A captioner is a VisionEncoderDecoderModel or"):
         load_captioner(str(tmp_path))
+
+
+def test_the_published_form_of_blip_is_a_captioner(tmp_path):
+    """Its tokenizer is BERT's, without an end token; and its start token, which is only embedded, has no text."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    assert tokenizer.eos_token is None
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    image = {"image_size": 16, "patch_size": 8, "initializer_range": 0.02}
+    text = {**shape, "vocab_size": len(words) + 2, "bos_token_id": len(words), "sep_token_id": 3, "eos_token_id": 2}
+    config = BlipConfig(text_config=text, vision_config={**shape, **image})
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    captioner = Captioner(tmp_path, device="cpu")
+    assert (captioner.tokenizer.bos_token, captioner.tokenizer.eos_token) == ("[CLS]", "[SEP]")
+    picture = tiny.scenes(1)["image"][0]
+    ours = hf_distinct.pipeline("image-to-text", model=str(tmp_path), device="cpu", generate_kwargs={"max_length": 20})
+    assert captioner([picture]) == [ours(picture)[0]["generated_text"].strip()]

@@ -99,7 +99,7 @@ def _new_blip(tokenizer: Any) -> BlipForConditionalGeneration:
         "bos_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
-    vision = {"image_size": 32, "patch_size": 8, "attention_dropout": 0.1}
+    vision = {"image_size": 32, "patch_size": 8, "attention_dropout": 0.1, "initializer_range": 0.02}
     model = BlipForConditionalGeneration(BlipConfig(text_config=shape | text, vision_config=shape | vision))
     model.generation_config.max_length = MAX_LENGTH
     return model

@@ -97,7 +97,10 @@ def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) ->
         return
     family = family_of(model)
     if tokenizer is None or tokenizer.eos_token_id is None:
-        yield "The captioner needs a tokenizer with an end token: pass it as processing_class."
+        yield (
+            "The captioner needs a tokenizer with an end token: pass it as processing_class. A BERT tokenizer gets "
+            "one by tokenizer.eos_token = tokenizer.sep_token."
+        )
     elif tokenizer.pad_token_id is None:  # the Trainer would also copy it to the captioner
         yield "The captioner's tokenizer has no padding token. Set one: tokenizer.pad_token = tokenizer.eos_token."
     for name, own in family.token_names.items():

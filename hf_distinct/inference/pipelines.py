@@ -20,6 +20,7 @@ from transformers import (
     Pipeline,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    VisionEncoderDecoderModel,
 )
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
@@ -28,6 +29,7 @@ from transformers.utils import find_adapter_config_file
 from hf_distinct.families import CAPTIONERS, FAMILIES, NAMES, family_of, without_adapters
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.files.safe_loading import refuse_code
+from hf_distinct.generation.special_tokens import complete_special_tokens
 from hf_distinct.text.problems import one_line
 
 TASK = "image-to-text"
@@ -107,7 +109,7 @@ def load_captioner(
     try:
         refuse_code(source)
         model = _load_model(source)
-        return model, *_processors(source, tokenizer, image_processor)
+        return model, *_processors(source, model, tokenizer, image_processor)
     except Exception as error:  # transformers and safetensors raise many types
         raise ValueError(f"Captioner {source!r} cannot be loaded: {one_line(error)}") from error
 
@@ -163,7 +165,7 @@ def as_captioner(
         )
     try:
         refuse_code(source)
-        return given, *_processors(source, tokenizer, image_processor)
+        return given, *_processors(source, captioner, tokenizer, image_processor)
     except Exception as error:
         raise ValueError(
             f"Pass {missing}, which {source!r}, where the model was loaded from, does not have: {one_line(error)}"
@@ -171,11 +173,19 @@ def as_captioner(
 
 
 def _processors(
-    source: str, tokenizer: PreTrainedTokenizerBase | None, image_processor: BaseImageProcessor | None
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    image_processor: BaseImageProcessor | None,
 ) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
-    """Return both processors of a captioner; load those that are None."""
+    """Return both processors of a captioner; load those that are None.
+
+    The published tokenizers of BLIP and GIT are BERT's, which name neither start nor end token: they are completed.
+    """
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if not isinstance(model, VisionEncoderDecoderModel):
+            complete_special_tokens(tokenizer)
     return tokenizer, load_image_processor(source) if image_processor is None else image_processor
 
 
