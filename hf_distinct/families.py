@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -242,6 +243,52 @@ def family_of(model: Any) -> Family:
     """Return a captioner, one of `CAPTIONERS` with or without adapters, as its `Family`."""
     bare = without_adapters(model)
     return next(family(bare) for family in FAMILIES.values() if isinstance(bare, family.kind))
+
+
+class FlattenMaps:
+    """Forward hook of an encoder: turns feature maps ``(B, H, h, w)``, as ConvNeXt gives them, into ``(B, h * w, H)``.
+
+    A ``VisionEncoderDecoderModel`` by itself takes sequences of vectors only.
+
+    Attributes:
+        used: whether the encoder has given a map.
+    """
+
+    used = False
+
+    def __call__(self, encoder: nn.Module, inputs: Any, outputs: Any) -> Any:
+        """Flatten the output of a forward pass."""
+        if outputs.last_hidden_state.dim() == 4:
+            self.used = True
+            return encoder_outputs(outputs.last_hidden_state.flatten(2).transpose(1, 2))
+        return outputs
+
+
+def accept_maps(model: Any) -> None:
+    """Let the encoder of a ``VisionEncoderDecoderModel`` give feature maps; other models are left as they are."""
+    bare = without_adapters(model)
+    if isinstance(bare, VisionEncoderDecoderModel) and _flattening(bare) is None:
+        bare.encoder.register_forward_hook(FlattenMaps())
+        bare.encoder.register_forward_pre_hook(_without_attentions, with_kwargs=True)
+
+
+def _without_attentions(encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Drop ``output_attentions``, which `generate` passes to all encoders, if the encoder has no attention."""
+    taken = signature(encoder.forward).parameters
+    if "output_attentions" not in taken and "kwargs" not in taken:
+        kwargs = {name: value for name, value in kwargs.items() if name != "output_attentions"}
+    return args, kwargs
+
+
+def gives_maps(model: Any) -> bool:
+    """Whether the encoder of a captioner has given a feature map since [`accept_maps`] was called."""
+    hook = _flattening(without_adapters(model))
+    return hook is not None and hook.used
+
+
+def _flattening(model: Any) -> FlattenMaps | None:
+    hooks = family_of(model).encoder._forward_hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, FlattenMaps)), None)
 
 
 def encoder_outputs(hidden_states: Any) -> BaseModelOutput:

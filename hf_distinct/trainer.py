@@ -396,5 +396,5 @@ class RLCaptionTrainer(CaptionTrainer):
             facts: arguments of [`hf_distinct.hub.model_card.write_model_card`], beside those in ``self.card``.
         """
         known: dict[str, Any] = {"log_history": self.state.log_history, "alarms": self.alarms.told}
-        known |= {"base_model": self.model.config._name_or_path, "model_type": self.model.config.model_type}
-        return write_training_card(folder, self.args, self.appraiser, self.train_dataset, **known | self.card | facts)
+        told = known | self.card | facts
+        return write_training_card(folder, self.args, self.appraiser, self.train_dataset, self.model, **told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from peft import LoraConfig
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertTokenizerFast,
     BlipConfig,
     BlipForConditionalGeneration,
@@ -23,21 +25,24 @@ from transformers import (
     BlipImageProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
+    ViTImageProcessor,
 )
 from transformers.pipelines import get_supported_tasks
 
 import hf_distinct
 from hf_distinct import Captioner
 from hf_distinct.captioner import caption_logits, token_logits
-from hf_distinct.families import family_of
+from hf_distinct.families import accept_maps, family_of, gives_maps
 from hf_distinct.generation.greedy import generate_with_greedy
 from hf_distinct.generation.guidance import ImageGuidance
 from hf_distinct.generation.labels import to_labels
 from hf_distinct.generation.logits_processors import MultinomialSampling
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
-from hf_distinct.inference.pipelines import load_captioner
+from hf_distinct.inference.pipelines import load_captioner, save_processors
 from hf_distinct.losses import IGNORED_LABEL
+from hf_distinct.runs.building import build_captioner
+from hf_distinct.runs.captioner_settings import CaptionerSettings
 
 pytestmark = pytest.mark.both_ends
 HOW = {
@@ -293,6 +298,77 @@ def test_all_ways_to_caption_agree_with_evaluation(other_models, tmp_path):
         assert json.loads(done.stdout.splitlines()[-1]) == captions
 
 
+# ------------------------------------------------------------------------------------------- encoders that give maps
+
+MAPS = {
+    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 40], "depths": [1, 1, 1, 1]},
+    "timm_wrapper": {"architecture": "test_resnet"},
+}
+
+
+@pytest.fixture(params=MAPS)
+def with_maps(request, tiny_models, tmp_path):
+    """As ``tiny_models``, with a convolutional encoder, built by the recipe's own function."""
+    shutil.copytree(tiny_models / "scorer", tmp_path / "scorer")
+    config = json.dumps({"model_type": request.param, **MAPS[request.param]})
+    if request.param == "timm_wrapper":
+        AutoModel.from_config(AutoConfig.for_model(**json.loads(config))).save_pretrained(tmp_path / "timm")
+        ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "timm")
+        parts = {"encoder": str(tmp_path / "timm")}
+    else:
+        parts = {"encoder_config": config}
+    torch.manual_seed(0)
+    captions = [caption for row in tiny.scenes()["captions"] for caption in row]
+    model, tokenizer, image_processor = build_captioner(CaptionerSettings(**parts, decoder_layers=1), captions)
+    model.generation_config.max_length = 9
+    for weight in model.decoder.parameters():
+        weight.data.mul_(4)  # so that captions differ
+    for weight in model.encoder.parameters():
+        if weight.dim() == 4:  # what transformers 5 draws for timm's models is too small to pass twenty layers
+            torch.nn.init.kaiming_normal_(weight)
+    model.save_pretrained(tmp_path / "captioner")
+    save_processors(tokenizer, image_processor, tmp_path / "captioner")
+    return tmp_path
+
+
+def test_an_encoder_may_give_a_map(with_maps):
+    trainer = tiny.make_trainer(with_maps, with_maps / "run", max_steps=2, kl_weight=0.1, pool_greedy=True)
+    before = tiny.weights(trainer.model)
+    trainer.train()
+    assert any(name.startswith("encoder.") for name in tiny.moved(before, trainer.model))
+    trainer.save_model(str(with_maps / "model"))
+    card = trainer.write_card(with_maps / "model").read_text(encoding="utf-8")
+    assert "from hf_distinct import pipeline  # transformers' own cannot read the encoder's feature maps" in card
+    dataset = tiny.scenes(4)
+    captions = trainer.caption(dataset)
+    ours = hf_distinct.pipeline("image-to-text", model=str(with_maps / "model"), device="cpu")
+    assert [ours(picture)[0]["generated_text"].strip() for picture in dataset["image"]] == captions
+    assert Captioner(with_maps / "model", device="cpu")(list(dataset["image"]), batch_size=1) == captions
+
+
+@torch.no_grad()
+def test_a_map_is_read_position_by_position(with_maps):
+    model, _, image_processor = tiny.load_captioner(with_maps)
+    pixels = image_processor(list(tiny.scenes(2)["image"]), return_tensors="pt").pixel_values
+    model.eval()
+    given = model.encoder(pixels).last_hidden_state
+    assert given.dim() == 4 and not gives_maps(model)
+    for _ in range(2):  # the second time changes nothing
+        accept_maps(model)
+    states = model.encoder(pixels).last_hidden_state
+    assert gives_maps(model) and len(model.encoder._forward_hooks) == 1
+    height, width = given.shape[2:]
+    for place in range(height * width):
+        assert torch.equal(states[:, place], given[:, :, place // width, place % width])
+
+
+def test_a_card_of_other_encoders_tells_to_use_the_pipeline_of_transformers(make_trainer, tmp_path):
+    trainer = make_trainer()
+    assert not gives_maps(trainer.model)
+    assert "from transformers import pipeline  # on" in trainer.write_card(tmp_path).read_text(encoding="utf-8")
+
+
 # ---------------------------------------------------------------------------------------------------------- what fits
 
 
@@ -335,11 +411,14 @@ def test_the_published_form_of_blip_is_a_captioner(tmp_path):
     image = {"image_size": 16, "patch_size": 8, "initializer_range": 0.02}
     text = {**shape, "vocab_size": len(words) + 2, "bos_token_id": len(words), "sep_token_id": 3, "eos_token_id": 2}
     config = BlipConfig(text_config=text, vision_config={**shape, **image})
-    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(config)
+    model.generation_config.max_length = 9
+    model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     captioner = Captioner(tmp_path, device="cpu")
     assert (captioner.tokenizer.bos_token, captioner.tokenizer.eos_token) == ("[CLS]", "[SEP]")
     picture = tiny.scenes(1)["image"][0]
-    ours = hf_distinct.pipeline("image-to-text", model=str(tmp_path), device="cpu", generate_kwargs={"max_length": 20})
+    ours = hf_distinct.pipeline("image-to-text", model=str(tmp_path), device="cpu")
     assert captioner([picture]) == [ours(picture)[0]["generated_text"].strip()]

@@ -268,9 +268,10 @@ def picture_problems(
     if image_processor is None:
         yield "The captioner needs an image processor: pass it as image_processor."
         return
-    grey = [Image.new("RGB", size, (128, 128, 128)) for size in TRIAL_SIZES]
+    # Not one colour: an untrained convolutional encoder gives zeros for it, as if there were no image.
+    shaded = [Image.linear_gradient("L").resize(size).convert("RGB") for size in TRIAL_SIZES]
     try:
-        pixels = to_pixel_values(grey, image_processor)
+        pixels = to_pixel_values(shaded, image_processor)
     except Exception as error:
         yield (
             "The image processor cannot make one batch of a wide and a tall image (it may need a size with both "
@@ -302,7 +303,7 @@ def _encoder_problems(model: PreTrainedModel, pixels: Tensor) -> Iterator[str]:
     if hidden.dim() != 3:
         yield (
             f"The encoder's output for an image has the shape {tuple(hidden.shape[1:])}, but the decoder needs a "
-            "sequence of vectors (positions, width). Flatten the encoder's feature map."
+            "sequence of vectors (positions, width), or a feature map (width, height, width)."
         )
         return
     name, config = family.image_config
@@ -325,7 +326,8 @@ def _decoder_problems(model: PreTrainedModel, hidden: Tensor) -> Iterator[str]:
     except Exception as error:
         yield (
             f"The decoder cannot process the encoder's output of shape {tuple(hidden.shape[1:])}: {error} It needs "
-            "cross-attention (add_cross_attention=True in its config) of a matching width."
+            "cross-attention (add_cross_attention=True in its config) of a matching width. GPT-2, BERT, RoBERTa and "
+            "BART have it, for example."
         )
         return
     unlike = 1e-6 * logits.abs().max()

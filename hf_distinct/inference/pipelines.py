@@ -26,7 +26,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import find_adapter_config_file
 
-from hf_distinct.families import CAPTIONERS, FAMILIES, NAMES, family_of, without_adapters
+from hf_distinct.families import CAPTIONERS, FAMILIES, NAMES, accept_maps, family_of, without_adapters
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.generation.special_tokens import complete_special_tokens
@@ -76,12 +76,15 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
             refuse_code(model)
     make: Any = transformers.pipeline  # its overloads differ between versions
     if TASK in get_supported_tasks():
-        return make(TASK, model=model, **settings)
+        found = make(TASK, model=model, **settings)
+        accept_maps(found.model)
+        return found
     if isinstance(model, str) and "image_processor" not in settings:
         place = {name: settings[name] for name in ("revision", "token", "trust_remote_code") if name in settings}
         settings["image_processor"] = load_image_processor(model, **place)
     # The task name makes transformers look for this kind of model; our class runs it.
     found = make("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
+    accept_maps(found.model)
     encoder = getattr(found.model, "encoder", None)
     if encoder is not None and encoder.config.model_type == "segformer":
         transformers.AttentionInterface.register(EXACT_SEGFORMER, _exact_segformer)
@@ -129,7 +132,9 @@ def _load_model(source: str) -> PreTrainedModel:
         raise ValueError(f"it is a model of the type {config.model_type!r}. A captioner is a {NAMES}.")
     if config.architectures and family.kind.__name__ not in config.architectures:
         raise ValueError(f"it is a {config.architectures[0]}. A captioner is a {NAMES}.")
-    return family.kind.from_pretrained(source, trust_remote_code=False)
+    model = family.kind.from_pretrained(source, trust_remote_code=False)
+    accept_maps(model)
+    return model
 
 
 def as_captioner(
@@ -153,6 +158,8 @@ def as_captioner(
     if isinstance(given, (str, os.PathLike)):
         return load_captioner(given, tokenizer, image_processor)
     captioner = without_adapters(given)
+    if isinstance(captioner, CAPTIONERS):
+        accept_maps(captioner)
     needed = {"processing_class": tokenizer, "image_processor": image_processor}
     missing = " and ".join(name for name, processor in needed.items() if processor is None)
     if not missing or not isinstance(captioner, CAPTIONERS):

@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.word_tokenizer import build_word_tokenizer
-from hf_distinct.families import family_of
+from hf_distinct.families import FlattenMaps, accept_maps, family_of
 from hf_distinct.files.safe_loading import refuse_code
 from hf_distinct.generation.special_tokens import complete_special_tokens, set_special_tokens
 from hf_distinct.inference.captioner_fit import decoder_positions
@@ -68,6 +68,7 @@ def build_captioner(settings: CaptionerSettings, captions: list[str]) -> tuple[P
             model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(
                 encoder_model=encoder, decoder_model=decoder
             )
+            accept_maps(model)
         else:
             model, tokenizer, image_processor = build_blip(settings, captions)
         set_special_tokens(model, tokenizer)
@@ -89,14 +90,16 @@ def build_encoder(settings: CaptionerSettings) -> tuple[Any, Any]:
     if settings.encoder is not None:
         refuse_code(settings.encoder)
         encoder = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
-        processor = load_image_processor(settings.encoder)
-        if not hasattr(encoder.config, "hidden_size"):  # timm's lack it, and a captioner needs it
-            pixels = to_pixel_values([Image.new("RGB", (64, 48))], processor)
-            encoder.config.hidden_size = encoder(pixels).last_hidden_state.shape[-1]
-        return encoder, processor
-    config = dict(SMALL_ENCODER) if settings.encoder_config is None else json.loads(settings.encoder_config)
-    processor = build_image_processor(config.get("image_size", IMAGE_SIZE))
-    return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)), processor
+        processor: Any = load_image_processor(settings.encoder)
+    else:
+        config = dict(SMALL_ENCODER) if settings.encoder_config is None else json.loads(settings.encoder_config)
+        processor = build_image_processor(config.get("image_size", IMAGE_SIZE))
+        encoder = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    if not hasattr(encoder.config, "hidden_size"):  # convolutional encoders and timm's lack it; a captioner needs it
+        pixels = to_pixel_values([Image.new("RGB", (64, 48))], processor)
+        outputs = FlattenMaps()(encoder, None, encoder.eval()(pixels))
+        encoder.config.hidden_size = outputs.last_hidden_state.shape[-1]
+    return encoder, processor
 
 
 def build_image_processor(size: int | list[int]) -> ViTImageProcessor:
