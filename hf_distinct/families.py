@@ -12,7 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipForConditionalGeneration, PretrainedConfig, PreTrainedModel, VisionEncoderDecoderModel
+from transformers import (
+    BlipForConditionalGeneration,
+    GitForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    VisionEncoderDecoderModel,
+)
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 
@@ -224,9 +230,60 @@ class BlipFamily(Family):
             ).logits  # fmt: skip
 
 
+class GitFamily(Family):
+    """``GitForCausalLM``: a vision transformer whose output is a prefix that all tokens of a caption attend to."""
+
+    kind = GitForCausalLM
+    decoder_name = "model"
+    token_names = {
+        "decoder_start_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "pad_token_id"
+    }  # fmt: skip
+
+    @property
+    def encoder(self) -> Any:
+        """See the parent."""
+        return self.model.git.image_encoder
+
+    @property
+    def decoder(self) -> Any:
+        """See the parent."""
+        return self.model
+
+    @property
+    def text_config(self) -> tuple[str, PretrainedConfig]:
+        """See the parent."""
+        return "model.config", self.model.config
+
+    @property
+    def image_config(self) -> tuple[str, PretrainedConfig]:
+        """See the parent."""
+        return "model.config.vision_config", self.model.config.vision_config
+
+    def generate(self, hidden: Tensor, **how: Any) -> Tensor:
+        """See the parent."""
+        with _encoded_already(self.encoder):
+            return self.write(hidden.unsqueeze(1), **how)
+
+    def logits(self, wrapped: Any, hidden: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
+        """See the parent. The model's own logits begin with those of the image's positions."""
+        with _encoded_already(self.encoder):
+            logits = wrapped(
+                pixel_values=hidden.unsqueeze(1), input_ids=inputs, attention_mask=torch.ones_like(inputs),
+                use_cache=False, **settings,
+            ).logits  # fmt: skip
+        return logits[:, hidden.shape[1] :]
+
+    def no_image(self, rows: int) -> Tensor:
+        """Return zeros ``(rows, S, H)``: tokens share their attention between image and text, so S matters."""
+        _, config = self.image_config
+        positions = (config.image_size // config.patch_size) ** 2 + 1
+        return super().no_image(rows).expand(-1, positions, -1)
+
+
 FAMILIES: dict[str, type[Family]] = {
     "vision-encoder-decoder": VisionEncoderDecoderFamily,
     "blip": BlipFamily,
+    "git": GitFamily,
 }
 """Families by the ``model_type`` of their configs."""
 CAPTIONERS = tuple(family.kind for family in FAMILIES.values())

@@ -6,9 +6,9 @@ r"""Train a captioner by teacher forcing, as a start for reinforcement learning.
     hf-distinct warm-up flickr8k/captioner.yaml --dataset dataset_flickr8k.json  # a new decoder for a given encoder
 
 The recipe builds a VisionEncoderDecoderModel from an encoder and a decoder, each pretrained or new, and trains it on
-pictures and their captions. With `--model_type blip` it builds a new BLIP instead; with --model_name_or_path it trains
-a captioner of any of these kinds further. It writes to --output_dir the captioner with its tokenizer and image
-processor, which transformers loads without hf_distinct, and also metrics.json and training_log.json.
+pictures and their captions. With `--model_type blip` or `git` it builds a new one of those; with --model_name_or_path
+it trains a captioner of any of these kinds further. It writes to --output_dir the captioner with its tokenizer and
+image processor, which transformers loads without hf_distinct, and also metrics.json and training_log.json.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from transformers import (
     AutoTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
+    GitConfig,
+    GitForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LogitsProcessorList,
@@ -105,8 +107,21 @@ def _new_blip(tokenizer: Any) -> BlipForConditionalGeneration:
     return model
 
 
+def _new_git(tokenizer: Any) -> GitForCausalLM:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 16, "hidden_dropout_prob": 0.1,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {"image_size": 32, "patch_size": 8, "attention_dropout": 0.1}
+    model = GitForCausalLM(GitConfig(**shape, **text, vision_config=shape | vision))
+    model.generation_config.max_length = MAX_LENGTH
+    return model
+
+
 NEW: dict[str, Callable[[Any], Any]] = {
-    "vision-encoder-decoder": _new_vision_encoder_decoder, "blip": _new_blip
+    "vision-encoder-decoder": _new_vision_encoder_decoder, "blip": _new_blip, "git": _new_git
 }  # fmt: skip
 """What makes a captioner of each family, untaught, for a tokenizer."""
 
@@ -115,9 +130,9 @@ def own_logits(model: Any, pixels: torch.Tensor, labels: torch.Tensor) -> torch.
     """Logits of captions ``(N, L)`` by the model's own forward pass over pixels, one row each: ``(N, L, V)``."""
     if model.config.model_type == "vision-encoder-decoder":
         return model(pixel_values=pixels, labels=labels).logits
-    start = model.config.text_config.bos_token_id
+    start = model.config.bos_token_id if model.config.model_type == "git" else model.config.text_config.bos_token_id
     inputs = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1].clamp(min=0)], dim=1)
-    return model(pixel_values=pixels, input_ids=inputs).logits
+    return model(pixel_values=pixels, input_ids=inputs).logits[:, -labels.shape[1] :]  # GIT's image comes first
 
 
 def _teach(model: Any, collate: CaptionCollator, dataset: Dataset) -> None:

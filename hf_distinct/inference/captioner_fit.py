@@ -160,6 +160,15 @@ def token_problems(model: PreTrainedModel, tokenizer: Any) -> Iterator[str]:
                 f"The captioner's {name} contains {named}, but its tokenizer has ids up to {known - 1} "
                 f"and its decoder embeddings up to {rows - 1}. Correct {place}."
             )
+    begin, pad = (token_id(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start == "bos_token_id":
+        if begin == pad and pad not in ends:
+            yield f"The captioner's {start} is its padding token {pad}, which `generate` would hide. Set another one."
+        if "model.generation_config" in family.token_configs and tokenizer.bos_token_id != begin:
+            yield (
+                f"The captioner starts its captions with token {begin}, but the tokenizer's bos_token_id, which the "
+                f"Trainer would write into the captioner, is {tokenizer.bos_token_id}. Set tokenizer.bos_token."
+            )
     forbidden = {*_flat(getattr(model.generation_config, "suppress_tokens", None))}
     if forbidden.issuperset(ends):
         yield (

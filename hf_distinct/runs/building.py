@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
+    GitConfig,
+    GitForCausalLM,
     GPT2Config,
     PreTrainedModel,
     VisionEncoderDecoderModel,
@@ -70,7 +72,7 @@ def build_captioner(settings: CaptionerSettings, captions: list[str]) -> tuple[P
             )
             accept_maps(model)
         else:
-            model, tokenizer, image_processor = build_blip(settings, captions)
+            model, tokenizer, image_processor = build_whole(settings, captions)
         set_special_tokens(model, tokenizer)
         if settings.min_word_count > 1:  # reference captions then have unknown words, which none may write
             model.generation_config.suppress_tokens = [tokenizer.unk_token_id]
@@ -108,15 +110,20 @@ def build_image_processor(size: int | list[int]) -> ViTImageProcessor:
     return ViTImageProcessor(size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
-def build_blip(settings: CaptionerSettings, captions: list[str]) -> tuple[PreTrainedModel, Any, Any]:
-    """Build a new BLIP with its tokenizer and image processor."""
+def build_whole(settings: CaptionerSettings, captions: list[str]) -> tuple[PreTrainedModel, Any, Any]:
+    """Build a new BLIP or GIT with its tokenizer and image processor."""
     length = settings.max_caption_length or DEFAULT_LENGTH
     tokenizer = build_tokenizer(settings, captions, length)
     vision = SMALL_VIT if settings.encoder_config is None else json.loads(settings.encoder_config)
     # BLIP's default is 1e-10, from which a vision transformer does not learn.
     vision = {"initializer_range": SMALL_VIT["initializer_range"], **vision}
-    config = BlipConfig(text_config=text_settings(settings, len(tokenizer), length), vision_config=vision)
-    return BlipForConditionalGeneration(config), tokenizer, build_image_processor(config.vision_config.image_size)
+    text = text_settings(settings, len(tokenizer), length)
+    model: Any
+    if settings.model_type == "blip":
+        model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
+    else:
+        model = GitForCausalLM(GitConfig(**text, vision_config=vision))
+    return model, tokenizer, build_image_processor(model.config.vision_config.image_size)
 
 
 def text_settings(settings: CaptionerSettings, words: int, length: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ class CaptionerSettings(DatasetSettings):
     model_type: str = field(
         default=OF_PARTS,
         metadata={
-            "help": "Kind of captioner to build: vision-encoder-decoder takes any encoder and decoder; blip is built "
-            "anew as a whole.",
+            "help": "Kind of captioner to build: vision-encoder-decoder takes any encoder and decoder; blip and git "
+            "are built anew as a whole.",
             "choices": list(FAMILIES),
         },
     )
