@@ -9,28 +9,22 @@ from typing import Any
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor, nn
-from transformers import VisionEncoderDecoderModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import is_peft_available
 
+from hf_distinct.families import CAPTIONERS, family_of, without_adapters
 from hf_distinct.fast.packing import Packing, may_pack
 from hf_distinct.fast.shared_cross_attention import share_images
 from hf_distinct.losses import IGNORED_LABEL
 from hf_distinct.text.problems import one_line
 
 
-def captioner_in(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
+def captioner_in(model: Any, accelerator: Accelerator) -> PreTrainedModel:
     """Return the captioner without the wrappers of Accelerate, DeepSpeed and peft; adapters stay in its layers."""
-    if isinstance(model, VisionEncoderDecoderModel):  # faster: Accelerate would inspect every module
+    if isinstance(model, CAPTIONERS):  # faster: Accelerate would inspect every module
         return model
     return without_adapters(accelerator.unwrap_model(model))
-
-
-def without_adapters(model: Any) -> Any:
-    """Return the base model of a peft model, and any other model unchanged."""
-    # Like isinstance(model, peft.PeftModel), without importing peft.
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
@@ -64,20 +58,19 @@ def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
         raise ValueError(f"peft_config does not fit the captioner: {one_line(error)}") from error
 
 
-def token_id(model: VisionEncoderDecoderModel, name: str) -> int:
-    """Return the id of a special token from the generation config, or from the model's config if it is unset there."""
-    return _token_ids(model, name)[0]
+def token_id(model: PreTrainedModel, name: str) -> int:
+    """Return the id of a special token, as captions of this model use it.
+
+    Args:
+        model: the captioner.
+        name: ``decoder_start_token_id``, ``eos_token_id`` or ``pad_token_id``.
+    """
+    return family_of(model).token_ids(name)[0]
 
 
-def end_ids(model: VisionEncoderDecoderModel) -> list[int]:
+def end_ids(model: PreTrainedModel) -> list[int]:
     """Return the ids of all tokens that end a caption."""
-    return _token_ids(model, "eos_token_id")
-
-
-def _token_ids(model: VisionEncoderDecoderModel, name: str) -> list[int]:
-    value = getattr(model.generation_config, name, None)
-    value = getattr(model.config, name) if value is None else value
-    return [int(token) for token in (value if isinstance(value, (list, tuple)) else [value])]
+    return family_of(model).token_ids("eos_token_id")
 
 
 def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tensor:
@@ -102,11 +95,6 @@ def encode(encoder: Any, pixel_values: Tensor, accelerator: Accelerator) -> Tens
     return hidden.float() if accelerator.native_amp else hidden
 
 
-def encoder_outputs(hidden_states: Any) -> BaseModelOutput:
-    """Wrap encoded images in the form that the captioner accepts instead of pixels."""
-    return BaseModelOutput(last_hidden_state=hidden_states)
-
-
 def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
     """Compute the logits of given captions in one decoder pass.
 
@@ -121,12 +109,12 @@ def caption_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) ->
     Returns:
         ``(N, L, V)``: position ``l`` holds the logits of ``labels[:, l]``.
     """
-    captioner = without_adapters(getattr(model, "module", model))
-    if not share_images(captioner.decoder):
+    family = family_of(getattr(model, "module", model))
+    if not share_images(family.decoder):
         encoder_hidden_states = encoder_hidden_states.repeat_interleave(
             len(labels) // len(encoder_hidden_states), dim=0
         )
-    return _logits(model, encoder_hidden_states, _inputs(captioner, labels))
+    return family.logits(model, encoder_hidden_states, _inputs(family.model, labels))
 
 
 def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> Tensor:
@@ -138,36 +126,24 @@ def token_logits(model: Any, encoder_hidden_states: Tensor, labels: Tensor) -> T
     Returns:
         ``(T, V)``, in the order of ``labels[labels != -100]``.
     """
-    captioner = without_adapters(getattr(model, "module", model))
-    decoder, real = captioner.decoder, labels != IGNORED_LABEL
+    family = family_of(getattr(model, "module", model))
+    decoder, real = family.decoder, labels != IGNORED_LABEL
     packing = Packing(real)
     again = torch.is_grad_enabled() and bool(checkpointed_layers(decoder))
     torchs_own = decoder.config._attn_implementation == "sdpa"
     if again or not torchs_own or not len(packing.places) or not share_images(decoder) or not may_pack():
         return caption_logits(model, encoder_hidden_states, labels)[real]
-    inputs = _inputs(captioner, labels)[real].unsqueeze(1)
+    inputs = _inputs(family.model, labels)[real].unsqueeze(1)
     with packing.in_passes_of(decoder):
-        logits = _logits(model, encoder_hidden_states, inputs, decoder_position_ids=packing.positions)
+        logits = family.logits(model, encoder_hidden_states, inputs, decoder_position_ids=packing.positions)
     return logits.squeeze(1)
 
 
-def _inputs(captioner: VisionEncoderDecoderModel, labels: Tensor) -> Tensor:
+def _inputs(captioner: PreTrainedModel, labels: Tensor) -> Tensor:
     """Return the decoder's input ids for the labels: shifted right, with the start token first."""
     inputs = labels.masked_fill(labels == IGNORED_LABEL, token_id(captioner, "pad_token_id")).roll(1, dims=1)
     inputs[:, 0] = token_id(captioner, "decoder_start_token_id")
     return inputs
-
-
-def _logits(model: Any, encoder_hidden_states: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
-    outputs = model(
-        encoder_outputs=encoder_outputs(encoder_hidden_states),
-        decoder_input_ids=inputs,
-        decoder_attention_mask=torch.ones_like(inputs),  # otherwise the model would build a mask for packed sequences
-        use_cache=False,
-        **settings,
-    )
-    return outputs.logits
-
 
 
 def checkpointed_layers(model: nn.Module) -> list[Any]:

@@ -14,17 +14,18 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback, VisionEncoderDecoderModel
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
 from hf_distinct import losses
-from hf_distinct.captioner import captioner_in, end_ids, with_adapters, without_adapters
+from hf_distinct.captioner import captioner_in, end_ids, with_adapters
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
 from hf_distinct.data.prepared import as_captioned, as_evaluated_parts
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
 from hf_distinct.distributed.gathering import own_rows, share, unsplit
+from hf_distinct.families import without_adapters
 from hf_distinct.fast import as_set
 from hf_distinct.generation.policy import Policy, Rollouts, prepare_policy, reference_copy
 from hf_distinct.generation.rollouts import rollout_config
@@ -106,11 +107,11 @@ class RLCaptionTrainer(CaptionTrainer):
     args: RLCaptionConfig
     processing_class: PreTrainedTokenizerBase
     train_dataset: Dataset
-    model: VisionEncoderDecoderModel
+    model: PreTrainedModel
 
     def __init__(
         self,
-        model: VisionEncoderDecoderModel | str | os.PathLike[str],
+        model: PreTrainedModel | str | os.PathLike[str],
         args: RLCaptionConfig | None = None,
         *,
         scorer: ClipScorer | str | os.PathLike[str],
@@ -179,7 +180,7 @@ class RLCaptionTrainer(CaptionTrainer):
         self.policy = Policy(args, self.accelerator, processing_class, self.compute_loss_context_manager)
         self.void_steps = VoidSteps(self.accelerator)
         self.rl_state = RLState(args, self.appraiser, self.alarms, self.void_steps)
-        self.reference_model: VisionEncoderDecoderModel | None = None
+        self.reference_model: PreTrainedModel | None = None
         if args.kl_weight:
             self.reference_model = reference_copy(captioner, self.accelerator)
         self.step_log = StepLog(self.accelerator, args.log_completions, args.num_completions_to_print)
@@ -392,5 +393,5 @@ class RLCaptionTrainer(CaptionTrainer):
             facts: arguments of [`hf_distinct.hub.model_card.write_model_card`], beside those in ``self.card``.
         """
         known: dict[str, Any] = {"log_history": self.state.log_history, "alarms": self.alarms.told}
-        known["base_model"] = getattr(self.model.config, "_name_or_path", None)
-        return write_training_card(folder, self.args, self.appraiser, self.train_dataset, **known | self.card | facts)
+        told = known | self.card | facts
+        return write_training_card(folder, self.args, self.appraiser, self.train_dataset, self.model, **told)

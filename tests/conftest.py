@@ -36,6 +36,12 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_models(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(scope="session", params=[name for name in tiny.NEW if name != "vision-encoder-decoder"])
+def other_models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_models``, with a captioner of each other family."""
+    return tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
+
+
 @pytest.fixture
 def make_trainer(tiny_models: Path, tmp_path: Path) -> Callable[..., tiny.RecordingTrainer]:
     """Makes a trainer of the tiny models from settings, in a folder of its own unless ``output`` is given."""

@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 SPANNING = {"distributed", "end_to_end", "faults", "models"}  # tests of more than one module
 # From the bottom to the top; those of a line do not know each other.
 ROOMS = [
-    {"text", "losses", "settings", "_moved"},
+    {"text", "losses", "settings", "families", "_moved"},
     {"files", "fast"},
     {"clip", "captioner"},
     {"scorer", "distributed"},

@@ -17,7 +17,12 @@ import open_clip
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    GitConfig,
+    GitForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LogitsProcessorList,
@@ -46,14 +51,14 @@ def scenes(size: int = 12) -> Dataset:
     return emoji_scenes("train", size, seed=0)
 
 
-def build_models(folder: Path) -> Path:
+def build_models(folder: Path, family: str = "vision-encoder-decoder") -> Path:
     """Write ``captioner`` and ``scorer`` into the folder, the captioner taught for a moment so that captions end."""
     torch.manual_seed(0)
     dataset = scenes()
     captions = [caption for row in dataset["captions"] for caption in row]
     tokenizer = build_word_tokenizer(captions, max_length=MAX_LENGTH)
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    model = _new_captioner(tokenizer)
+    model = NEW[family](tokenizer)
     _teach(model, CaptionCollator(tokenizer, image_processor, captions_per_image=5, max_length=MAX_LENGTH), dataset)
     model.save_pretrained(folder / "captioner")
     image_processor.save_pretrained(folder / "captioner")
@@ -70,7 +75,7 @@ def build_models(folder: Path) -> Path:
     return folder
 
 
-def _new_captioner(tokenizer: Any) -> VisionEncoderDecoderModel:
+def _new_vision_encoder_decoder(tokenizer: Any) -> VisionEncoderDecoderModel:
     encoder = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
         hidden_dropout_prob=0.1,
@@ -89,13 +94,54 @@ def _new_captioner(tokenizer: Any) -> VisionEncoderDecoderModel:
     return model
 
 
-def _teach(model: VisionEncoderDecoderModel, collate: CaptionCollator, dataset: Dataset) -> None:
+def _new_blip(tokenizer: Any) -> BlipForConditionalGeneration:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 16, "hidden_dropout_prob": 0.1,
+        "bos_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {"image_size": 32, "patch_size": 8, "attention_dropout": 0.1, "initializer_range": 0.02}
+    model = BlipForConditionalGeneration(BlipConfig(text_config=shape | text, vision_config=shape | vision))
+    model.generation_config.max_length = MAX_LENGTH
+    return model
+
+
+def _new_git(tokenizer: Any) -> GitForCausalLM:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 16, "hidden_dropout_prob": 0.1,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {"image_size": 32, "patch_size": 8, "attention_dropout": 0.1}
+    model = GitForCausalLM(GitConfig(**shape, **text, vision_config=shape | vision))
+    model.generation_config.max_length = MAX_LENGTH
+    return model
+
+
+NEW: dict[str, Callable[[Any], Any]] = {
+    "vision-encoder-decoder": _new_vision_encoder_decoder, "blip": _new_blip, "git": _new_git
+}  # fmt: skip
+"""What makes a captioner of each family, untaught, for a tokenizer."""
+
+
+def own_logits(model: Any, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits of captions ``(N, L)`` by the model's own forward pass over pixels, one row each: ``(N, L, V)``."""
+    if model.config.model_type == "vision-encoder-decoder":
+        return model(pixel_values=pixels, labels=labels).logits
+    start = model.config.bos_token_id if model.config.model_type == "git" else model.config.text_config.bos_token_id
+    inputs = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1].clamp(min=0)], dim=1)
+    return model(pixel_values=pixels, input_ids=inputs).logits[:, -labels.shape[1] :]  # GIT's image comes first
+
+
+def _teach(model: Any, collate: CaptionCollator, dataset: Dataset) -> None:
     batch = collate(list(dataset))
     pixels, labels = batch["pixel_values"].repeat_interleave(5, dim=0), batch["labels"].flatten(0, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(40):
         # The model's own loss would shift the labels twice, see recipes/warm_up.py.
-        logits = model(pixel_values=pixels, labels=labels).logits
+        logits = own_logits(model, pixels, labels)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -115,10 +161,10 @@ def language_model(folder: Path) -> Path:
     return folder
 
 
-def load_captioner(folder: Path) -> tuple[VisionEncoderDecoderModel, Any, Any]:
+def load_captioner(folder: Path) -> tuple[Any, Any, Any]:
     """Captioner, tokenizer, image processor."""
     source = folder / "captioner"
-    model = VisionEncoderDecoderModel.from_pretrained(source)
+    model = AutoModelForImageTextToText.from_pretrained(source)
     return model, AutoTokenizer.from_pretrained(source), load_image_processor(source)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.accelerator import Accelerator
-from transformers import VisionEncoderDecoderModel
+from transformers import PreTrainedModel
 
 from hf_distinct.captioner import captioner_in
 
@@ -26,7 +26,7 @@ def gathered(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[VisionEncoderDecoderModel]:
+def generation_ready(model: Any, accelerator: Accelerator) -> Iterator[PreTrainedModel]:
     """Yield the captioner, unwrapped and with whole weights, ready to generate.
 
     Under ZeRO-3 every process holds a partition of each weight, from loading on. Weights are gathered once for the

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, VisionEncoderDecoderModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hf_distinct.captioner import end_ids, token_id
+from hf_distinct.families import family_of
 from hf_distinct.fast.beam_rows import BeamRows, may_choose_beams
 from hf_distinct.fast.shared_cross_attention import share_images
 from hf_distinct.generation.labels import to_labels
@@ -18,7 +19,7 @@ from hf_distinct.generation.word_limits import word_limits
 
 
 def generate_with_greedy(
-    model: VisionEncoderDecoderModel,
+    model: PreTrainedModel,
     encoder_hidden_states: Tensor,
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList,
@@ -45,7 +46,7 @@ def generate_with_greedy(
         labels = generate_labels(*write, both, LogitsProcessorList([rows])).unflatten(0, (images, -1))
         return labels[:, :-1].flatten(0, 1), labels[:, -1]
     longest = generation_config.max_new_tokens
-    if beams == 1 or not share_images(model.decoder) or not may_choose_beams():
+    if beams == 1 or not share_images(family_of(model).decoder) or not may_choose_beams():
         greedy = rollout_config(model, max_new_tokens=longest)
         return generate_labels(*write, generation_config, logits_processor), generate_labels(*write, greedy)
     start = token_id(model, "decoder_start_token_id")

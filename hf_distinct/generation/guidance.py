@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-from transformers.modeling_outputs import BaseModelOutput
+
+from hf_distinct.families import family_of
 
 
 def drop_images(encoder_hidden_states: Tensor, share: float) -> Tensor:
@@ -25,7 +26,7 @@ def drop_images(encoder_hidden_states: Tensor, share: float) -> Tensor:
 
 
 class ImageGuidance(LogitsProcessor):
-    """Classifier-free guidance for a ``VisionEncoderDecoderModel`` (Kornblith et al., arXiv 2307.16686).
+    """Classifier-free guidance for a captioner (Kornblith et al., arXiv 2307.16686).
 
     The logits of the next word with the image, ``l_cond``, and without it, ``l_uncond``, are combined:
 
@@ -55,12 +56,7 @@ class ImageGuidance(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Guide the scores ``(N, V)`` of the token after ``input_ids (N, L)``; returns log-probabilities."""
-        # One zero vector is enough: attention weights sum to one, so the number of equal vectors does not matter.
-        nothing = scores.new_zeros(len(input_ids), 1, self.model.encoder.config.hidden_size, dtype=self.model.dtype)
-        blind = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=nothing),  # type: ignore[arg-type]
-            decoder_input_ids=input_ids,
-            use_cache=False,
-        ).logits[:, -1]
+        family = family_of(self.model)
+        blind = family.logits(self.model, family.no_image(len(input_ids)), input_ids)[:, -1]
         blind = blind.to(scores)
         return (blind + self.gamma * (scores - blind)).log_softmax(dim=-1)

@@ -6,7 +6,7 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_distinct.captioner import end_ids
 from hf_distinct.data.hashing import stable_hash
@@ -14,7 +14,7 @@ from hf_distinct.distributed.gathering import gather_rows
 from hf_distinct.losses import IGNORED_LABEL
 
 
-def to_labels(model: VisionEncoderDecoderModel, sequences: Tensor) -> Tensor:
+def to_labels(model: PreTrainedModel, sequences: Tensor) -> Tensor:
     """Turn captions with a start token ``(N, 1 + L)`` into labels ``(N, L)``, with -100 after the end token."""
     tokens = sequences[:, 1:]
     ends = are_ends(tokens, end_ids(model))

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_distinct import losses
 from hf_distinct.captioner import captioner_in, checkpointing, encode, token_logits
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.distributed.zero3 import generation_ready
+from hf_distinct.families import family_of
 from hf_distinct.fast import fast_paths
 from hf_distinct.fast.gelu import fuse_gelu
 from hf_distinct.generation.greedy import generate_with_greedy
@@ -29,12 +30,12 @@ from hf_distinct.generation.word_limits import forbidden_tokens
 def prepare_policy(model: Any, args: RLCaptionConfig) -> None:
     """Prepare a captioner as the settings say: freeze the encoder, fuse GELU."""
     if args.freeze_encoder:
-        model.encoder.requires_grad_(False)
+        family_of(model).encoder.requires_grad_(False)
     with fast_paths(args.fast_paths):
         fuse_gelu(model)
 
 
-def reference_copy(model: Any, accelerator: Accelerator) -> VisionEncoderDecoderModel:
+def reference_copy(model: Any, accelerator: Accelerator) -> PreTrainedModel:
     """Return a frozen copy of the captioner as it is now, from which ``kl_weight`` measures the divergence.
 
     Adapters are merged into the copy. A resumed run, which begins with other random adapters that add nothing yet,
@@ -116,7 +117,7 @@ class Policy:
 
     def encode(self, model: Any, pixel_values: Tensor) -> Tensor:
         """Encode images to ``(B, S, H)``, with gradient unless the encoder is frozen."""
-        encoder = captioner_in(model, self.accelerator).encoder
+        encoder = family_of(captioner_in(model, self.accelerator)).encoder
         learns = torch.is_grad_enabled() and not self.args.freeze_encoder
         with torch.set_grad_enabled(learns), checkpointing(encoder), self.autocast():
             return encode(encoder, pixel_values, self.accelerator)
@@ -145,7 +146,7 @@ class Policy:
         texts, greedy_texts = (decode(self.tokenizer, part) for part in (labels, of_greedy))
         return Rollouts(labels, texts[: images * a.num_rollouts], greedy_texts[:images])
 
-    def generation_config(self, captioner: VisionEncoderDecoderModel) -> GenerationConfig:
+    def generation_config(self, captioner: PreTrainedModel) -> GenerationConfig:
         """Return the generation config for the rollouts of a captioner."""
         a = self.args
         how: dict[str, Any] = {"num_return_sequences": a.num_rollouts, "max_new_tokens": a.max_new_tokens}
@@ -173,7 +174,8 @@ class Policy:
         rolled_out = torch.arange(joined.shape[1], device=flat.device) < a.num_rollouts
         of_rollouts = rolled_out.repeat(len(hidden))[:, None].expand_as(real)[real]  # (T,)
         captioner = captioner_in(model, self.accelerator)
-        forbidden = forbidden_tokens(self.generation_config(captioner), own, captioner.config.decoder.vocab_size)
+        _, text_config = family_of(captioner).text_config
+        forbidden = forbidden_tokens(self.generation_config(captioner), own, text_config.vocab_size)
         with checkpointing(model), self.autocast():
             logits = token_logits(model, hidden, flat)
         logits = losses.policy_logits(logits, self.temperature, forbidden, of_rollouts)
@@ -198,7 +200,7 @@ class Policy:
         reference_model.to(pixel_values.device)
         labels = scores.rollout_labels
         with torch.no_grad(), self.autocast():
-            hidden = encode(reference_model.encoder, pixel_values, self.accelerator)
+            hidden = encode(family_of(reference_model).encoder, pixel_values, self.accelerator)
             with self.accelerator.autocast():
                 logits = token_logits(reference_model, hidden, labels)
         logits = losses.policy_logits(logits, self.temperature, scores.forbidden)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, VisionEncoderDecoderModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
-from hf_distinct.captioner import encoder_outputs, end_ids, token_id
+from hf_distinct.captioner import end_ids, token_id
+from hf_distinct.families import family_of
 from hf_distinct.fast.beam_rows import BeamRows, may_choose_beams
 from hf_distinct.fast.finished_rows import DropFinished, may_drop_finished
 from hf_distinct.fast.narrow_products import narrow_products
@@ -24,7 +25,7 @@ ONE_CAPTION = {"num_return_sequences": 1, "return_dict_in_generate": False}
 """Arguments that make ``generate`` return one row of tokens per image, whatever the generation config says."""
 
 
-def rollout_config(model: VisionEncoderDecoderModel, **settings: Any) -> GenerationConfig:
+def rollout_config(model: PreTrainedModel, **settings: Any) -> GenerationConfig:
     """Create a generation config with the model's special tokens, length and word limits, and ``settings``.
 
     Other preferences of the checkpoint (such as ``top_k=50``) are left out: with them, samples would not come from the
@@ -53,7 +54,7 @@ def longest_caption(config: GenerationConfig) -> int:
 
 
 def generate_labels(
-    model: VisionEncoderDecoderModel,
+    model: PreTrainedModel,
     encoder_hidden_states: Tensor,
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
@@ -72,8 +73,8 @@ def generate_labels(
     Returns:
         Token ids ``(B * K, L)``, including the end token, and -100 after it.
     """
-    states = encoder_hidden_states.detach()
-    if cache is None and share_images(model.decoder):
+    states, family = encoder_hidden_states.detach(), family_of(model)
+    if cache is None and share_images(family.decoder):
         start, beams = token_id(model, "decoder_start_token_id"), generation_config.num_beams or 1
         ends = end_ids(model)
         if beams == 1:
@@ -86,20 +87,19 @@ def generate_labels(
         generation_config, logits_processor = _drawn(generation_config, logits_processor or [])
     # `generate` takes unset values from the model's own config: num_beams=4 there would turn samples into beam
     # samples. `use_model_defaults=False` prevents this, but not in every version.
-    own, model.generation_config = model.generation_config, generation_config
-    writer: Any = model  # mypy: transformers 5 types `generate` for a mixin that this class does not have
+    own, family.writer.generation_config = family.writer.generation_config, generation_config
     try:
         passes = nullcontext() if cache is None else cache.in_passes_of(model)
         with torch.no_grad(), narrow_products(model), passes:
-            sequences = writer.generate(
-                encoder_outputs=encoder_outputs(given),
+            sequences = family.generate(
+                given,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
                 synced_gpus=False,  # see generation_ready
                 **{CACHE: cache},
             )
     finally:
-        model.generation_config = own
+        family.writer.generation_config = own
     return to_labels(model, sequences)
 
 

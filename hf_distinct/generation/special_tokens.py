@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from hf_distinct.families import family_of
 
 
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -31,9 +31,13 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.bos_token = tokenizer.cls_token or tokenizer.pad_token
 
 
-def set_special_tokens(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a tokenizer's special tokens into a captioner's model config and generation config."""
-    part: Any
-    for part in (model.config, model.generation_config):
-        part.decoder_start_token_id = part.bos_token_id = tokenizer.bos_token_id
-        part.eos_token_id, part.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a tokenizer's special tokens into a captioner's configs."""
+    family, own = family_of(model), tokenizer
+    ids = {
+        "decoder_start_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id
+    }  # fmt: skip
+    for config in family.token_configs.values():
+        for name, token in ids.items():
+            setattr(config, family.token_names[name], token)
+        config.bos_token_id, config.eos_token_id = own.bos_token_id, own.eos_token_id

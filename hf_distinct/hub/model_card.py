@@ -33,10 +33,6 @@ Kind = Literal["captioner", "clip"]
 
 LIBRARIES = {"captioner": "transformers", "clip": "open_clip"}
 TASKS = {"captioner": "image-to-text", "clip": "zero-shot-image-classification"}
-TAGS = {
-    "captioner": ["image-captioning", "vision-encoder-decoder"],
-    "clip": ["clip"],
-}
 ABOUT = """An image captioner trained to write distinctive captions, which tell their image apart from similar ones.
 It was trained by CLIP-guided reinforcement learning with `hf_distinct`, after
 [Distinctive Image Captioning: Leveraging Ground Truth Captions in CLIP Guided Reinforcement
@@ -115,6 +111,7 @@ def write_model_card(
     scorer: str | None = None,
     reward: str | None = None,
     base_model: str | None = None,
+    model_type: str = "vision-encoder-decoder",
     model_license: str | None = None,
     data_license: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -147,6 +144,7 @@ def write_model_card(
         scorer: name or path of the CLIP that gave the reward, and further information about it.
         reward: the formula, as Markdown; see `hf_distinct.reporting.reward_formula`.
         base_model: the model that training started from: a Hub id or a path.
+        model_type: `model_type` of a captioner's config, which becomes a tag.
         model_license: its licence, as the Hub calls it: `apache-2.0`.
         data_license: licence of the data, in words.
         settings: training settings by name; see `hf_distinct.settings.changed_settings`.
@@ -182,6 +180,7 @@ def write_model_card(
     data = plain(portable(data))
     emissions, emissions_source = (emissions, "reported by its author") if emissions is not None else _codecarbon(path)
     carbon = None if emissions is None else {"emissions": emissions, "source": emissions_source}
+    tags = ["image-captioning", model_type] if kind == "captioner" else ["clip"]
     reported = metrics.get("after") or (list(metrics.values())[-1] if metrics else {})
     card = ModelCard.from_template(
         ModelCardData(
@@ -189,7 +188,7 @@ def write_model_card(
             license=model_license and plain(model_license),
             library_name=LIBRARIES[kind],
             pipeline_tag=TASKS[kind],
-            tags=[*TAGS[kind], *(["reinforcement-learning"] if reward else []), "hf_distinct"],
+            tags=[*tags, *(["reinforcement-learning"] if reward else []), "hf_distinct"],
             base_model=base_model if _is_hub_id(base_model) else None,
             datasets=[data_id] if data_id else None,
             co2_eq_emissions=carbon,

@@ -9,11 +9,17 @@ from typing import Any
 from datasets import Dataset
 
 from hf_distinct.config import RLCaptionConfig
+from hf_distinct.families import gives_maps
 from hf_distinct.hub.model_card import write_model_card
 from hf_distinct.reporting.reward_formula import describe_reward
 from hf_distinct.rewards.appraiser import Appraiser
 from hf_distinct.scorer import ClipScorer
 from hf_distinct.text.portable import portable
+
+LOADING_MAPS = """from hf_distinct import pipeline  # transformers' own cannot read the encoder's feature maps
+
+captioner = pipeline("image-to-text", model="...")  # the id of this repository, or a local folder
+"""
 
 
 def scorer_id(scorer: ClipScorer) -> str:
@@ -26,8 +32,8 @@ def write_training_card(
     args: RLCaptionConfig,
     appraiser: Appraiser,
     dataset: Dataset,
+    captioner: Any,
     *,
-    base_model: str | None,
     log_history: Sequence[Mapping[str, Any]],
     alarms: Sequence[str],
     **facts: Any,
@@ -39,7 +45,7 @@ def write_training_card(
         args: the settings.
         appraiser: has the rewards.
         dataset: the training dataset.
-        base_model: where the captioner was loaded from.
+        captioner: the captioner, with or without adapters.
         log_history: the Trainer's log.
         alarms: alarms so far.
         facts: further arguments of [`hf_distinct.hub.model_card.write_model_card`]; they override the above.
@@ -57,7 +63,9 @@ def write_training_card(
         "data_license": dataset.info.license or None,
         "scorer": clip,
         "reward": describe_reward(rewards, appraiser.baseline, clip, args, documented),
-        "base_model": base_model or None,
+        "base_model": captioner.config._name_or_path or None,
+        "model_type": captioner.config.model_type,
+        "loading": LOADING_MAPS if gives_maps(captioner) else None,
         "settings": args.changed,
         "log_history": log_history,
         "alarms": alarms,

@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from transformers import (
     BaseImageProcessor,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
-    VisionEncoderDecoderModel,
 )
 
-from hf_distinct.captioner import caption_logits, end_ids, without_adapters
+from hf_distinct.captioner import caption_logits, end_ids, token_id
 from hf_distinct.data.images import to_pixel_values
 from hf_distinct.data.skips import NAMES_SHOWN
 from hf_distinct.distributed.zero3 import gathered
+from hf_distinct.families import CAPTIONERS, NAMES, family_of, without_adapters
 from hf_distinct.fast import fast_paths
 from hf_distinct.generation.rollouts import ONE_CAPTION, longest_caption
 from hf_distinct.text.problems import refuse
 
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
-NAMED_TOKENS = (
-    *SPECIAL_TOKENS, "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-    "bad_words_ids",
+WORD_TOKENS = (
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"
 )  # fmt: skip
 TRIAL_SIZES = (64, 48), (48, 64)  # width and height of the trial images: one landscape, one portrait
 
@@ -92,18 +92,22 @@ def push_problems(model: Any, args: TrainingArguments) -> Iterator[str]:
 def captioner_problems(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     """Yield reasons why a model cannot be used as a captioner at all."""
     model = without_adapters(model)
-    if not isinstance(model, VisionEncoderDecoderModel):
-        yield f"The captioner must be a VisionEncoderDecoderModel, not a {type(model).__name__}."
+    if not isinstance(model, CAPTIONERS):
+        yield f"The captioner must be a {NAMES}, not a {type(model).__name__}."
         return
+    family = family_of(model)
     if tokenizer is None or tokenizer.eos_token_id is None:
-        yield "The captioner needs a tokenizer with an end token: pass it as processing_class."
+        yield (
+            "The captioner needs a tokenizer with an end token: pass it as processing_class. A BERT tokenizer gets "
+            "one by tokenizer.eos_token = tokenizer.sep_token."
+        )
     elif tokenizer.pad_token_id is None:  # the Trainer would also copy it to the captioner
         yield "The captioner's tokenizer has no padding token. Set one: tokenizer.pad_token = tokenizer.eos_token."
-    for name in SPECIAL_TOKENS:
-        if getattr(model.generation_config, name, None) is None and getattr(model.config, name, None) is None:
+    for name, own in family.token_names.items():
+        if not family.token_ids(name):
             yield (
-                f"The captioner has no {name}. Set model.config.{name} and model.generation_config.{name}, e.g. to "
-                "the tokenizer's; captions cannot begin or end without it."
+                f"The captioner has no {own}. Set {family.token_places(name)}, e.g. to the tokenizer's; captions "
+                "cannot begin or end without it."
             )
 
 
@@ -116,40 +120,54 @@ def frozen_problems(model: Any) -> Iterator[str]:
         )
 
 
-def token_problems(model: VisionEncoderDecoderModel, tokenizer: Any) -> Iterator[str]:
+def token_problems(model: PreTrainedModel, tokenizer: Any) -> Iterator[str]:
     """Yield mismatches between the tokens of tokenizer, decoder and generation config."""
-    ends = end_ids(model)
+    family, ends = family_of(model), end_ids(model)
     if tokenizer.eos_token_id not in ends:
         yield (
             f"The captioner ends its captions with token {', '.join(map(str, ends))}, but the tokenizer ends "
-            f"reference captions with {tokenizer.eos_token_id}. Set eos_token_id in both of the model's configs."
+            f"reference captions with {tokenizer.eos_token_id}. Set {family.token_places('eos_token_id')}."
         )
-    decoder: Any = model.decoder
+    decoder, (config_name, config) = family.decoder, family.text_config
+    resize = f"{family.decoder_name}.resize_token_embeddings"
     known, rows = max(tokenizer.get_vocab().values()) + 1, _rows(decoder.get_input_embeddings())
     if known > rows:
         yield (
             f"The tokenizer has {len(tokenizer)} tokens (the last id is {known - 1}), but the decoder has embeddings "
-            f"for {rows}. Call model.decoder.resize_token_embeddings({known}), or load the model's own tokenizer."
+            f"for {rows}. Call {resize}({known}), or load the model's own tokenizer."
         )
     head = decoder.get_output_embeddings()
     if head is not None and _rows(head) != rows:
         yield (
             f"The decoder's embedding has {rows} tokens, but its output head {_rows(head)}. "
-            f"Call model.decoder.resize_token_embeddings({max(known, rows)})."
+            f"Call {resize}({max(known, rows)})."
         )
-    if decoder.config.vocab_size != rows:
+    if config.vocab_size != rows:
         yield (
-            f"model.config.decoder.vocab_size is {decoder.config.vocab_size}, but the decoder has embeddings for "
+            f"{config_name}.vocab_size is {config.vocab_size}, but the decoder has embeddings for "
             f"{rows} tokens, so a saved model could not be loaded. Set vocab_size to the number of embeddings."
         )
-    for name in NAMED_TOKENS:
-        value = getattr(model.generation_config, name, None)
-        value = getattr(model.config, name, None) if value is None and name in SPECIAL_TOKENS else value
-        if beyond := sorted({token for token in _flat(value) if not 0 <= token < min(known, rows)}):
+    named_tokens = {own: family.token_ids(name) for name, own in family.token_names.items()}
+    places = {own: family.token_places(name) for name, own in family.token_names.items()}
+    start = family.token_names["decoder_start_token_id"]
+    named_tokens |= {name: [*_flat(getattr(model.generation_config, name, None))] for name in WORD_TOKENS}
+    for name, tokens in named_tokens.items():
+        limit = rows if name == start else min(known, rows)  # the start token needs no text: that of BLIP has none
+        if beyond := sorted({token for token in tokens if not 0 <= token < limit}):
             named = ", ".join([*map(str, beyond[:NAMES_SHOWN]), *(["..."] if len(beyond) > NAMES_SHOWN else [])])
+            place = places.get(name, f"model.generation_config.{name}")
             yield (
                 f"The captioner's {name} contains {named}, but its tokenizer has ids up to {known - 1} "
-                f"and its decoder embeddings up to {rows - 1}. Correct model.generation_config.{name}."
+                f"and its decoder embeddings up to {rows - 1}. Correct {place}."
+            )
+    begin, pad = (token_id(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start == "bos_token_id":
+        if begin == pad and pad not in ends:
+            yield f"The captioner's {start} is its padding token {pad}, which `generate` would hide. Set another one."
+        if "model.generation_config" in family.token_configs and tokenizer.bos_token_id != begin:
+            yield (
+                f"The captioner starts its captions with token {begin}, but the tokenizer's bos_token_id, which the "
+                f"Trainer would write into the captioner, is {tokenizer.bos_token_id}. Set tokenizer.bos_token."
             )
     forbidden = {*_flat(getattr(model.generation_config, "suppress_tokens", None))}
     if forbidden.issuperset(ends):
@@ -174,20 +192,21 @@ def _flat(value: Any) -> Iterator[int]:
         yield int(value)
 
 
-def decoder_positions(model: VisionEncoderDecoderModel) -> int:
+def decoder_positions(model: PreTrainedModel) -> int:
     """Return the maximum caption length, in tokens, for which the decoder has positions.
 
     The start token takes a position, but the last token is never an input, so a caption needs as many positions as it
     has tokens. Some position tables reserve rows: RoBERTa starts after its padding row, BART at the third row. Without
     a table (rotary positions and the like), the config gives the length.
     """
-    decoder: Any = model.decoder
+    family = family_of(model)
+    of_images = set(family.encoder.modules())
     found = [
         table.num_embeddings - getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
-        for name, table in decoder.named_modules()
-        if isinstance(table, nn.Embedding) and _is_of_positions(name)
+        for name, table in family.decoder.named_modules()
+        if isinstance(table, nn.Embedding) and _is_of_positions(name) and table not in of_images
     ]
-    config = model.config.decoder
+    _, config = family.text_config
     said = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions", "n_positions")]
     return int(min(found or [value for value in said if value], default=sys.maxsize))
 
@@ -197,7 +216,7 @@ def _is_of_positions(name: str) -> bool:
     return last == "wpe" or "position" in last
 
 
-def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | None = None) -> Iterator[str]:
+def length_problems(model: PreTrainedModel, args: TrainingArguments | None = None) -> Iterator[str]:
     """Yield length settings that exceed the decoder's positions.
 
     Args:
@@ -235,7 +254,7 @@ def length_problems(model: VisionEncoderDecoderModel, args: TrainingArguments | 
         )
 
 
-def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
+def generation_problems(model: PreTrainedModel) -> Iterator[str]:
     """Yield the reason if the generation config cannot be saved, which would otherwise only fail after training."""
     shell = copy.copy(model)  # shares the weights; the configs are copied, because saving changes them
     shell.config, shell.generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
@@ -249,7 +268,7 @@ def generation_problems(model: VisionEncoderDecoderModel) -> Iterator[str]:
 
 @torch.no_grad()
 def picture_problems(
-    model: VisionEncoderDecoderModel, image_processor: BaseImageProcessor | None
+    model: PreTrainedModel, image_processor: BaseImageProcessor | None
 ) -> Iterator[str]:
     """Yield problems between the image processor, the encoder and the decoder.
 
@@ -258,30 +277,32 @@ def picture_problems(
     if image_processor is None:
         yield "The captioner needs an image processor: pass it as image_processor."
         return
-    grey = [Image.new("RGB", size, (128, 128, 128)) for size in TRIAL_SIZES]
+    # Not one colour: an untrained convolutional encoder gives zeros for it, as if there were no image.
+    shaded = [Image.linear_gradient("L").resize(size).convert("RGB") for size in TRIAL_SIZES]
     try:
-        pixels = to_pixel_values(grey, image_processor)
+        pixels = to_pixel_values(shaded, image_processor)
     except Exception as error:
         yield (
             "The image processor cannot make one batch of a wide and a tall image (it may need a size with both "
             f"height and width, or do_center_crop): {error}"
         )
         return
-    training, encoder, weight = model.training, model.encoder, next(model.parameters())
+    training, weight = model.training, next(model.parameters())
     model.eval()
     try:
         with gathered(model):
             pixels = pixels.to(weight.device, weight.dtype)
-            problems = list(_encoder_problems(model, encoder, pixels))
+            problems = list(_encoder_problems(model, pixels))
             yield from problems or _writing_problems(model, pixels)
     finally:
         model.train(training)
 
 
-def _encoder_problems(model: VisionEncoderDecoderModel, encoder: Any, pixels: Tensor) -> Iterator[str]:
+def _encoder_problems(model: PreTrainedModel, pixels: Tensor) -> Iterator[str]:
+    family = family_of(model)
     shape = " x ".join(map(str, pixels.shape[1:]))
     try:
-        hidden = encoder(pixels).last_hidden_state
+        hidden = family.encoder(pixels).last_hidden_state
     except Exception as error:
         yield (
             f"The encoder cannot process the output of the image processor ({shape}): {error} Set the image "
@@ -291,22 +312,22 @@ def _encoder_problems(model: VisionEncoderDecoderModel, encoder: Any, pixels: Te
     if hidden.dim() != 3:
         yield (
             f"The encoder's output for an image has the shape {tuple(hidden.shape[1:])}, but the decoder needs a "
-            "sequence of vectors (positions, width). Flatten the encoder's feature map."
+            "sequence of vectors (positions, width), or a feature map (width, height, width)."
         )
         return
-    width = model.config.encoder.hidden_size
-    if hidden.shape[2] != width:
+    name, config = family.image_config
+    if hidden.shape[2] != config.hidden_size:
         yield (
             f"The encoder's vectors have {hidden.shape[2]} numbers, but the decoder is built for "
-            f"model.config.encoder.hidden_size={width}."
+            f"{name}.hidden_size={config.hidden_size}."
         )
         return
     yield from _decoder_problems(model, hidden[:1])
 
 
-def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Iterator[str]:
+def _decoder_problems(model: PreTrainedModel, hidden: Tensor) -> Iterator[str]:
     """Try one image and an empty one, with two captions each that differ in their first token."""
-    pad = model.config.pad_token_id
+    pad = token_id(model, "pad_token_id")
     one, other = [token for token in range(3) if token != pad][:2]
     labels = torch.tensor([[one, one], [other, one]] * 2, device=hidden.device)
     try:
@@ -314,7 +335,8 @@ def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Itera
     except Exception as error:
         yield (
             f"The decoder cannot process the encoder's output of shape {tuple(hidden.shape[1:])}: {error} It needs "
-            "cross-attention (add_cross_attention=True in its config) of a matching width."
+            "cross-attention (add_cross_attention=True in its config) of a matching width. GPT-2, BERT, RoBERTa and "
+            "BART have it, for example."
         )
         return
     unlike = 1e-6 * logits.abs().max()
@@ -330,16 +352,16 @@ def _decoder_problems(model: VisionEncoderDecoderModel, hidden: Tensor) -> Itera
         )
 
 
-def _writing_problems(model: VisionEncoderDecoderModel, pixels: Tensor) -> Iterator[str]:
+def _writing_problems(model: PreTrainedModel, pixels: Tensor) -> Iterator[str]:
     """Yield what `generate` cannot do with this generation config, by generating two tokens for several images."""
-    writer: Any = model
+    family, config = family_of(model), model.generation_config or GenerationConfig()
     try:
-        with torch.random.fork_rng(enabled=bool(getattr(model.generation_config, "do_sample", False))):
-            writer.generate(pixels, **ONE_CAPTION, max_new_tokens=2, min_length=0, min_new_tokens=None)
+        with torch.random.fork_rng(enabled=bool(config.do_sample)):
+            family.write(pixels, **ONE_CAPTION, max_new_tokens=2, min_length=0, min_new_tokens=None)
     except Exception as error:
         yield (
             f"The captioner cannot generate with its generation config: {' '.join(str(error).split())} (see "
-            f"model.generation_config, which sets {_asked(writer.generation_config)}.)"
+            f"model.generation_config, which sets {_asked(config)}.)"
         )
 
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from hf_distinct.data.hashing import stable_hash
 from hf_distinct.data.images import ImageError, decode_images, to_pixel_values, warn_of_losses
 from hf_distinct.data.workers import TRIAL, fitting_workers, share
+from hf_distinct.families import family_of
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.files.seals import digest_of_tensors
 from hf_distinct.generation.guidance import ImageGuidance
@@ -179,7 +180,7 @@ class Captioner:
             how: dict[str, Any] = {"do_sample": False, **ONE_CAPTION}
             if num_beams is not None:
                 how["num_beams"] = num_beams
-            tokens = self.model.generate(
+            tokens = family_of(self.model).write(
                 batch.pixel_values.to(self.device, non_blocking=True),
                 **how,
                 logits_processor=LogitsProcessorList(processors),
@@ -192,7 +193,7 @@ class Captioner:
         """Draw ``count`` samples of each image."""
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in pixels]
         seeds = [stable_hash(f"{seed} {digest} {number}") for digest in digests for number in range(count)]
-        hidden = self.model.encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state
+        hidden = family_of(self.model).encoder(pixels.to(self.device, non_blocking=True)).last_hidden_state
         hidden = hidden.repeat_interleave(count, dim=0)
         config = rollout_config(self.model, do_sample=False)
         labels = generate_labels(self.model, hidden, config, LogitsProcessorList([*processors, GumbelNoise(seeds)]))

@@ -9,17 +9,18 @@ import torch
 from datasets import Dataset, Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_distinct.captioner import token_id
 from hf_distinct.data.images import ImageError, decode_pixels
 from hf_distinct.data.skips import Skips
+from hf_distinct.families import family_of
 from hf_distinct.generation.labels import decode
 from hf_distinct.generation.rollouts import ONE_CAPTION
 
 
 def write_captions(
-    model: VisionEncoderDecoderModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     image_processor: BaseImageProcessor,
     dataset: Dataset,
@@ -51,7 +52,7 @@ def captions_of(
 
 @torch.no_grad()
 def write_sequences(
-    model: VisionEncoderDecoderModel,
+    model: PreTrainedModel,
     image_processor: BaseImageProcessor,
     dataset: Dataset,
     batch_size: int,
@@ -71,7 +72,7 @@ def write_sequences(
         for an image that cannot be decoded.
     """
     written: list[Tensor | ImageError] = []
-    writer: Any = model
+    family = family_of(model)
     # decode=False: otherwise datasets would fail on the whole batch.
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format(None)
     for start in range(0, len(encoded), batch_size):
@@ -79,7 +80,7 @@ def write_sequences(
         found, sequences = decode_pixels(values, image_processor), iter(())
         if found.images:
             pixels = torch.stack(found.images).to(model.device)
-            sequences = iter(writer.generate(pixels, synced_gpus=False, **generation, **ONE_CAPTION).cpu())
+            sequences = iter(family.write(pixels, synced_gpus=False, **generation, **ONE_CAPTION).cpu())
         for place in range(len(values)):
             reason = found.failures.get(place)
             written.append(next(sequences) if reason is None else ImageError(reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
@@ -22,10 +24,12 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 from transformers.pipelines import get_supported_tasks
+from transformers.utils import find_adapter_config_file
 
-from hf_distinct.captioner import without_adapters
+from hf_distinct.families import CAPTIONERS, FAMILIES, NAMES, accept_maps, family_of, without_adapters
 from hf_distinct.files.model_names import shipped_or_named
 from hf_distinct.files.safe_loading import refuse_code
+from hf_distinct.generation.special_tokens import complete_special_tokens
 from hf_distinct.text.problems import one_line
 
 TASK = "image-to-text"
@@ -39,7 +43,7 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
     """Load a captioner as a pipeline, with the same call and the same captions on transformers 4.57 and 5.
 
     On 4.57 this is `transformers.pipeline`. transformers 5 removed the task `"image-to-text"`; its replacement
-    (`"image-text-to-text"`) needs a prompt and cannot run a `VisionEncoderDecoderModel`.
+    (`"image-text-to-text"`) needs a prompt and cannot run a captioner.
 
         captioner = hf_distinct.pipeline("image-to-text", model="user/name")
         captioner("picture.png")                         # [{"generated_text": "a red kite over a beach"}]
@@ -47,7 +51,7 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
 
     Args:
         task: `"image-to-text"`.
-        model: a Hub id, a folder, `"captioner"` for the shipped model, or a `VisionEncoderDecoderModel` with
+        model: a Hub id, a folder, `"captioner"` for the shipped model, or a captioner with
             `tokenizer=` and `image_processor=`.
         settings: arguments of `transformers.pipeline`: `device`, `dtype`, `batch_size`, `revision`, `token` ...; and
             arguments of `generate` for all calls: `max_new_tokens`, `num_beams` ...
@@ -72,12 +76,15 @@ def pipeline(task: str, model: str | os.PathLike[str] | PreTrainedModel, **setti
             refuse_code(model)
     make: Any = transformers.pipeline  # its overloads differ between versions
     if TASK in get_supported_tasks():
-        return make(TASK, model=model, **settings)
+        found = make(TASK, model=model, **settings)
+        accept_maps(found.model)
+        return found
     if isinstance(model, str) and "image_processor" not in settings:
         place = {name: settings[name] for name in ("revision", "token", "trust_remote_code") if name in settings}
         settings["image_processor"] = load_image_processor(model, **place)
     # The task name makes transformers look for this kind of model; our class runs it.
     found = make("image-text-to-text", model=model, pipeline_class=ImageToTextPipeline, **settings)
+    accept_maps(found.model)
     encoder = getattr(found.model, "encoder", None)
     if encoder is not None and encoder.config.model_type == "segformer":
         transformers.AttentionInterface.register(EXACT_SEGFORMER, _exact_segformer)
@@ -89,7 +96,7 @@ def load_captioner(
     source: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: BaseImageProcessor | None = None,
-) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerBase, BaseImageProcessor]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, BaseImageProcessor]:
     """Load a captioner with its tokenizer and image processor. Custom code is rejected, never run.
 
     Args:
@@ -104,10 +111,30 @@ def load_captioner(
     source = shipped_or_named(source)
     try:
         refuse_code(source)
-        model: Any = VisionEncoderDecoderModel.from_pretrained(source, trust_remote_code=False)
-        return model, *_processors(source, tokenizer, image_processor)
+        model = _load_model(source)
+        return model, *_processors(source, model, tokenizer, image_processor)
     except Exception as error:  # transformers and safetensors raise many types
         raise ValueError(f"Captioner {source!r} cannot be loaded: {one_line(error)}") from error
+
+
+def _load_model(source: str) -> PreTrainedModel:
+    """Load the model of a captioner, or adapters on top of one, as the class of its family.
+
+    Raises:
+        ValueError: no family of captioners has models of this type or architecture.
+    """
+    adapters, base = find_adapter_config_file(source), source
+    if adapters is not None:
+        base = json.loads(Path(adapters).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(f"it is a model of the type {config.model_type!r}. A captioner is a {NAMES}.")
+    if config.architectures and family.kind.__name__ not in config.architectures:
+        raise ValueError(f"it is a {config.architectures[0]}. A captioner is a {NAMES}.")
+    model = family.kind.from_pretrained(source, trust_remote_code=False)
+    accept_maps(model)
+    return model
 
 
 def as_captioner(
@@ -131,9 +158,11 @@ def as_captioner(
     if isinstance(given, (str, os.PathLike)):
         return load_captioner(given, tokenizer, image_processor)
     captioner = without_adapters(given)
+    if isinstance(captioner, CAPTIONERS):
+        accept_maps(captioner)
     needed = {"processing_class": tokenizer, "image_processor": image_processor}
     missing = " and ".join(name for name, processor in needed.items() if processor is None)
-    if not missing or not isinstance(captioner, VisionEncoderDecoderModel):
+    if not missing or not isinstance(captioner, CAPTIONERS):
         return given, tokenizer, image_processor
     source = captioner.config._name_or_path
     if not source:
@@ -143,7 +172,7 @@ def as_captioner(
         )
     try:
         refuse_code(source)
-        return given, *_processors(source, tokenizer, image_processor)
+        return given, *_processors(source, captioner, tokenizer, image_processor)
     except Exception as error:
         raise ValueError(
             f"Pass {missing}, which {source!r}, where the model was loaded from, does not have: {one_line(error)}"
@@ -151,11 +180,19 @@ def as_captioner(
 
 
 def _processors(
-    source: str, tokenizer: PreTrainedTokenizerBase | None, image_processor: BaseImageProcessor | None
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    image_processor: BaseImageProcessor | None,
 ) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
-    """Return both processors of a captioner; load those that are None."""
+    """Return both processors of a captioner; load those that are None.
+
+    The published tokenizers of BLIP and GIT are BERT's, which name neither start nor end token: they are completed.
+    """
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if not isinstance(model, VisionEncoderDecoderModel):
+            complete_special_tokens(tokenizer)
     return tokenizer, load_image_processor(source) if image_processor is None else image_processor
 
 
@@ -256,7 +293,7 @@ class ImageToTextPipeline(Pipeline):
         saved, given = self.model.generation_config, generation.keys() & {*LENGTHS, "generation_config"}
         if not given and all(getattr(saved, name) in UNSET_LENGTHS for name in LENGTHS):
             generation["max_new_tokens"] = MAX_NEW_TOKENS
-        return self.model.generate(**model_inputs, **generation)
+        return family_of(self.model).write(**model_inputs, **generation)
 
     def postprocess(self, model_outputs: Tensor) -> list[dict[str, str]]:  # type: ignore[override]
         """Decode the captions, without special tokens."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import BaseImageProcessor, VisionEncoderDecoderModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_distinct.data.prepared import as_evaluated, as_pictures
@@ -34,7 +34,7 @@ class CaptionTrainer(ResumableTrainer):
     """
 
     args: Any  # Seq2SeqTrainingArguments; Trainer annotates its base class
-    model: VisionEncoderDecoderModel
+    model: PreTrainedModel
     processing_class: Any
 
     def __init__(

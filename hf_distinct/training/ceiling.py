@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.accelerator import Accelerator
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, VisionEncoderDecoderModel
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_distinct.captioner import encode
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.collator import CaptionCollator
 from hf_distinct.data.embeddings import embed_dataset
 from hf_distinct.discriminator import Discriminator, DiscriminatorTrainer
+from hf_distinct.families import family_of
 from hf_distinct.gallery import Gallery
 from hf_distinct.generation.labels import decode
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
@@ -46,7 +47,7 @@ class Ceiling:
 
     def __init__(
         self,
-        model: VisionEncoderDecoderModel,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         image_processor: BaseImageProcessor,
         args: RLCaptionConfig,
@@ -86,7 +87,7 @@ class Ceiling:
             end = min(start + a.per_device_train_batch_size, len(rows))
             inputs = collator([rows[row] for row in range(start, end)])
             inputs = {k: v.to(a.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-            hidden = encode(self.model.encoder, inputs["pixel_values"], self.accelerator)
+            hidden = encode(family_of(self.model).encoder, inputs["pixel_values"], self.accelerator)
             of_greedy, drawn = self._write(hidden), self._write(hidden, **how)
             rewards = appraiser.judge(inputs, drawn, []).rewards["total"][: len(drawn)]
             greedy += of_greedy

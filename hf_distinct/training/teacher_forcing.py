@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import (
     BaseImageProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
     TrainerCallback,
-    VisionEncoderDecoderModel,
 )
 from transformers.utils import logging
 
@@ -23,6 +23,7 @@ from hf_distinct.data.images import ImageError
 from hf_distinct.data.workers import fit_trainer
 from hf_distinct.distributed.zero3 import generation_ready
 from hf_distinct.evaluation.diversity import unique_share
+from hf_distinct.families import family_of
 from hf_distinct.gallery import Gallery
 from hf_distinct.generation.guidance import drop_images
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
@@ -85,12 +86,12 @@ class TeacherForcing(SupervisedTrainer):
         ValueError: the parts do not fit together, or the captioner cannot write captions.
     """
 
-    model: VisionEncoderDecoderModel
+    model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        model: VisionEncoderDecoderModel,
+        model: PreTrainedModel,
         args: Seq2SeqTrainingArguments,
         *,
         train_dataset: Dataset,
@@ -108,7 +109,8 @@ class TeacherForcing(SupervisedTrainer):
         check_fit(model, processing_class, image_processor, args, teacher_forcing_problems(args))
         if max_length > (most := decoder_positions(model)):
             raise ValueError(f"Captions of {max_length} tokens do not fit the decoder, which has {most} positions.")
-        if encoder_cache and (augmentation or any(weight.requires_grad for weight in model.encoder.parameters())):
+        learns = any(weight.requires_grad for weight in family_of(model).encoder.parameters())
+        if encoder_cache and (augmentation or learns):
             raise ValueError("encoder_cache needs a frozen encoder, and images without augmentation.")
         for idle in idle_precision(args):
             logger.warning(idle)
@@ -149,7 +151,7 @@ class TeacherForcing(SupervisedTrainer):
         made = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.encoder_learning_rate is not None and not made:
-            encoder: Any = captioner_in(self.model, self.accelerator).encoder
+            encoder = family_of(captioner_in(self.model, self.accelerator)).encoder
             own = {id(parameter) for parameter in encoder.parameters()}
             for group in list(optimizer.param_groups):
                 weights = [each for each in group["params"] if id(each) in own]
@@ -164,7 +166,7 @@ class TeacherForcing(SupervisedTrainer):
     ) -> Any:
         """Return the mean cross-entropy of the captions' tokens, with ``label_smoothing_factor``."""
         labels = inputs["labels"]
-        encoder: Any = captioner_in(model, self.accelerator).encoder
+        encoder = family_of(captioner_in(model, self.accelerator)).encoder
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()
         hidden = encode(encoder, inputs["pixel_values"], self.accelerator)

@@ -9,7 +9,6 @@ from datasets import Dataset, Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from hf_distinct.captioner import without_adapters
 from hf_distinct.config import RLCaptionConfig
 from hf_distinct.data.arrow_files import cache_root
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
@@ -20,6 +19,7 @@ from hf_distinct.data.hard_batches import HardBatchSampler
 from hf_distinct.data.mining import mine_neighbours
 from hf_distinct.data.selections import column
 from hf_distinct.distributed.zero3 import gathered
+from hf_distinct.families import family_of
 from hf_distinct.inference.captioner_fit import decoder_positions
 from hf_distinct.scorer import ClipScorer
 
@@ -82,7 +82,7 @@ def encoded_once(
     if not folder:
         return None
     with gathered(model):
-        return encode_images(dataset, without_adapters(model).encoder, image_processor, folder, device)
+        return encode_images(dataset, family_of(model).encoder, image_processor, folder, device)
 
 
 def collator_of(

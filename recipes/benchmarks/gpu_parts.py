@@ -29,7 +29,7 @@ from step_ways import ours
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hf_distinct.captioner import encoder_outputs
+from hf_distinct.families import encoder_outputs
 from hf_distinct.generation.labels import join_labels, to_labels
 from hf_distinct.generation.rollouts import generate_labels, rollout_config
 from hf_distinct.runs.arguments import clear_errors

@@ -67,6 +67,7 @@ PLAN = {
     "zero2_offload": ["adam"],
     "zero3": ["ragged", "accumulated", "adapters", "spoiled", "adam", "stopped"],
 }
+OF_OTHER_CAPTIONERS = ["ragged", "adapters"]
 MACHINES = "zero2"  # this one is launched as if each process had a machine of its own
 
 
@@ -75,9 +76,11 @@ def launched(kind: str, *case: str) -> Any:
     return pytest.param(kind, *case, marks=[pytest.mark.slow] if kind.startswith("zero") else [])
 
 
-def start(models: Path, output: Path, kind: str, *flags: str, **again: Any) -> subprocess.Popen:
+def start(
+    models: Path, output: Path, kind: str, *flags: str, names: list[str] | None = None, **again: Any
+) -> subprocess.Popen:
     size = BATCH if kind == "one_process" else BATCH // 2
-    cases = {name: {**SETTINGS, **CASES[name], "per_device_train_batch_size": size} for name in PLAN[kind]}
+    cases = {name: {**SETTINGS, **CASES[name], "per_device_train_batch_size": size} for name in names or PLAN[kind]}
     if again:
         cases = {"adam": cases["adam"] | again}
     environment = {
@@ -193,6 +196,22 @@ def test_a_checkpoint_of_deepspeed_is_taken_up_by_as_many_processes_or_by_others
         assert_close(found[part], whole[part], **near)
     for ours, theirs in zip(found["log"], whole["log"], strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_captioners_of_other_classes_train_as_in_one_process(other_models, tmp_path, kind):
+    found = []
+    for each in ("one_process", kind):
+        tiny.finish([start(other_models, tmp_path / each, each, names=OF_OTHER_CAPTIONERS)], timeout=600)
+        found.append(torch.load(tmp_path / each / "found.pt", weights_only=True))
+    for case in OF_OTHER_CAPTIONERS:
+        one, two = (each[case] for each in found)
+        assert len(set(two["processes"])) == 2
+        assert len(set(one["losses"].tolist())) == len(one["losses"]) >= 2
+        assert_close(two["losses"], one["losses"], atol=2e-5, rtol=1e-4)
+        assert_close({name: two["weights"][name] for name in one["weights"]}, one["weights"], atol=2e-5, rtol=1e-4)
+        assert two["captions"] == 2 * one["captions"]
 
 
 def test_clipping_clips(run):

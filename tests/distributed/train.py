@@ -64,7 +64,8 @@ class Trainer(tiny.RecordingTrainer):
 def adapted(model: Any) -> Any:
     """The captioner with low-rank adapters, the same in every process."""
     torch.manual_seed(1)
-    layers = ["query", "value", "c_attn", "c_proj"]  # of the ViT and of the GPT-2
+    # Of the ViT, of BLIP's and GIT's and of GPT-2: peft takes those that a captioner has.
+    layers = ["query", "value", "qkv", "v_proj", "c_attn", "c_proj"]
     return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=layers))
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import VisionEncoderDecoderModel
 
 from hf_distinct import Captioner, RLCaptionConfig, RLCaptionTrainer
+from hf_distinct.families import NAMES
 
 pytestmark = pytest.mark.both_ends
 LORA = LoraConfig(r=2, lora_dropout=0.1, target_modules=["c_attn", "query", "q_proj"])
@@ -119,7 +120,7 @@ def test_the_card_beside_adapters_is_ours(make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("peft_config", "message"),
     [
-        (None, "The captioner must be a VisionEncoderDecoderModel, not a NoneType."),
+        (None, f"The captioner must be a {NAMES}, not a NoneType."),
         (LORA, "peft_config does not fit the captioner: "),
     ],
 )

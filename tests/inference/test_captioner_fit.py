@@ -17,11 +17,14 @@ from transformers import (
     Seq2SeqTrainingArguments,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
+    ViTConfig,
     ViTImageProcessor,
+    ViTModel,
 )
 
 from hf_distinct import Captioner, ClipScorer, RLCaptionConfig, RLCaptionTrainer
 from hf_distinct.data.caption_embeddings import CaptionEmbeddings
+from hf_distinct.families import NAMES
 from hf_distinct.inference.captioner_fit import check_fit, decoder_positions, launch_problems
 
 pytestmark = pytest.mark.both_ends  # models and generation configs are what transformers makes of them
@@ -79,7 +82,7 @@ def test_everything_that_does_not_fit_is_said_at_once(captioner):
 
 def test_only_an_encoder_decoder_of_images_is_a_captioner(captioner):
     captioner.model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
-    assert complaint(captioner) == "The captioner must be a VisionEncoderDecoderModel, not a GPT2LMHeadModel."
+    assert complaint(captioner) == f"The captioner must be a {NAMES}, not a GPT2LMHeadModel."
 
 
 @pytest.mark.parametrize("name", ["decoder_start_token_id", "eos_token_id", "pad_token_id"])
@@ -172,7 +175,8 @@ def test_positions_are_as_many_tokens_as_the_decoder_can_read(family):
         bos_token_id=0, eos_token_id=2, **settings,
     )  # fmt: skip
     decoder = AutoModelForCausalLM.from_config(config).eval()
-    assert decoder_positions(SimpleNamespace(decoder=decoder, config=SimpleNamespace(decoder=config))) == positions
+    vit = ViTConfig(**SMALL, image_size=32, patch_size=16)
+    assert decoder_positions(VisionEncoderDecoderModel(encoder=ViTModel(vit), decoder=decoder)) == positions
     states = torch.zeros(1, 1, 32)
     decoder(torch.full((1, positions), 5), encoder_hidden_states=states)
     with pytest.raises((IndexError, RuntimeError)):

@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from hf_distinct.data import load_captions
+from hf_distinct.families import FAMILIES, family_of
 from hf_distinct.files import checkpoints
-from hf_distinct.inference.captioner_fit import check_fit
+from hf_distinct.inference.captioner_fit import check_fit, decoder_positions
 from hf_distinct.inference.dataset_captions import write_captions
 from hf_distinct.inference.pipelines import load_image_processor
 
@@ -108,6 +109,44 @@ def test_each_part_is_published_or_new(recipe, towers, tmp_path, encoder, decode
         tokens = model.generate(torch.zeros(1, 3, side, side), eos_token_id=None, do_sample=False)
     assert tokens.shape == (1, 51)  # all positions are there
     assert tokenizer.eos_token_id == model.config.eos_token_id
+
+
+OTHERS = [name for name in FAMILIES if name != "vision-encoder-decoder"]
+
+
+@pytest.mark.both_ends
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_a_captioner_of_another_kind_is_new_as_a_whole(recipe, tmp_path, model_type) -> None:
+    vision = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    settings = recipe.Settings(
+        model_type=model_type, encoder_config=json.dumps(vision), decoder_width=64, decoder_layers=1,
+        decoder_dropout=0.2, max_caption_length=40, freeze_encoder=True,
+    )  # fmt: skip
+    model, tokenizer, image_processor = recipe.build_captioner(settings, CAPTIONS)
+    check_fit(model, tokenizer, image_processor)
+    family = family_of(model)
+    assert model.config.model_type == model_type and decoder_positions(model) == 40
+    _, text = family.text_config
+    assert (text.hidden_size, text.num_hidden_layers, text.hidden_dropout_prob) == (64, 1, 0.2)
+    assert family.encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape == (1, 5, 32)
+    assert not any(weight.requires_grad for weight in family.encoder.parameters())
+    assert model.generation_config.max_length == 41
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        tokens = family_of(type(model).from_pretrained(tmp_path).eval()).write(torch.zeros(1, 3, 32, 32))
+    assert tokens[0, 0] == tokenizer.bos_token_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_a_captioner_of_another_kind_is_trained_by_both_recipes(tmp_path: Path, model_type: str) -> None:
+    new, pictures = ["--model_type", model_type, "--decoder_layers", 1], ["--train_size", 48]
+    warm_up(tmp_path / "warm", *new, *pictures, "--validation_size", 8, "--drop_images", 0.5)
+    small = ["--max_steps", 2, "--per_device_train_batch_size", 4, "--test_size", 12, *pictures]
+    forked.run("train.py", "--model_name_or_path", tmp_path / "warm", "--output_dir", tmp_path / "rl", *small)
+    metrics = json.loads((tmp_path / "rl" / "metrics.json").read_text())
+    assert {"before", "after"} <= set(metrics)
+    assert f"- {model_type}\n" in (tmp_path / "rl" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("asked", "length"), [(None, 25), (12, 13), (19, 21)])  # 20 is unset, to transformers
