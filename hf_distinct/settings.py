@@ -17,7 +17,7 @@ _FSDP = (
     "Captions are written by the whole model. To divide it, use DeepSpeed: "
     "`hf-distinct train --accelerate_config zero3`."
 )
-_LIGER = "Liger has no kernels for a VisionEncoderDecoderModel."
+_LIGER = "Liger has no kernels for these captioners."
 
 REFUSED: dict[str, str] = {
     "auto_find_batch_size": "The reward depends on the batch: set per_device_train_batch_size yourself.",
