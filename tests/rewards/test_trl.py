@@ -229,7 +229,7 @@ def grpo(vlm: Path, output: Path, reward: DistinctivenessReward, **settings: Any
 
 
 def test_trl_trains_on_the_numbers_that_it_gets(vlm, tmp_path):
-    """The shipped scorer's reward for captions of emoji scenes, in a dozen steps with four completions of each."""
+    """Ten steps on emoji scenes, by the shipped scorer."""
     seen: list[list[float | None]] = []
 
     class Seen(DistinctivenessReward):
