@@ -3,8 +3,8 @@
     hf-distinct distill flickr8k/encoder.yaml --dataset dataset_flickr8k.json
     hf-distinct warm-up flickr8k/captioner.yaml --dataset dataset_flickr8k.json       # a captioner on this encoder
 
-A VisionEncoderDecoderModel cannot hold the convolutional networks of timm. This recipe trains an encoder that it can
-hold to predict their feature maps (distillation). It reads your pictures, not their captions, and writes to
+pipeline("image-to-text") of transformers cannot load a captioner with a convolutional encoder of timm. This recipe
+trains an encoder that it can load to predict the feature maps of such a network (distillation). It reads your pictures, not their captions, and writes to
 --output_dir the encoder with its image processor, metrics.json and training_log.json. R2 is the fraction of the
 variance of the teacher's feature maps that the encoder explains on validation pictures.
 """
