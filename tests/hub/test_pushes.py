@@ -13,6 +13,7 @@ from loopback_hub import TOKEN, USER, LoopbackHub, cut
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_distinct import Captioner
 from hf_distinct.discriminator import Discriminator
 from hf_distinct.files.checkpoints import damage
 from hf_distinct.hub import transfer as pushing
@@ -71,6 +72,19 @@ def test_at_the_end_there_is_one_push(hub, make_trainer, tmp_path):
     assert trainer.push_to_hub() == f"{hub.endpoint}/{NAME}"
     assert trainer.push_to_hub(revision="main", blocking=False).result() == f"{hub.endpoint}/{NAME}"
     assert set(repo.files) == MODEL | {"training_curve.png"} and repo.commits == 2
+
+
+def test_what_was_pushed_of_another_family_captions_as_it_was_trained(hub, other_models, tmp_path):
+    trainer = tiny.make_trainer(other_models, tmp_path / "run", **SAVING, hub_strategy="end")
+    trainer.train()
+    trainer.save_model()
+    pulled = tmp_path / "pulled"
+    pulled.mkdir()
+    for name, content in hub.repos[NAME].files.items():
+        (pulled / name).write_bytes(content)
+    dataset = tiny.scenes(4)
+    assert Captioner(str(pulled), device="cpu")(list(dataset["image"]), batch_size=1) == trainer.caption(dataset)
+    assert_tells_nothing(hub, tmp_path)
 
 
 class Best(TrainerCallback):
