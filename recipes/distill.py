@@ -4,10 +4,9 @@
     hf-distinct warm-up flickr8k/captioner.yaml --dataset dataset_flickr8k.json       # a captioner on this encoder
 
 pipeline("image-to-text") of transformers cannot load a captioner with a convolutional encoder of timm. This recipe
-trains an encoder that it can load to predict the feature maps of such a network (distillation). It reads your pictures,
-not their captions, and writes to --output_dir the encoder with its image processor, metrics.json and
-training_log.json. R2 is the fraction of the variance of the teacher's feature maps that the encoder explains on
-validation pictures.
+trains an encoder that it can load to predict the feature maps of such a network (distillation). It reads pictures, not
+their captions, and writes to --output_dir the encoder with its image processor, metrics.json and training_log.json. R2
+is the fraction of the variance of the teacher's feature maps that the encoder explains on validation pictures.
 """
 
 from __future__ import annotations
