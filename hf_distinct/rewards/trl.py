@@ -26,6 +26,9 @@ from hf_distinct.scorer import ClipScorer, as_scorer
 
 logger = logging.get_logger(__name__)
 
+KEPT_IMAGES = 50_000
+"""Number of images whose embeddings are kept, those used last: 100 MB with embeddings of 512 numbers."""
+
 
 class DistinctivenessReward(TrainerCallback):
     """Reward function of TRL: how well a frozen CLIP tells the image of a completion from other images by it.
@@ -36,8 +39,8 @@ class DistinctivenessReward(TrainerCallback):
     the completions and images of a step and the reference captions of these images, of all processes, and those of the
     last `memory_batches` steps. The rewards of captions are the same as in [`RLCaptionTrainer`].
 
-    The dataset needs a column ``image``, or ``images`` with one image per row. Each image is embedded once. For a row
-    without an image the reward is None: it does not apply. A completion is a text or a list of messages, see
+    The dataset needs a column ``image``, or ``images`` with one image per row. Embeddings of images are kept. For a
+    row without an image the reward is None: it does not apply. A completion is a text or a list of messages, see
     [`caption_of`].
 
     If you use `memory_batches` or `discriminator_weight`, add the object to the trainer's ``callbacks`` too. It then
@@ -176,11 +179,15 @@ class DistinctivenessReward(TrainerCallback):
             content = repr(decoded.size).encode() + decoded.tobytes()
             name = hashlib.blake2b(content, digest_size=16).hexdigest()
             names.append(name)
-            if name not in self._image_embeds:
+            if name in self._image_embeds:
+                self._image_embeds[name] = self._image_embeds.pop(name)  # moves it to the end
+            else:
                 pixels[name] = self.scorer.transform(decoded)
         if pixels:
             embeds = self.scorer.encode_images(torch.stack(list(pixels.values()))).cpu()
             self._image_embeds |= dict(zip(pixels, embeds, strict=True))
+        while len(self._image_embeds) > max(KEPT_IMAGES, len(set(names))):
+            del self._image_embeds[next(iter(self._image_embeds))]
         return names
 
     # ------------------------------------------------------------------------------------------------ batch and pools

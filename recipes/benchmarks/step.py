@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/step.py                 # the shipped captioner and CLIP on emoji scenes, 32 images
     python recipes/benchmarks/step.py --size base     # ViT-B/16 + GPT-2 and a ViT-B/32 CLIP, all random weights
+    python recipes/benchmarks/step.py --size blip --images 2    # BLIP of base size: ours and the reference
     python recipes/benchmarks/step.py --rollouts sample --repetitions 30 --output sample.json
 
 Four ways from the same batch to gradients take turns in one process, on a GPU if there is one:
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from models import base_models, small_models
+from models import base_models, blip_models, small_models
 from step_ways import Bare, Lowered, RecordingPolicy, RecordingTrainer, Reference, floor, ours
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,14 +56,14 @@ TOLERANCE = 1e-4  # of two losses, relative to the mean log-probability of a tok
 class Settings:
     """What is measured."""
 
-    size: Literal["small", "base"] = field(default="small", metadata={"help": "Size of the captioner and its CLIP."})
+    size: Literal["small", "base", "blip"] = field(default="small", metadata={"help": "The captioner and its CLIP."})
     rollouts: Literal["beam", "sample", "both"] = field(
         default="both",
         metadata={"help": "How captions are written: the best of five beams, or five samples, of each image."},
     )
     repetitions: int = field(default=10, metadata={"help": "Number of times that each way is measured."})
     images: int | None = field(
-        default=None, metadata={"help": "Number of images in a batch. Default: 32, or 8 with the size base."}
+        default=None, metadata={"help": "Number of images in a batch. Default: 32, 8 with the size base, 4 with blip."}
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for all that was measured."})
 
@@ -186,7 +187,7 @@ def ratios(turns: dict[str, list[dict[str, float]]], name: str) -> dict[str, lis
 def main() -> None:
     """Measure, show, write."""
     (settings,) = parse_settings(Settings, description=__doc__)
-    images = settings.images or {"small": 32, "base": 8}[settings.size]
+    images = settings.images or {"small": 32, "base": 8, "blip": 4}[settings.size]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     report: dict[str, Any] = {
         "ratios": {},
@@ -197,10 +198,11 @@ def main() -> None:
     report |= {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        models = {"small": small_models, "base": base_models}[settings.size](Path(folder))
+        models = {"small": small_models, "base": base_models, "blip": blip_models}[settings.size](Path(folder))
         for rollouts in ("beam", "sample") if settings.rollouts == "both" else (settings.rollouts,):
             trainer = make_trainer(models, rollouts, images, Path(folder))
-            turns = take_turns(trainer, settings.repetitions)
+            # The floors use what only a VisionEncoderDecoderModel accepts: encoded images.
+            turns = take_turns(trainer, settings.repetitions, WAYS[:2] if settings.size == "blip" else WAYS)
             table = {way: medians(rows) for way, rows in turns.items()}
             for row in table.values():
                 row["images a second"] = images / row["step"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import BlipForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distinct import ClipScorer, RLCaptionTrainer, losses
-from hf_distinct.captioner import token_logits
+from hf_distinct.captioner import token_id, token_logits
 from hf_distinct.discriminator import DiscriminatorTrainer
 from hf_distinct.generation.labels import decode, join_labels
 from hf_distinct.generation.policy import Policy, Rollouts
@@ -77,7 +77,9 @@ class Reference:
     def log_probs(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Mean log-probability of each caption's tokens, from pixels."""
         model = self.trainer.stock
-        logits = model(pixel_values=pixels, decoder_input_ids=shifted(model, labels)).logits
+        ids = shifted(model, labels)
+        read = {"input_ids": ids} if isinstance(model, BlipForConditionalGeneration) else {"decoder_input_ids": ids}
+        logits = model(pixel_values=pixels, **read).logits
         real = labels != losses.IGNORED_LABEL
         chosen = logits.log_softmax(dim=-1).gather(-1, labels.masked_fill(~real, 0)[..., None]).squeeze(-1)
         return (chosen * real).sum(dim=1) / real.sum(dim=1)
@@ -134,8 +136,8 @@ def labels_of(sequences: Tensor, tokenizer: Any) -> Tensor:
 
 def shifted(model: Any, labels: Tensor) -> Tensor:
     """What the decoder reads when it is to say the labels."""
-    ids = labels.masked_fill(labels == losses.IGNORED_LABEL, model.config.pad_token_id).roll(1, dims=1)
-    ids[:, 0] = model.config.decoder_start_token_id
+    ids = labels.masked_fill(labels == losses.IGNORED_LABEL, token_id(model, "pad_token_id")).roll(1, dims=1)
+    ids[:, 0] = token_id(model, "decoder_start_token_id")
     return ids
 
 

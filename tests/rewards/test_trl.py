@@ -137,6 +137,18 @@ def test_each_image_is_embedded_once_however_often_it_is_decoded(scorer, monkeyp
     assert embedded == [2, 1]
 
 
+def test_embeddings_of_the_images_used_last_are_kept(scorer, monkeypatch):
+    embedded, encode = [], scorer.encode_images
+    monkeypatch.setattr(scorer, "encode_images", lambda pixels: embedded.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr("hf_distinct.rewards.trl.KEPT_IMAGES", 2)
+    reward = DistinctivenessReward(scorer)
+    for rows in ([0, 1], [0, 2], [0, 2], [0, 1]):  # 2 takes the place of 1
+        reward(completions=TEXTS[:4], **as_columns(rows))
+    assert embedded == [2, 1, 1]
+    reward(completions=TEXTS[:6], **as_columns([0, 1, 2]))  # more images in a step than are kept
+    assert embedded == [2, 1, 1, 1]
+
+
 def test_a_row_without_an_image_gets_no_number_and_changes_none(scorer):
     columns = as_columns([0, 1, 2, 3])
     expected = DistinctivenessReward(scorer)(completions=TEXTS, **columns)
