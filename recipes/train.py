@@ -305,6 +305,8 @@ def main() -> None:
             galleries[prefix] = found
             people |= {prefix + k: v for k, v in found.people().items()}
     metrics = report(trainer, galleries, {"before": before, "after": after}, people, output)
+    if trainer.appraiser.scorer_trainer is not None:
+        write_json(output / "scorer.json", measure_scorers(trainer, galleries[""]))
     address = None
     if push:
         address = push_folder(
@@ -330,8 +332,6 @@ def report(
     if galleries[""].judges_facts:
         metrics["ceiling"] = {p + k: v for p, gallery in galleries.items() for k, v in gallery.ceiling().items()}
     write_json(output / "metrics.json", metrics)
-    if trainer.appraiser.scorer_trainer is not None:
-        write_json(output / "scorer.json", measure_scorers(trainer, galleries[""]))
     sheet: list[ContrastRow] = []
     with or_warn("contrast.html"), own_files(output, "contrast.html", "contrast.png") as paths:
         sheet = make_sheet(galleries, captions, *paths)

@@ -132,10 +132,7 @@ class Settings(DatasetSettings):
         default=False,
         metadata={"help": "Compute the text features of each caption once, for the time when --text_tower is frozen."},
     )
-    captions_per_image: int = field(
-        default=1,
-        metadata={"help": "Number of captions of each image per step, none of which is a negative of the image."},
-    )
+    captions_per_image: int = field(default=1, metadata={"help": HELP["captions_per_image"]})
     spread_positions: bool = field(
         default=False, metadata={"help": "Start the heads of an attention pool at different places of the image."}
     )

@@ -74,9 +74,7 @@ class Settings(CaptionerSettings):
     caption_style: str = field(
         default="people", metadata={"help": HELP["caption_style"], "choices": list(CAPTION_STYLES)}
     )
-    captions_per_image: int = field(
-        default=5, metadata={"help": "Number of captions of each image in a step, at most."}
-    )
+    captions_per_image: int = field(default=5, metadata={"help": HELP["captions_per_image"]})
     drop_images: float = field(
         default=0.0,
         metadata={

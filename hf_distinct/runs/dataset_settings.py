@@ -42,6 +42,7 @@ HELP = {
     "`judge` for emoji scenes, none for other pictures.",
     "test_size": "Number of pictures of --split to measure on, at most.",
     "validation_size": "Number of validation pictures to measure on, at most.",
+    "captions_per_image": "Number of captions of each image in a step, at most.",
     "num_workers": "Number of worker processes that read pictures, for each process of the run.",
     "per_device_train_batch_size": "Number of images per step, for each process of the run.",
     "learning_rate": "Peak learning rate.",

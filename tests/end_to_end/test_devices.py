@@ -24,7 +24,7 @@ SETTINGS = {
 # Where a step by default settings waits, but for writing captions, which waits for each token.
 WAITS = {
     "generate": {
-        "generation/rollouts.py generate_labels",
+        "families.py generate",
         "generation/labels.py are_ends",
         "generation/labels.py decode",
         "fast/finished_rows.py __init__",
@@ -32,7 +32,7 @@ WAITS = {
     "score": {
         "generation/policy.py score",
         "captioner.py token_logits",
-        "captioner.py _logits",
+        "families.py logits",
         "fast/packing.py __init__",
     },
     "step": {

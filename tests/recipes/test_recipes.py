@@ -35,7 +35,7 @@ ALWAYS = {
     "train_clip": {
         "output_dir", "model", "spread_positions", "hard_negatives", "max_steps", "batch_size", "lr", "weight_decay",
         "eval_steps", "seed", "image_frozen_steps", "text_frozen_steps", "keep_best", "num_workers",
-        "bf16", "resume_from_checkpoint",
+        "bf16", "resume_from_checkpoint", "captions_per_image",
     },
     "mine": {
         "scorer", "output_dir", "batch_size", "num_workers", "ddp_timeout", "num_neighbours", "first_rank",
@@ -103,6 +103,7 @@ REFUSED: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("augmentation", "{}", {"cached_views": 1, "image_frozen_steps": -1}),
         ("augmentation", "{}", {"cached_views": 2, "image_frozen_steps": -1, "mirror": True}),
         ("cached_views", 1, {}),
+        ("cached_captions", True, {}),
         ("patience", 3, {}),
     ],
     "mine": [
@@ -152,6 +153,7 @@ IMPOSSIBLE: dict[str, list[tuple[str, Any]]] = {
         ("lr", float("nan")), ("curriculum_steps", 99999), ("tower_lr", -1.0), ("image_dropout", 2.0),
         ("image_frozen_steps", -2), ("text_frozen_steps", 9999), ("num_workers", -1), ("augmentation", "[]"),
         ("augmentation", "{"), ("augmentation", '{"scales": 1}'), ("patience", -1), ("cached_views", -1),
+        ("captions_per_image", 0),
     ],
     "mine": [("batch_size", 0), ("num_workers", -1), ("train_size", 0)],
     "evaluate_captions": [("test_size", 0), ("resamples", 0), ("batch_size", 0), ("java_metrics", ["BLEU"])],

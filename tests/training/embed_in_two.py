@@ -18,3 +18,4 @@ PartialState(cpu=True)
 scorer = ClipScorer(f"{models}/scorer")
 rows, embeddings = embed_once(load_captions(pictures)["train"], scorer)
 torch.save([rows["image_id"][:], rows["row"][:], embeddings.image_embeds], f"{output}/{rank}.pt")
+torch.distributed.barrier()  # process 0 hosts the store, from which the other one may still read
