@@ -126,7 +126,7 @@ class RLCaptionConfig(LaunchedArguments):
             Learning rate of the scorer, which has an AdamW optimizer of its own.
         scorer_decay (`float`, *optional*, defaults to `0.99`):
             Decay of the moving average of the scorer's weights, which gives the rewards.
-        scorer_loss_weights (`list[float]`, *optional*, defaults to `[1, 1, 0, 1]`):
+        scorer_loss_weights (`list[float]`, *optional*, defaults to `[1, 0, 0, 1]`):
             Weights of the four terms of the scorer's loss: people's captions find their images; people's captions beat
             rollouts; rollouts find their images; distance from the scorer before training.
 
@@ -218,7 +218,7 @@ class RLCaptionConfig(LaunchedArguments):
     train_scorer: TrainedScorer = "none"
     scorer_lr: float = 1e-5
     scorer_decay: float = 0.99
-    scorer_loss_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 0.0, 1.0])
+    scorer_loss_weights: list[float] = field(default_factory=lambda: [1.0, 0.0, 0.0, 1.0])
 
     references_per_image: int = 1
     wtf_weight: float = 1.0

@@ -122,7 +122,7 @@ class ScorerTrainer:
         num_rollouts: int,
         lr: float = 1e-5,
         decay: float = 0.99,
-        weights: Sequence[float] = (1.0, 1.0, 0.0, 1.0),
+        weights: Sequence[float] = (1.0, 0.0, 0.0, 1.0),
     ) -> None:
         self.scorer, self.accelerator = copy.deepcopy(scorer), accelerator
         self.num_rollouts, self.decay = num_rollouts, decay
