@@ -19,6 +19,8 @@ OPPOSITES = {
         ("thick", "thin"), ("wide", "narrow"),
     ],
 }  # fmt: skip
+NAMES = {("top", "hat"), ("top", "hats")}
+"""Pairs of words of which the first has no opposite."""
 FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -58,7 +60,8 @@ def _is_function_word(word: str) -> bool:
 def _flip(words: list[str], pairs: list[tuple[str, str]], rng: random.Random) -> list[str]:
     """Replace one word by its opposite."""
     opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-    places = [i for i, word in enumerate(words) if bare(word) in opposite]
+    plains = [*map(bare, words), ""]
+    places = [i for i in range(len(words)) if plains[i] in opposite and (plains[i], plains[i + 1]) not in NAMES]
     if not places:
         return words
     place = rng.choice(places)

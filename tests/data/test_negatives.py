@@ -2,7 +2,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_distinct.data.emoji.captions import STYLES, write_caption
@@ -71,7 +71,13 @@ def test_what_holds_is_no_negative(kind):
     assert hard_negative(caption, kind, random.Random(1), lambda text: False) == asked[0]
 
 
+def test_the_top_of_a_top_hat_has_no_opposite():
+    assert hard_negative("a croissant and a top hat", "relation", random.Random(0)) is None
+    assert hard_negative("a top hat on top", "relation", random.Random(0)) == "a top hat on bottom"
+
+
 @given(st.integers(0, 199), st.sampled_from(STYLES), st.sampled_from(KINDS), st.integers(0, 2**32))
+@example(170, "two", "relation", 0)
 def test_on_emoji_scenes_a_negative_is_a_lie_or_broken(number, style, kind, seed):
     scene, rng = SCENES[number], random.Random(seed)
     caption = write_caption(scene, style, rng)
