@@ -169,7 +169,24 @@ class VisionEncoderDecoderFamily(Family):
         ).logits
 
 
-class BlipFamily(Family):
+class PixelFamily(Family):
+    """Families that accept pixels and nothing else; their encoder is bypassed for images that are encoded already."""
+
+    def generate(self, hidden: Tensor, **how: Any) -> Tensor:
+        """See the parent."""
+        with _encoded_already(self.encoder):
+            return self.write(hidden.unsqueeze(1), **how)
+
+    def logits(self, wrapped: Any, hidden: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
+        """See the parent."""
+        with _encoded_already(self.encoder):
+            return wrapped(
+                pixel_values=hidden.unsqueeze(1), input_ids=inputs, attention_mask=torch.ones_like(inputs),
+                use_cache=False, **settings,
+            ).logits  # fmt: skip
+
+
+class BlipFamily(PixelFamily):
     """``BlipForConditionalGeneration``: a vision transformer and a BERT with cross-attention.
 
     Its ``generate`` takes the special tokens from the config of the text decoder, whatever the generation config says.
@@ -216,21 +233,8 @@ class BlipFamily(Family):
         """See the parent."""
         return super().write(pixel_values, **{"generation_config": self.model.generation_config, **how})
 
-    def generate(self, hidden: Tensor, **how: Any) -> Tensor:
-        """See the parent."""
-        with _encoded_already(self.encoder):
-            return self.write(hidden.unsqueeze(1), **how)
 
-    def logits(self, wrapped: Any, hidden: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
-        """See the parent."""
-        with _encoded_already(self.encoder):
-            return wrapped(
-                pixel_values=hidden.unsqueeze(1), input_ids=inputs, attention_mask=torch.ones_like(inputs),
-                use_cache=False, **settings,
-            ).logits  # fmt: skip
-
-
-class GitFamily(Family):
+class GitFamily(PixelFamily):
     """``GitForCausalLM``: a vision transformer whose output is a prefix that all tokens of a caption attend to."""
 
     kind = GitForCausalLM
@@ -259,19 +263,9 @@ class GitFamily(Family):
         """See the parent."""
         return "model.config.vision_config", self.model.config.vision_config
 
-    def generate(self, hidden: Tensor, **how: Any) -> Tensor:
-        """See the parent."""
-        with _encoded_already(self.encoder):
-            return self.write(hidden.unsqueeze(1), **how)
-
     def logits(self, wrapped: Any, hidden: Tensor, inputs: Tensor, **settings: Any) -> Tensor:
         """See the parent. The model's own logits begin with those of the image's positions."""
-        with _encoded_already(self.encoder):
-            logits = wrapped(
-                pixel_values=hidden.unsqueeze(1), input_ids=inputs, attention_mask=torch.ones_like(inputs),
-                use_cache=False, **settings,
-            ).logits  # fmt: skip
-        return logits[:, hidden.shape[1] :]
+        return super().logits(wrapped, hidden, inputs, **settings)[:, hidden.shape[1] :]
 
     def no_image(self, rows: int) -> Tensor:
         """Return zeros ``(rows, S, H)``: tokens share their attention between image and text, so S matters."""
