@@ -169,6 +169,20 @@ def test_a_ceiling_is_printed_and_nothing_is_trained(recipe, places, monkeypatch
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
+def test_a_trained_scorer_is_measured_before_and_after(tiny_models, tmp_path):
+    done = forked.run(
+        "train.py", "--output_dir", tmp_path, "--model_name_or_path", tiny_models / "captioner", "--scorer",
+        tiny_models / "scorer", "--judge", tiny_models / "scorer", "--train_size", 12, "--test_size", 4,
+        "--per_device_train_batch_size", 4, "--max_steps", 2, "--pool_neighbours", 0, "--train_scorer", "text",
+        "--scorer_lr", 0.1, "--use_cpu", "true",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "scorer.json").read_text())
+    before, after = found["before"], found["after"]
+    assert before.keys() == after.keys() >= {"t2i_R@1", "prefers_truth/relation"} and before != after
+    assert "prefers_truth/relation" in done.stdout
+    assert ClipScorer(tmp_path / "scorer").embed_dim == 16
+
+
 def test_every_setting_is_among_these(recipe):
     shown = {name for name, *_ in [*LOADED, *REFUSED]} | SHOWN_ELSEWHERE
     assert shown == {each.name for each in dataclasses.fields(recipe.Settings)}

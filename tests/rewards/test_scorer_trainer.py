@@ -131,6 +131,29 @@ def test_peoples_captions_come_to_beat_false_ones_and_the_anchor_holds(scorer):
     assert found[1]["anchor"] < 0.8 * found[0]["anchor"]
 
 
+def test_a_loss_that_is_not_finite_changes_nothing_and_the_scale_stays_below_100(scorer):
+    trainer = ScorerTrainer(scorer, Accelerator(cpu=True), 1, lr=1.0)
+    before = {name: weight.clone() for name, weight in trainer.trained.items()}
+    inputs, rollouts = inputs_of(scorer), ["a dog"] * 4
+    trainer.update(inputs | {"image_embeds": inputs["image_embeds"] * math.nan}, rollouts)
+    assert trainer.steps == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.trained.items())
+    for start in (5.0, -2.0):  # as a step might leave it
+        trainer.student.logit_scale.data.fill_(start)
+        trainer.update(inputs, rollouts)
+        assert -1e-6 <= trainer.student.logit_scale.item() <= math.log(100) + 1e-6
+
+
+def test_the_anchor_is_the_scorer_before_the_training(make_trainer):
+    trainer = make_trainer(
+        max_steps=3, logging_steps=1, train_scorer="text", scorer_lr=0.01, scorer_decay=0.0,
+        scorer_loss_weights=[0.0, 1.0, 0.0, 0.0],
+    )  # fmt: skip
+    trainer.train()
+    anchors = [line["scorer/anchor"] for line in trainer.state.log_history if "scorer/anchor" in line]
+    assert anchors[0] == pytest.approx(0, abs=1e-5) and anchors[2] > anchors[1] > 1e-3
+
+
 def a_step(models: Path, accelerator: Accelerator, rows: slice) -> dict[str, torch.Tensor]:
     """A step on some of four images: the gradients, and what is logged."""
     scorer = ClipScorer(models / "scorer")
