@@ -144,6 +144,17 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_the_scale_stays_below_100
         assert -1e-6 <= trainer.student.logit_scale.item() <= math.log(100) + 1e-6
 
 
+def test_references_are_embedded_by_the_scorer_as_it_is_now(make_trainer):
+    trainer = make_trainer(memory_batches=1, **TRAINED)
+    appraiser, inputs = trainer.appraiser, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    torch.nn.init.normal_(appraiser.scorer.model.token_embedding.weight)
+    texts = [text for row in inputs["captions"] for text in row]
+    embeds = appraiser.scorer.encode_texts(texts)  # before the update that follows the rewards
+    appraiser.judge(inputs, ["a dog"] * len(texts) * trainer.args.num_rollouts, [])
+    remembered = appraiser.pools.memory[0]["text_embeds"]
+    assert torch.allclose(remembered[-len(texts) :], embeds, atol=1e-5)
+
+
 def test_the_anchor_is_the_scorer_before_the_training(make_trainer):
     trainer = make_trainer(
         max_steps=3, logging_steps=1, train_scorer="text", scorer_lr=0.01, scorer_decay=0.0,
